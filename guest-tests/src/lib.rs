@@ -1,0 +1,1 @@
+//! Guest programs in assembly, built to ELF, and the manifest they carry.

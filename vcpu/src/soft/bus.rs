@@ -1,0 +1,71 @@
+//! Between the CPU and memory: what the CPU asks of the MMU, and how the MMU refuses.
+
+use memory_model::{Gpa, Gva};
+
+/// What an access is for. It decides rights and error codes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessKind {
+    /// A data read.
+    Read,
+    /// A data write, and the read half of a read-modify-write: needs the right to write.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// The processor state a translation depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Paging {
+    /// CR0 (WP).
+    pub cr0: u64,
+    /// CR3: the root of the guest's tables.
+    pub cr3: u64,
+    /// CR4 (LA57, SMEP, SMAP).
+    pub cr4: u64,
+    /// EFER (NXE).
+    pub efer: u64,
+    /// Whether the access is a user access: CPL 3, and not an implicit one (GDT, IDT, TSS).
+    pub user: bool,
+    /// RFLAGS.AC, for SMAP.
+    pub ac: bool,
+}
+
+/// Why an access did not happen. Nothing was read or written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BusFault {
+    /// The guest's own tables refuse: #PF with this error code, CR2 = the address that failed.
+    PageFault {
+        /// The #PF error code.
+        error_code: u32,
+        /// What CR2 will hold: the first byte that could not be reached.
+        address: Gva,
+    },
+    /// Not canonical: #GP(0), or #SS(0) for a stack access.
+    NotCanonical,
+    /// No slot here, or a write into a read-only one: the VMM must emulate the device. The access
+    /// (or that part of it that lies in this page) starts at `gpa` and has `len` bytes.
+    Mmio {
+        /// Where.
+        gpa: Gpa,
+        /// Bytes of the access that lie in this page.
+        len: usize,
+    },
+    /// A slot is here, but the host has no page behind it.
+    HostMemory {
+        /// Where.
+        gpa: Gpa,
+    },
+}
+
+/// Linear memory as the CPU sees it. Every call translates anew, through the guest's tables and the
+/// second-level table; an access may cross a page, and is done whole or not at all.
+pub trait Bus {
+    /// Reads `buf.len()` bytes at `gva`.
+    fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault>;
+    /// Writes `data` at `gva`.
+    fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
+    /// `INVLPG`.
+    fn invalidate_page(&mut self, gva: Gva);
+    /// CR3, CR0, CR4 or EFER changed: no translation made before may be used again.
+    fn invalidate_all(&mut self);
+}
