@@ -1,0 +1,30 @@
+//! What a VM and a vCPU are, whichever machine is behind them.
+
+use slot_manager::SlotExecutor;
+
+use crate::{Budget, Entry, Exit, Kick, Regs, SystemRegs, VcpuError};
+
+/// A virtual machine: slots first, then vCPUs, then run.
+pub trait Vm {
+    /// The way to its memory slots, for a [`SlotManager`](slot_manager::SlotManager).
+    fn slots(&self) -> Box<dyn SlotExecutor>;
+    /// Makes the vCPU number `index`.
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError>;
+}
+
+/// A virtual processor.
+pub trait Vcpu: Send {
+    /// Goes on with the guest, answering the exit before with `entry`, until the guest needs its VMM or
+    /// `budget` ends. Never blocks for longer than the budget's wall-clock time, whatever the guest does.
+    fn run(&mut self, entry: Entry, budget: &Budget) -> Result<Exit, VcpuError>;
+    /// The general registers. An exit that was not answered yet counts as done once its entry is given.
+    fn regs(&mut self) -> Result<Regs, VcpuError>;
+    /// Sets the general registers.
+    fn set_regs(&mut self, regs: &Regs) -> Result<(), VcpuError>;
+    /// Control, segment and table registers.
+    fn system_regs(&mut self) -> Result<SystemRegs, VcpuError>;
+    /// Sets control, segment and table registers.
+    fn set_system_regs(&mut self, system: &SystemRegs) -> Result<(), VcpuError>;
+    /// A handle by which another thread makes [`Vcpu::run`] come back with [`Exit::Kicked`].
+    fn kick(&self) -> Kick;
+}
