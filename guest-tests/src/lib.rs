@@ -1,1 +1,41 @@
-//! Guest programs in assembly, built to ELF, and the manifest they carry.
+//! Guest programs in assembly, one a fact, built to ELF; and the manifest that such a file carries.
+//!
+//! ```
+//! let guest = guest_tests::built_in().find(|guest| guest.name == "first_touch").unwrap();
+//! let image = guest_tests::Image::parse(guest.elf)?;
+//! assert_eq!(image.entry(), 0x10_0000);
+//! assert_eq!(image.manifest().expect.pages[0].count, 64);
+//! # Ok::<(), guest_tests::GuestError>(())
+//! ```
+//!
+//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` are built
+//! here; any other ELF put into `elf/` is picked up beside them.
+
+mod error;
+mod image;
+mod manifest;
+mod values;
+
+pub use error::GuestError;
+pub use image::{Image, Segment};
+pub use manifest::{
+    BackingSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec,
+    MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec,
+};
+pub use values::{Bytes, Location, Page, Rights, Vector};
+
+include!(concat!(env!("OUT_DIR"), "/built_in.rs"));
+
+/// A guest of this crate: its name and its ELF file, not yet checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    /// The ELF file.
+    pub elf: &'static [u8],
+}
+
+/// All guests of this crate, by name: those built from `programs/` and those found in `elf/`.
+pub fn built_in() -> impl Iterator<Item = Guest> {
+    BUILT_IN.iter().map(|&(name, elf)| Guest { name, elf })
+}

@@ -1,0 +1,86 @@
+//! What can be wrong with a guest: each in one line that says what and where.
+
+use crate::image::MAX_FILE;
+use crate::manifest::MAX_TEXT;
+
+/// Why a file is no guest.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// The file is too long.
+    #[error("the file has {size:#x} bytes, at most {MAX_FILE:#x} are read")]
+    FileSize {
+        /// Its size.
+        size: usize,
+    },
+    /// No ELF file, a truncated one, or one of another class.
+    #[error("not a 64-bit x86 ELF file: {why}")]
+    NotElf {
+        /// What is wrong.
+        why: String,
+    },
+    /// An ELF file for another processor.
+    #[error("the ELF file is for machine {machine}, not for x86-64 (62)")]
+    Machine {
+        /// Its `e_machine`.
+        machine: u16,
+    },
+    /// A relocatable file, a shared object or a core dump.
+    #[error("the ELF file has type {kind}, not ET_EXEC (2): link it statically, without -pie")]
+    NotExecutable {
+        /// Its `e_type`.
+        kind: u16,
+    },
+    /// A segment that cannot be loaded.
+    #[error("ELF segment of {size:#x} bytes at {address:#x}: {why}")]
+    Segment {
+        /// Its physical address.
+        address: u64,
+        /// Its size in memory.
+        size: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// The entry point lies in no executable segment.
+    #[error("the ELF entry point {entry:#x} is in no executable segment")]
+    Entry {
+        /// The entry point.
+        entry: u64,
+    },
+    /// The manifest section cannot be read.
+    #[error("the section .memvirt cannot be read: {why}")]
+    ManifestBytes {
+        /// What is wrong.
+        why: String,
+    },
+    /// The manifest is too long.
+    #[error("the manifest has {size:#x} bytes, at most {MAX_TEXT:#x} are read")]
+    ManifestSize {
+        /// Its size.
+        size: usize,
+    },
+    /// The manifest is no TOML, or has a key or a value that it should not have.
+    #[error("manifest line {line}, column {column}: {message}")]
+    ManifestText {
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// The manifest asks for something that cannot be.
+    #[error("manifest: {what}: {why}")]
+    Manifest {
+        /// Which part of it.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The manifest names a symbol that the ELF file does not have.
+    #[error("manifest: the ELF file has no symbol `{name}`")]
+    NoSymbol {
+        /// The name.
+        name: String,
+    },
+}

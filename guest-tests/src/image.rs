@@ -1,0 +1,165 @@
+//! A guest's ELF file, judged before anything of it is loaded.
+//!
+//! A loader takes what it is given: relocatable files, other machines, segments past the end of the file.
+//! All that is refused here, with the place, so that what follows may trust an [`Image`].
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, SIZEOF_IDENT};
+use goblin::elf::program_header::{PF_X, PT_LOAD};
+use goblin::elf::{Elf, Symtab};
+use memory_model::{AddrRange, Gpa};
+
+use crate::{GuestError, Location, Manifest};
+
+/// An ELF file may be this long, in bytes.
+pub const MAX_FILE: usize = 64 << 20;
+
+/// A part of the file that is loaded: `memory` is what it occupies, zero behind the file's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Where it lies in guest-physical memory.
+    pub memory: AddrRange<Gpa>,
+    /// How many of its bytes come from the file; the rest is zero.
+    pub file_bytes: u64,
+    /// Whether the program may run in it.
+    pub executable: bool,
+}
+
+/// A checked guest: 64-bit x86 ELF, statically linked, with its manifest.
+#[derive(Clone, Debug)]
+pub struct Image {
+    bytes: Cow<'static, [u8]>,
+    entry: u64,
+    segments: Vec<Segment>,
+    symbols: BTreeMap<String, u64>,
+    manifest: Manifest,
+}
+
+impl Image {
+    /// Reads and checks an ELF file. A file without a `.memvirt` section has the default manifest.
+    pub fn parse(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, GuestError> {
+        let bytes = bytes.into();
+        if bytes.len() > MAX_FILE {
+            return Err(GuestError::FileSize { size: bytes.len() });
+        }
+        check_ident(&bytes)?;
+        let elf = Elf::parse(&bytes).map_err(|error| GuestError::NotElf { why: error.to_string() })?;
+        if elf.header.e_machine != EM_X86_64 {
+            return Err(GuestError::Machine { machine: elf.header.e_machine });
+        }
+        if elf.header.e_type != ET_EXEC {
+            return Err(GuestError::NotExecutable { kind: elf.header.e_type });
+        }
+        let segments = segments(&elf, bytes.len() as u64)?;
+        let inside = |segment: &&Segment| segment.executable && segment.memory.contains(Gpa(elf.entry));
+        if segments.iter().find(inside).is_none() {
+            return Err(GuestError::Entry { entry: elf.entry });
+        }
+        let manifest = match manifest_text(&elf, &bytes)? {
+            Some(text) => Manifest::parse(text)?,
+            None => Manifest::default(),
+        };
+        let symbols = symbols(&elf, &elf.syms);
+        let entry = elf.entry;
+        Ok(Self { bytes, entry, segments, symbols, manifest })
+    }
+
+    /// The file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the program starts: inside an executable segment.
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// What is loaded: ascending, disjoint, each at a physical address equal to its virtual one.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The address that a manifest means.
+    pub fn resolve(&self, location: &Location) -> Result<u64, GuestError> {
+        match location {
+            Location::Address(address) => Ok(*address),
+            Location::Symbol(name) => {
+                self.symbols.get(name).copied().ok_or_else(|| GuestError::NoSymbol { name: name.clone() })
+            }
+        }
+    }
+}
+
+/// goblin reads 32-bit and big-endian files too: those are told apart before.
+fn check_ident(bytes: &[u8]) -> Result<(), GuestError> {
+    let not_elf = |why: &str| GuestError::NotElf { why: why.to_owned() };
+    let ident = bytes.get(..SIZEOF_IDENT).ok_or_else(|| not_elf("the file is too short"))?;
+    if !ident.starts_with(b"\x7fELF") {
+        return Err(not_elf("it does not begin with 7f 45 4c 46"));
+    }
+    if ident[EI_CLASS] != ELFCLASS64 || ident[EI_DATA] != ELFDATA2LSB {
+        return Err(not_elf("it is not a 64-bit little-endian file"));
+    }
+    Ok(())
+}
+
+fn segments(elf: &Elf<'_>, file_size: u64) -> Result<Vec<Segment>, GuestError> {
+    let mut segments = Vec::new();
+    for header in elf.program_headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
+        let wrong = |why: &str| GuestError::Segment {
+            address: header.p_paddr,
+            size: header.p_memsz,
+            why: why.to_owned(),
+        };
+        if header.p_filesz > header.p_memsz {
+            return Err(wrong("more bytes in the file than in memory"));
+        }
+        if header.p_offset.checked_add(header.p_filesz).is_none_or(|end| end > file_size) {
+            return Err(wrong("its bytes lie past the end of the file"));
+        }
+        if header.p_vaddr != header.p_paddr {
+            return Err(wrong("its virtual address differs from its physical one"));
+        }
+        let memory = AddrRange::new(Gpa(header.p_paddr), header.p_memsz.into());
+        let memory = memory.ok_or_else(|| wrong("it reaches past the end of the address space"))?;
+        let executable = header.p_flags & PF_X != 0;
+        segments.push(Segment { memory, file_bytes: header.p_filesz, executable });
+    }
+    segments.sort_by_key(|segment| segment.memory);
+    for pair in segments.windows(2) {
+        if pair[0].memory.overlaps(pair[1].memory) {
+            let (address, size) = (pair[1].memory.first().0, pair[1].memory.bytes() as u64);
+            return Err(GuestError::Segment {
+                address,
+                size,
+                why: format!("it overlaps the one at {}", pair[0].memory),
+            });
+        }
+    }
+    Ok(segments)
+}
+
+fn manifest_text<'a>(elf: &Elf<'_>, bytes: &'a [u8]) -> Result<Option<&'a str>, GuestError> {
+    let name_of = |header: &goblin::elf::SectionHeader| elf.shdr_strtab.get_at(header.sh_name);
+    let Some(section) = elf.section_headers.iter().find(|header| name_of(header) == Some(".memvirt")) else {
+        return Ok(None);
+    };
+    let outside = || GuestError::ManifestBytes { why: "it lies past the end of the file".to_owned() };
+    let range = section.file_range().ok_or_else(outside)?;
+    let text = bytes.get(range).ok_or_else(outside)?;
+    let text =
+        std::str::from_utf8(text).map_err(|error| GuestError::ManifestBytes { why: error.to_string() })?;
+    Ok(Some(text))
+}
+
+fn symbols(elf: &Elf<'_>, table: &Symtab<'_>) -> BTreeMap<String, u64> {
+    let named = table.iter().filter_map(|symbol| Some((elf.strtab.get_at(symbol.st_name)?, symbol.st_value)));
+    named.filter(|(name, _)| !name.is_empty()).map(|(name, value)| (name.to_owned(), value)).collect()
+}

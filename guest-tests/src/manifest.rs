@@ -1,0 +1,436 @@
+//! The manifest: which machine a guest wants, how long it may run, and what must hold when it has ended.
+
+use std::collections::BTreeMap;
+
+use memory_model::{AddrRange, Gpa, PageSize};
+use serde::Deserialize;
+
+use crate::{Bytes, GuestError, Location, Page, Rights, Vector};
+
+/// The text of a manifest may be this long, in bytes.
+pub const MAX_TEXT: usize = 1 << 20;
+/// All RAM and ROM of a machine together may be this large, in bytes.
+pub const MAX_MEMORY: u64 = 64 << 30;
+/// Regions lie below this guest-physical address.
+pub const MAX_GPA: u64 = 1 << 46;
+/// A list of pages may name this many.
+pub const MAX_PAGES: u64 = 1 << 20;
+/// The budget may be this long, in milliseconds.
+pub const MAX_TIME_MS: u64 = 600_000;
+
+/// A whole manifest. Every key has a default: an empty text, or none, is a manifest too.
+///
+/// ```
+/// use guest_tests::Manifest;
+/// let manifest = Manifest::parse("
+///     [machine]
+///     memory = '32M'
+///     [[expect.pages]]
+///     at = 'buffer'
+///     count = 4
+///     access = 'w'
+/// ")?;
+/// assert_eq!(manifest.machine.memory.0, 32 << 20);
+/// let error = Manifest::parse("[machine]\nmemroy = '32M'").unwrap_err();
+/// assert!(error.to_string().starts_with("manifest line 2, column 1: unknown field `memroy`"));
+/// # Ok::<(), guest_tests::GuestError>(())
+/// ```
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Manifest {
+    /// One line that says what the guest shows.
+    pub summary: String,
+    /// Memory and processor.
+    pub machine: MachineSpec,
+    /// Regions beside the main RAM.
+    #[serde(rename = "region")]
+    pub regions: Vec<RegionSpec>,
+    /// What the guest's page tables map, beyond the identity of every region.
+    #[serde(rename = "map")]
+    pub maps: Vec<MapSpec>,
+    /// Ring-0 exception handlers, by exception name.
+    pub handlers: BTreeMap<Vector, Location>,
+    /// How long the guest may run.
+    pub budget: BudgetSpec,
+    /// What must hold at the end.
+    pub expect: Expect,
+}
+
+/// Memory and processor.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineSpec {
+    /// The RAM at guest address 0; its region is called `ram`.
+    pub memory: Bytes,
+    /// The privilege level the program starts at: 3 (with IOPL 3) or 0.
+    pub ring: u8,
+    /// The page size of the identity map, where a region's ends allow it.
+    pub page: Page,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self { memory: Bytes(16 << 20), ring: 3, page: Page(PageSize::Size4K) }
+    }
+}
+
+/// What a region is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KindSpec {
+    /// Memory.
+    Ram,
+    /// Memory the guest cannot write.
+    Rom,
+    /// A device that answers every read with `value`.
+    Mmio,
+    /// A part of another region once more.
+    Alias,
+}
+
+/// Where a RAM block's memory comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackingSpec {
+    /// Private anonymous memory.
+    #[default]
+    Anonymous,
+    /// Shared memory behind a memfd.
+    Memfd,
+}
+
+/// A region.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionSpec {
+    /// Its name, unlike every other.
+    pub name: String,
+    /// What it is.
+    pub kind: KindSpec,
+    /// Where the guest sees it.
+    pub gpa: Bytes,
+    /// Its size: whole pages.
+    pub size: Bytes,
+    /// Which of two overlapping regions is seen: the higher priority. The main RAM has 0.
+    #[serde(default)]
+    pub priority: i32,
+    /// Where its memory comes from (RAM, ROM).
+    #[serde(default)]
+    pub backing: BackingSpec,
+    /// The region it shows (aliases); `ram` is the main RAM.
+    pub target: Option<String>,
+    /// Where in the target it begins (aliases).
+    pub offset: Option<Bytes>,
+    /// What a read gives (MMIO).
+    pub value: Option<u64>,
+}
+
+/// A piece of the guest's page tables.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapSpec {
+    /// From this guest-virtual address on.
+    pub gva: Bytes,
+    /// To this guest-physical address.
+    pub gpa: Bytes,
+    /// So many bytes: whole pages.
+    pub size: Bytes,
+    /// With this page size.
+    #[serde(default = "small_page")]
+    pub page: Page,
+    /// With these rights, for both rings; `""` leaves the range unmapped.
+    #[serde(default = "all_rights")]
+    pub access: Rights,
+}
+
+/// How long a guest may run.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BudgetSpec {
+    /// Wall-clock milliseconds.
+    pub ms: u64,
+    /// Instructions, on a vCPU that counts them.
+    pub instructions: u64,
+}
+
+impl Default for BudgetSpec {
+    fn default() -> Self {
+        Self { ms: 10_000, instructions: 50_000_000 }
+    }
+}
+
+/// What must hold when the guest has ended.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Expect {
+    /// The code written to the exit port.
+    pub exit: u8,
+    /// Everything written to the console.
+    pub console: Option<String>,
+    /// Pages that the guest touched.
+    pub pages: Vec<PagesSpec>,
+    /// Pages that are one page under two addresses.
+    pub same_page: Vec<SamePageSpec>,
+    /// The MMIO accesses the host saw: exactly these, in this order; not checked if the key is absent.
+    pub mmio: Option<Vec<MmioSpec>>,
+}
+
+/// What a guest reports when all its own checks hold (QEMU's isa-debug-exit then ends with status 33).
+pub const PASS: u8 = 0x10;
+
+impl Default for Expect {
+    fn default() -> Self {
+        Self { exit: PASS, console: None, pages: Vec::new(), same_page: Vec::new(), mmio: None }
+    }
+}
+
+/// Pages that the guest touched: each is followed from GVA to HPA.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PagesSpec {
+    /// The first page's guest-virtual address.
+    pub at: Location,
+    /// How many.
+    #[serde(default = "one")]
+    pub count: u64,
+    /// From one to the next, in bytes.
+    #[serde(default = "small_stride")]
+    pub stride: Bytes,
+    /// What the guest did there: the second level must allow at least this.
+    pub access: Rights,
+    /// The region it must lie in.
+    pub region: Option<String>,
+    /// What its first eight bytes hold: a number, or `gva` for the page's own address.
+    pub holds: Option<Holds>,
+    /// The page size in the guest's own tables.
+    pub guest_page: Option<Page>,
+}
+
+/// The content of a page's first eight bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    /// The guest-virtual address that the manifest names for the page.
+    Gva,
+    /// A number.
+    Value(u64),
+}
+
+impl std::str::FromStr for Holds {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "gva" {
+            Ok(Self::Gva)
+        } else {
+            Err(format!("`{text}` is no content: use a number or `gva`"))
+        }
+    }
+}
+
+impl From<u64> for Holds {
+    fn from(value: u64) -> Self {
+        Self::Value(value)
+    }
+}
+
+/// Pages that are one page under two addresses.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamePageSpec {
+    /// The first page of the one range.
+    pub one: Location,
+    /// The first page of the other.
+    pub other: Location,
+    /// How many pages of 4 KiB.
+    #[serde(default = "one")]
+    pub count: u64,
+}
+
+/// An MMIO access that the host saw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmioSpec {
+    /// Guest-physical address.
+    pub at: u64,
+    /// Bytes: 1 to 8.
+    pub size: u8,
+    /// The value written; a read if absent.
+    pub write: Option<u64>,
+}
+
+fn small_page() -> Page {
+    Page(PageSize::Size4K)
+}
+
+fn small_stride() -> Bytes {
+    Bytes(PageSize::Size4K.bytes())
+}
+
+fn all_rights() -> Rights {
+    Rights::ALL
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Manifest {
+    /// Reads and checks a manifest.
+    pub fn parse(text: &str) -> Result<Self, GuestError> {
+        if text.len() > MAX_TEXT {
+            return Err(GuestError::ManifestSize { size: text.len() });
+        }
+        let manifest: Self = toml::from_str(text).map_err(|error| {
+            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+            let message = error.message().replace('\n', " ");
+            GuestError::ManifestText { line, column, message }
+        })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The main RAM as a region.
+    pub fn main_ram(&self) -> RegionSpec {
+        RegionSpec {
+            name: "ram".to_owned(),
+            kind: KindSpec::Ram,
+            gpa: Bytes(0),
+            size: self.machine.memory,
+            priority: 0,
+            backing: BackingSpec::Anonymous,
+            target: None,
+            offset: None,
+            value: None,
+        }
+    }
+
+    /// What the syntax cannot say.
+    fn check(&self) -> Result<(), GuestError> {
+        let wrong = |what: &str, why: String| GuestError::Manifest { what: what.to_owned(), why };
+        if !matches!(self.machine.ring, 0 | 3) {
+            return Err(wrong("machine.ring", format!("{} is neither 0 nor 3", self.machine.ring)));
+        }
+        if !(1..=MAX_TIME_MS).contains(&self.budget.ms) {
+            return Err(wrong("budget.ms", format!("{} is not within 1 to {MAX_TIME_MS}", self.budget.ms)));
+        }
+        self.check_regions()?;
+        for map in &self.maps {
+            map.check()?;
+        }
+        for pages in &self.expect.pages {
+            if !(1..=MAX_PAGES).contains(&pages.count) {
+                return Err(wrong(
+                    "expect.pages.count",
+                    format!("{} is not within 1 to {MAX_PAGES}", pages.count),
+                ));
+            }
+        }
+        for same in &self.expect.same_page {
+            if !(1..=MAX_PAGES).contains(&same.count) {
+                return Err(wrong(
+                    "expect.same_page.count",
+                    format!("{} is not within 1 to {MAX_PAGES}", same.count),
+                ));
+            }
+        }
+        for access in self.expect.mmio.iter().flatten() {
+            if !(1..=8).contains(&access.size) {
+                return Err(wrong("expect.mmio.size", format!("{} is not within 1 to 8", access.size)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_regions(&self) -> Result<(), GuestError> {
+        let mut all: Vec<(AddrRange<Gpa>, RegionSpec)> = Vec::new();
+        let mut memory = 0u64;
+        for region in std::iter::once(self.main_ram()).chain(self.regions.iter().cloned()) {
+            let wrong = |why: String| GuestError::Manifest { what: format!("region `{}`", region.name), why };
+            let range = region.check(&all)?;
+            if matches!(region.kind, KindSpec::Ram | KindSpec::Rom) {
+                memory = memory.saturating_add(region.size.0);
+                if memory > MAX_MEMORY {
+                    return Err(wrong(format!("more than {MAX_MEMORY:#x} bytes of memory in all")));
+                }
+            }
+            let tie =
+                all.iter().find(|(other, spec)| other.overlaps(range) && spec.priority == region.priority);
+            if let Some((other, spec)) = tie {
+                return Err(wrong(format!(
+                    "{range} overlaps region `{}` at {other} with the same priority {}",
+                    spec.name, spec.priority
+                )));
+            }
+            all.push((range, region));
+        }
+        Ok(())
+    }
+}
+
+impl RegionSpec {
+    /// Checks the region by itself and against those named before it; gives its range.
+    fn check(&self, earlier: &[(AddrRange<Gpa>, Self)]) -> Result<AddrRange<Gpa>, GuestError> {
+        let wrong = |why: String| GuestError::Manifest { what: format!("region `{}`", self.name), why };
+        let named = |name: &str| earlier.iter().any(|(_, other)| other.name == name);
+        if named(&self.name) {
+            return Err(wrong("a second region of this name".to_owned()));
+        }
+        check_aligned("gpa", self.gpa.0, PageSize::Size4K).map_err(wrong)?;
+        check_aligned("size", self.size.0, PageSize::Size4K).map_err(wrong)?;
+        let range =
+            AddrRange::new(Gpa(self.gpa.0), self.size.0.into()).filter(|range| range.last().0 < MAX_GPA);
+        let Some(range) = range else {
+            return Err(wrong(format!(
+                "{:#x} bytes at {:#x} are empty or reach past {MAX_GPA:#x}",
+                self.size.0, self.gpa.0
+            )));
+        };
+        let key = |set: bool, kind: KindSpec, key: &str| match (set, self.kind == kind) {
+            (true, false) => Err(wrong(format!("`{key}` is not for this kind"))),
+            _ => Ok(()),
+        };
+        key(self.value.is_some(), KindSpec::Mmio, "value")?;
+        key(self.target.is_some(), KindSpec::Alias, "target")?;
+        key(self.offset.is_some(), KindSpec::Alias, "offset")?;
+        if self.kind == KindSpec::Alias {
+            check_aligned("offset", self.offset.map_or(0, |offset| offset.0), PageSize::Size4K)
+                .map_err(wrong)?;
+            match &self.target {
+                None => return Err(wrong("an alias needs a `target`".to_owned())),
+                Some(target) if !named(target) => {
+                    return Err(wrong(format!("no region `{target}` before it")));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(range)
+    }
+}
+
+impl MapSpec {
+    fn check(&self) -> Result<(), GuestError> {
+        let wrong = |why: String| GuestError::Manifest { what: format!("map of {:#x}", self.gva.0), why };
+        for (key, value) in [("gva", self.gva.0), ("gpa", self.gpa.0), ("size", self.size.0)] {
+            check_aligned(key, value, self.page.0).map_err(wrong)?;
+        }
+        let pages = self.size.0 >> self.page.0.shift();
+        if !(1..=MAX_PAGES).contains(&pages) {
+            return Err(wrong(format!("{pages} pages are not within 1 to {MAX_PAGES}")));
+        }
+        Ok(())
+    }
+}
+
+fn check_aligned(key: &str, value: u64, size: PageSize) -> Result<(), String> {
+    if value.is_multiple_of(size.bytes()) {
+        Ok(())
+    } else {
+        Err(format!("{key} {value:#x} is not {size} aligned"))
+    }
+}
+
+/// Line and column, from 1, of a byte offset.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
