@@ -1,1 +1,71 @@
-//! Memory slots: from a flat view to KVM_SET_USER_MEMORY_REGION, planned and checked.
+//! Memory slots: from a flat view to `KVM_SET_USER_MEMORY_REGION`, planned and checked.
+//!
+//! Usable without KVM: here the kernel is [`KernelMemslots`], in this process. Put [`KvmSlots`] in its place
+//! and the same lines set the memory of a real VM.
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//!
+//! use memory_model::{AddressSpace, Gpa, MemoryError, RamBlock, RegionTree};
+//! use slot_manager::{KernelMemslots, SlotFlags, SlotManager, SlotRecord};
+//!
+//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+//! let slots = Arc::new(Mutex::new(SlotManager::new(KernelMemslots::new())));
+//! space.register(slots.clone())?;
+//!
+//! space.update(|tree| {
+//!     let ram = tree.ram("pc.ram", RamBlock::anonymous("pc.ram", 0x20_0000)?)?;
+//!     tree.add(tree.root(), 0, ram)?;
+//!     // The last 64 KiB below 1 MiB are shown read-only: one slot becomes three.
+//!     let bios = tree.alias("isa-bios", ram, 0xf_0000, 0x1_0000)?;
+//!     tree.set_readonly(bios, true)?;
+//!     tree.add_with_priority(tree.root(), 0xf_0000, bios, 1)
+//! })?;
+//!
+//! let slots = slots.lock().unwrap();
+//! let bios = slots.registry().by_gpa(Gpa(0xf_fff0)).unwrap();
+//! assert_eq!(bios.flags, SlotFlags::READONLY);
+//! assert_eq!(bios.hva_of(Gpa(0xf_fff0)), space.view().hva(Gpa(0xf_fff0)));
+//! // The kernel's side agrees.
+//! let memslot = slots.executor().gfn_to_memslot(Gpa(0xf_fff0)).unwrap();
+//! assert_eq!((memslot.base_gfn(), memslot.npages()), (0xf0, 16));
+//! assert_eq!(slots.executor().slots().len(), 3);
+//! # Ok::<(), MemoryError>(())
+//! ```
+//!
+//! | part | what |
+//! |---|---|
+//! | [`plan`], [`plan_change`] | slots present and a view -> ordered [`SlotOp`]s, and whether vCPUs must pause |
+//! | [`SlotRegistry`] | slots by number, guest address and host address |
+//! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all |
+//! | [`SlotExecutor`] | who does it: [`KvmSlots`], [`KernelMemslots`], [`Recorder`] |
+//! | [`KernelMemslots`] | the kernel's side in this process, with its errors in its order |
+//!
+//! What the planner promises: slots that stay are not touched, dirty logging is switched in place, memory
+//! that moves is moved by one call, numbers are the lowest free ones, and a view that does not fit is an
+//! error before the first call.
+//!
+//! Known holes: dirty logs and rings (no view asks for `LOG_DIRTY_PAGES` yet, so a plan takes the flag away),
+//! guest_memfd, more than one address space, ioeventfds and coalesced MMIO are not here yet. The manager does
+//! not stop vCPUs, even where [`SlotPlan::needs_pause`] says that they would see a hole. The in-process kernel
+//! changes its slots in one step: nobody sees the INVALID slot that a real one shows while it deletes or moves.
+
+mod error;
+mod executor;
+mod kernel;
+mod kvm;
+mod manager;
+mod plan;
+mod recorder;
+mod registry;
+mod slot;
+
+pub use error::{Errno, SlotError};
+pub use executor::{SlotExecutor, SlotLimits};
+pub use kernel::{KernelMemslots, MAX_GFN, MAX_PAGES, Memslot, SlotChange, USER_END, USER_MEM_SLOTS};
+pub use kvm::KvmSlots;
+pub use manager::SlotManager;
+pub use plan::{SlotPlan, plan, plan_change};
+pub use recorder::Recorder;
+pub use registry::{SlotRecord, SlotRegistry};
+pub use slot::{Slot, SlotFlags, SlotId, SlotOp};

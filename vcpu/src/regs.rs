@@ -143,6 +143,7 @@ pub mod rflags {
     pub const NT: u64 = 1 << 14;
     pub const RF: u64 = 1 << 16;
     pub const AC: u64 = 1 << 18;
+    pub const ID: u64 = 1 << 21;
 }
 
 /// Bits of CR0.
@@ -150,15 +151,22 @@ pub mod rflags {
 pub mod cr0 {
     pub const PE: u64 = 1 << 0;
     pub const MP: u64 = 1 << 1;
+    pub const EM: u64 = 1 << 2;
+    pub const TS: u64 = 1 << 3;
     pub const ET: u64 = 1 << 4;
     pub const NE: u64 = 1 << 5;
     pub const WP: u64 = 1 << 16;
+    pub const AM: u64 = 1 << 18;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
     pub const PG: u64 = 1 << 31;
 }
 
 /// Bits of CR4.
 #[expect(missing_docs, reason = "the names are the bits'")]
 pub mod cr4 {
+    pub const TSD: u64 = 1 << 2;
+    pub const PSE: u64 = 1 << 4;
     pub const PAE: u64 = 1 << 5;
     pub const PGE: u64 = 1 << 7;
     pub const OSFXSR: u64 = 1 << 9;

@@ -2,10 +2,10 @@
 
 use slot_manager::SlotExecutor;
 
-use crate::{Budget, Entry, Exit, Kick, Regs, SystemRegs, VcpuError};
+use crate::{Budget, Entry, Exit, HostView, Kick, Regs, SystemRegs, VcpuError};
 
 /// A virtual machine: slots first, then vCPUs, then run.
-pub trait Vm {
+pub trait Vm: HostView {
     /// The way to its memory slots, for a [`SlotManager`](slot_manager::SlotManager).
     fn slots(&self) -> Box<dyn SlotExecutor>;
     /// Makes the vCPU number `index`.

@@ -1,5 +1,13 @@
 //! The software machine: an x86 CPU, `ept`'s MMU and simulated host frames.
 
 mod bus;
+pub mod cpu;
+mod frames;
+mod kernel;
+mod mmu;
+mod vm;
 
 pub use bus::{AccessKind, Bus, BusFault, Paging};
+pub use frames::FrameTable;
+pub use kernel::SoftKernel;
+pub use vm::SoftVm;

@@ -1,0 +1,139 @@
+//! Root pointers: EPTP and CR3, checked as the processor checks them.
+
+use bitflags::bitflags;
+
+use super::{Levels, MaxPhyAddr, MemoryType};
+use crate::error::Error;
+
+bitflags! {
+    /// The bits of IA32_VMX_EPT_VPID_CAP that concern the tables (rules E1 to E5).
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct EptCaps: u64 {
+        /// Execute-only entries.
+        const EXECUTE_ONLY = 1 << 0;
+        /// Four levels.
+        const LEVELS_4 = 1 << 6;
+        /// Five levels.
+        const LEVELS_5 = 1 << 7;
+        /// EPTP memory type UC.
+        const UNCACHEABLE = 1 << 8;
+        /// EPTP memory type WB.
+        const WRITE_BACK = 1 << 14;
+        /// 2 MiB leaves.
+        const PAGE_2M = 1 << 16;
+        /// 1 GiB leaves.
+        const PAGE_1G = 1 << 17;
+        /// Accessed and dirty flags.
+        const ACCESSED_DIRTY = 1 << 21;
+    }
+}
+
+/// An extended-page-table pointer that a VM entry accepts: `N-1:12 root | A/D (6) | levels - 1 (5:3) | type (2:0)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Eptp(u64);
+
+impl Eptp {
+    const TYPE: u64 = 0x7;
+    const LEVELS: u64 = 0x7 << 3;
+    const ACCESSED_DIRTY: u64 = 1 << 6;
+    const ROOT: u64 = !0xfff;
+
+    /// Checks an EPTP by rules E1 to E3 (bit 7, rule E4, counts as reserved).
+    pub fn new(eptp: u64, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Result<Self, Error> {
+        let memory_type = (eptp & Self::TYPE) as u8;
+        let type_cap = match MemoryType::from_raw(memory_type) {
+            Some(MemoryType::Uncacheable) => EptCaps::UNCACHEABLE,
+            Some(MemoryType::WriteBack) => EptCaps::WRITE_BACK,
+            _ => return Err(Error::EptpMemoryType { eptp, memory_type }),
+        };
+        if !caps.contains(type_cap) {
+            return Err(Error::EptpMemoryType { eptp, memory_type });
+        }
+        let levels = ((eptp & Self::LEVELS) >> 3) as u8 + 1;
+        let has_levels = match levels {
+            4 => caps.contains(EptCaps::LEVELS_4),
+            5 => caps.contains(EptCaps::LEVELS_5),
+            _ => false,
+        };
+        if !has_levels {
+            return Err(Error::EptpLevels { eptp, levels });
+        }
+        if eptp & Self::ACCESSED_DIRTY != 0 && !caps.contains(EptCaps::ACCESSED_DIRTY) {
+            return Err(Error::EptpAccessedDirty { eptp });
+        }
+        let known = Self::TYPE | Self::LEVELS | Self::ACCESSED_DIRTY | Self::ROOT & max_phy_addr.last();
+        match eptp & !known {
+            0 => Ok(Self(eptp)),
+            bits => Err(Error::RootReservedBits { root: eptp, bits }),
+        }
+    }
+
+    /// A write-back EPTP for the table at `root`.
+    pub fn for_root(
+        root: u64,
+        levels: Levels,
+        accessed_dirty: bool,
+        caps: EptCaps,
+        max_phy_addr: MaxPhyAddr,
+    ) -> Result<Self, Error> {
+        let flags = if accessed_dirty { Self::ACCESSED_DIRTY } else { 0 };
+        Self::new(root | (levels as u64 - 1) << 3 | flags | MemoryType::WriteBack as u64, caps, max_phy_addr)
+    }
+
+    /// The whole value.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Physical address of the root table.
+    pub const fn root(self) -> u64 {
+        self.0 & Self::ROOT
+    }
+
+    /// Levels of the table.
+    pub const fn levels(self) -> Levels {
+        if self.0 & Self::LEVELS == 4 << 3 { Levels::Five } else { Levels::Four }
+    }
+
+    /// Whether accessed and dirty flags are on.
+    pub const fn accessed_dirty(self) -> bool {
+        self.0 & Self::ACCESSED_DIRTY != 0
+    }
+}
+
+impl core::fmt::Debug for Eptp {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Eptp({:#x})", self.0)
+    }
+}
+
+/// A CR3 of IA-32e paging. With CR4.PCIDE bits 11:0 are the PCID, else PWT and PCD are 3 and 4 and the rest is
+/// ignored; no bit of 11:0 is reserved either way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cr3(u64);
+
+impl Cr3 {
+    /// Checks a CR3 as MOV to CR3 does, with bit 63 ("keep translations") already taken off.
+    pub fn new(cr3: u64, max_phy_addr: MaxPhyAddr) -> Result<Self, Error> {
+        match cr3 & !max_phy_addr.last() {
+            0 => Ok(Self(cr3)),
+            bits => Err(Error::RootReservedBits { root: cr3, bits }),
+        }
+    }
+
+    /// The whole value.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Physical address of the root table.
+    pub const fn root(self) -> u64 {
+        self.0 & !0xfff
+    }
+}
+
+impl core::fmt::Debug for Cr3 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Cr3({:#x})", self.0)
+    }
+}

@@ -1,0 +1,92 @@
+//! KVM's side: from a fault on a guest-physical address to a second-level entry.
+//!
+//! [`Tdp`] is KVM's TDP MMU: one tree of tables per VM, built on faults. It asks for slots and for host frames
+//! through two traits, so that it knows neither who keeps them nor how.
+//!
+//! Locking: `Tdp` holds no lock. Whoever owns it lets one fault or zap through at a time, with no walk beside it
+//! (tables are freed), and changes slots and host mappings only together with the zap that follows from it. That
+//! stands in for KVM's `mmu_lock` and its `mmu_invalidate_seq` (rule N3: a frame that was looked up before an
+//! invalidation is never installed after it).
+
+mod shadow_page;
+mod spte;
+mod tables;
+mod tdp;
+mod zap;
+
+use memory_model::{Gpa, Hpa, Hva, PageSize};
+
+use crate::phys::{FrameAllocator, PhysMemory};
+
+pub use shadow_page::{Role as PageRole, ShadowPage};
+pub use spte::SpteBits;
+pub use tdp::{FaultOutcome, Stats, Tdp};
+pub use zap::Zapped;
+
+/// A slot: guest-physical memory that lies at one stretch of this process (`kvm_memory_slot`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Memslot {
+    /// The first guest-physical address, page aligned.
+    pub base: Gpa,
+    /// Length, a multiple of the page size.
+    pub bytes: u64,
+    /// Where `base` lies in this process.
+    pub hva: Hva,
+    /// `KVM_MEM_READONLY`: guest writes are MMIO.
+    pub readonly: bool,
+    /// `KVM_MEM_LOG_DIRTY_PAGES`: writes are logged, page by page.
+    pub log_dirty: bool,
+}
+
+impl Memslot {
+    /// Where `gpa` lies in this process; `None` outside the slot.
+    pub fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
+        let offset = gpa.checked_sub(self.base).filter(|&offset| offset < self.bytes)?;
+        self.hva.checked_add(offset)
+    }
+
+    /// Whether the whole page of that size around `gpa` lies in the slot.
+    pub(crate) fn covers_page(&self, gpa: Gpa, size: PageSize) -> bool {
+        let first = gpa.align_down(size);
+        let last = first.checked_add(size.bytes() - 1);
+        self.hva_of(first).is_some() && last.and_then(|last| self.hva_of(last)).is_some()
+    }
+}
+
+/// Who knows the slots (`struct kvm_memslots`).
+pub trait Memslots {
+    /// The slot that holds `gpa`; `None` makes an access MMIO (`gfn_to_memslot`).
+    fn slot(&self, gpa: Gpa) -> Option<Memslot>;
+
+    /// A page of a slot that logs dirty pages was made writable for a write (`mark_page_dirty_in_slot`).
+    fn mark_page_dirty(&self, gpa: Gpa);
+}
+
+/// What the host has behind an HVA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostFrame {
+    /// The host-physical address of the 4 KiB page of the HVA.
+    pub hpa: Hpa,
+    /// Size of the host's own mapping of it.
+    pub size: PageSize,
+    /// Whether the host may write there.
+    pub writable: bool,
+}
+
+/// Why the host has no frame for an HVA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HostFault {
+    /// Nothing is mapped there, or not with these rights (`KVM_PFN_ERR_FAULT`: `KVM_RUN` returns `EFAULT`).
+    #[error("no accessible host page")]
+    Unmapped,
+    /// The frame is broken (`KVM_PFN_ERR_HWPOISON`: `SIGBUS`).
+    #[error("poisoned host page")]
+    Poisoned,
+}
+
+/// The host's memory: its tables, and the frames behind its processes.
+pub trait HostFrames: PhysMemory + FrameAllocator {
+    /// The frame behind `hva`, faulted in if need be (`hva_to_pfn`, `handle_mm_fault`). For a read, `writable` says
+    /// whether a write would do without another fault; for a write it is set.
+    fn host_frame(&mut self, hva: Hva, write: bool) -> Result<HostFrame, HostFault>;
+}

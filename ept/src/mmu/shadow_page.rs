@@ -1,0 +1,48 @@
+//! What the MMU knows about one of its tables.
+
+use memory_model::{Gpa, Hpa, PageSize};
+
+use crate::format::shift_of;
+
+/// Which translation a table takes part in (`kvm_mmu_page_role`): two tables for the same address differ in it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Role {
+    /// Level of the table's entries: 5 PML5, 4 PML4, 3 PDPT, 2 PD, 1 PT.
+    pub level: u8,
+    /// Translates guest-physical addresses without a guest table.
+    pub direct: bool,
+    /// Hardware sets no accessed and dirty flags in it.
+    pub ad_disabled: bool,
+}
+
+/// One table of the MMU, known in KVM as `kvm_mmu_page`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShadowPage {
+    /// What it is for.
+    pub role: Role,
+    /// The first guest-physical address it translates (`gfn`, in bytes).
+    pub gpa: Gpa,
+    /// The table itself (`spt`).
+    pub table: Hpa,
+    /// The table that points to it; `None` for the root.
+    pub parent: Option<Hpa>,
+    /// Entries in use.
+    pub used: u16,
+}
+
+impl ShadowPage {
+    /// The first guest-physical address of entry `index` (rule K4).
+    pub fn gpa_of(&self, index: u16) -> Gpa {
+        Gpa(self.gpa.raw() | u64::from(index) << shift_of(self.role.level))
+    }
+
+    /// Host-physical address of entry `index`.
+    pub fn entry_address(&self, index: u16) -> u64 {
+        self.table.raw() + u64::from(index) * 8
+    }
+
+    /// The size of this table's leaves, if it can have any.
+    pub fn leaf_size(&self) -> Option<PageSize> {
+        PageSize::of_level(self.role.level)
+    }
+}

@@ -1,0 +1,220 @@
+//! Single entries: every combination of rights, memory type and level, and every single bit.
+
+use ept::{Attributes, Caching, Entry, Error, Format, Kind, MemoryType, Misconfiguration, Rights, Role};
+use memory_model::PageSize;
+
+use crate::differential::paging;
+use crate::oracle::{Machine, ept_misconfigured, ia32e_reserved};
+
+const EPT: Machine = Machine {
+    ept: true,
+    levels: 5,
+    width: 46,
+    page_1g: true,
+    page_2m: true,
+    execute_only: true,
+    flags: true,
+    nxe: true,
+    wp: true,
+    smep: false,
+    smap: false,
+};
+const IA32E: Machine = Machine { ept: false, ..EPT };
+
+fn format(machine: Machine) -> Format {
+    paging(machine).format
+}
+
+/// All settings of what the processor offers.
+fn machines(base: Machine) -> impl Iterator<Item = Machine> {
+    (0..32).map(move |n: u32| Machine {
+        page_1g: n & 1 != 0,
+        page_2m: n & 2 != 0 || !base.ept,
+        execute_only: n & 4 != 0,
+        nxe: n & 8 != 0,
+        width: if n & 16 != 0 { 52 } else { 46 },
+        ..base
+    })
+}
+
+#[test]
+fn p1_m1_m2_m3_m4_all_rights_types_and_levels() {
+    for machine in machines(EPT) {
+        let format = format(machine);
+        for level in 1..=5 {
+            for low in 0..256 {
+                for frame in [0x8000_0000, 0x8020_0000, 0x8000_1000, 1 << 46, 1 << 51] {
+                    let entry = low | frame;
+                    let found = format.decode(level, entry);
+                    let context = format!("{entry:#x} at {level}: {found:?}, {machine:?}");
+                    assert_eq!(found == Entry::Absent, low & 7 == 0, "{context}");
+                    if low & 7 != 0 {
+                        let malformed = ept_misconfigured(machine, u32::from(level), entry);
+                        assert_eq!(matches!(found, Entry::Malformed(_)), malformed, "{context}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn m3_i1_each_single_bit_at_each_level() {
+    for base in [EPT, IA32E] {
+        for machine in machines(base) {
+            let format = format(machine);
+            for (level, good) in (1..=5).flat_map(|level| [(level, 0x7), (level, 0x87)]) {
+                for bit in 0..64 {
+                    let entry = good ^ 1 << bit;
+                    if entry & format.bits(Role::Present, level, true) == 0 && !machine.ept || entry & 7 == 0 {
+                        continue;
+                    }
+                    let slow = match machine.ept {
+                        true => ept_misconfigured(machine, u32::from(level), entry),
+                        false => ia32e_reserved(machine, u32::from(level), entry),
+                    };
+                    let found = format.decode(level, entry);
+                    let malformed = matches!(found, Entry::Malformed(_));
+                    assert_eq!(malformed, slow, "{entry:#x} at {level}: {found:?}, {machine:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_misconfiguration_gives_its_reason() {
+    let strict = format(Machine { execute_only: false, levels: 4, ..EPT });
+    let cases = [
+        (1, 0b010, Misconfiguration::WriteWithoutRead),
+        (4, 0b110, Misconfiguration::WriteWithoutRead),
+        (2, 0b100, Misconfiguration::ExecuteOnly),
+        (2, 0b111 | 1 << 3, Misconfiguration::ReservedBits(1 << 3)),
+        (4, 0b111 | 1 << 7, Misconfiguration::ReservedBits(1 << 7)),
+        (2, 0b111 | 6 << 3 | 1 << 7 | 1 << 20, Misconfiguration::ReservedBits(1 << 20)),
+        (1, 0b111 | 1 << 50, Misconfiguration::ReservedBits(1 << 50)),
+        (1, 0b111 | 7 << 3, Misconfiguration::MemoryType(7)),
+        (3, 0b111 | 2 << 3 | 1 << 7, Misconfiguration::MemoryType(2)),
+    ];
+    for (level, entry, reason) in cases {
+        assert_eq!(strict.decode(level, entry), Entry::Malformed(reason), "{entry:#x} at {level}");
+    }
+}
+
+#[test]
+fn i4_each_entry_grants_by_its_own_bits() {
+    let ept = format(EPT);
+    assert_eq!(ept.rights(0b101), Rights::READ | Rights::EXEC);
+    assert_eq!(ept.rights(0b111), Rights::RWX);
+    let ia32e = format(IA32E);
+    assert_eq!(ia32e.rights(0b001), Rights::READ | Rights::EXEC);
+    assert_eq!(ia32e.rights(1 << 63 | 0b111), Rights::READ | Rights::WRITE | Rights::USER);
+    // Without EFER.NXE bit 63 takes nothing away: it is reserved.
+    let without = format(Machine { nxe: false, ..IA32E });
+    assert_eq!(without.decode(1, 1 << 63 | 1), Entry::Malformed(Misconfiguration::ReservedBits(1 << 63)));
+}
+
+/// What is encoded reads back the same, for all rights, types and sizes; what cannot be said is refused.
+#[test]
+fn leaves_read_back_as_they_were_made() {
+    for machine in machines(EPT).chain(machines(IA32E)) {
+        let format = format(machine);
+        let ept_types = [0, 1, 4, 5, 6].map(|raw| MemoryType::from_raw(raw).unwrap());
+        let cachings: Vec<_> = match machine.ept {
+            true => ept_types
+                .iter()
+                .flat_map(|&memory_type| [false, true].map(|ignore_pat| Caching::Ept { memory_type, ignore_pat }))
+                .collect(),
+            false => (0..8).map(Caching::Pat).collect(),
+        };
+        for size in PageSize::ALL {
+            for rights in (0..16).map(Rights::from_bits_truncate) {
+                for &caching in &cachings {
+                    let frame = 3 << 30;
+                    match format.leaf(size, frame, Attributes { rights, caching, software: 0 }) {
+                        Ok(leaf) => {
+                            assert_eq!(format.decode(size.level(), leaf), Entry::Leaf(frame, size));
+                            assert_eq!(format.rights(leaf), rights);
+                            assert_eq!(format.caching(size.level(), leaf), caching);
+                        }
+                        Err(Error::PageSize { .. }) => assert!(!format.has_size(size)),
+                        Err(Error::Rights { .. }) => assert!(!sayable(machine, rights), "{rights:?} {machine:?}"),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether one entry can grant exactly these rights.
+fn sayable(machine: Machine, rights: Rights) -> bool {
+    let has = |right| rights.contains(right);
+    if machine.ept {
+        let execute_only = rights == Rights::EXEC && machine.execute_only;
+        !has(Rights::USER) && (has(Rights::READ) || execute_only)
+    } else {
+        has(Rights::READ) && (has(Rights::EXEC) || machine.nxe)
+    }
+}
+
+#[test]
+fn what_an_entry_cannot_hold_is_refused() {
+    let format = format(EPT);
+    let page = Attributes::ram(Kind::Ept, Rights::RWX);
+    let leaf = |size, frame, page| format.leaf(size, frame, page).unwrap_err();
+    let misaligned = Error::Misaligned { address: 0x1000, size: PageSize::Size2M };
+    assert_eq!(leaf(PageSize::Size2M, 0x1000, page), misaligned);
+    assert_eq!(leaf(PageSize::Size4K, 1 << 46, page), Error::OutputRange { address: 1 << 46, bits: 46 });
+    let pat = Attributes { caching: Caching::PAT_RAM, ..page };
+    assert_eq!(leaf(PageSize::Size4K, 0, pat), Error::Caching);
+    let frame_bit = Attributes { software: 1 << 11 | 1 << 12, ..page };
+    assert_eq!(
+        leaf(PageSize::Size4K, 0, frame_bit),
+        Error::SoftwareBits { bits: 1 << 12, size: PageSize::Size4K }
+    );
+    assert_eq!(format.table(0x800), Err(Error::Misaligned { address: 0x800, size: PageSize::Size4K }));
+}
+
+/// Each bit of an entry has exactly one row, or is reserved; bits wider than MAXPHYADDR have a row and are reserved.
+#[test]
+fn rows_do_not_overlap() {
+    const ROLES: [Role; 19] = [
+        Role::Present,
+        Role::Read,
+        Role::Write,
+        Role::Execute,
+        Role::NoExecute,
+        Role::User,
+        Role::WriteThrough,
+        Role::CacheDisable,
+        Role::PageAttribute,
+        Role::MemoryType,
+        Role::IgnorePat,
+        Role::PageSize,
+        Role::Accessed,
+        Role::Dirty,
+        Role::Global,
+        Role::Frame,
+        Role::ProtectionKey,
+        Role::SuppressVe,
+        Role::Ignored,
+    ];
+    for format in [format(EPT), format(IA32E)] {
+        for level in 1..=5 {
+            for leaf in [false, true] {
+                if leaf && level > 3 || !leaf && level == 1 {
+                    continue;
+                }
+                let mut seen = 0;
+                for role in ROLES {
+                    let bits = format.bits(role, level, leaf);
+                    assert_eq!(seen & bits, 0, "{role:?} at {level}, leaf: {leaf}");
+                    seen |= bits;
+                }
+                let wide = !((1 << 46) - 1) & 0x000f_ffff_ffff_f000;
+                assert_eq!(format.reserved(level, leaf), !seen | wide, "level {level}, leaf: {leaf}");
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Each rule of the formats, walks, tables and faults, checked against an oracle or a hand-made case.
+
+mod differential;
+mod entries;
+mod mapper;
+mod nested;
+mod oracle;
+mod roots;
+mod tdp;
+mod walks;

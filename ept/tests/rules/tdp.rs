@@ -1,0 +1,386 @@
+//! The fault path of the TDP MMU, its page sizes, and what a zap leaves.
+
+use std::cell::RefCell;
+
+use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped};
+use ept::{
+    Access, EptCaps, Eptp, Error, Flags, Format, FrameAllocator, Ia32e, Kind, Levels, Mapping, MaxPhyAddr,
+    MemoryError, PhysMemory, Rights, SparseMemory, translate,
+};
+use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+
+const K4: u64 = 0x1000;
+const M2: u64 = 0x20_0000;
+const G1: u64 = 0x4000_0000;
+const WIDTH: MaxPhyAddr = MaxPhyAddr::new(46).unwrap();
+
+/// A host with stretches of mappings, each of one page size.
+struct Host {
+    memory: SparseMemory,
+    tables_left: usize,
+    mapped: Vec<HostMapping>,
+}
+
+#[derive(Clone, Copy)]
+struct HostMapping {
+    hva: u64,
+    bytes: u64,
+    hpa: u64,
+    size: PageSize,
+    writable: bool,
+}
+
+impl PhysMemory for Host {
+    fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
+        self.memory.read_entry(address)
+    }
+    fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        self.memory.compare_exchange(address, current, new)
+    }
+}
+
+impl FrameAllocator for Host {
+    fn allocate_table(&mut self) -> Option<u64> {
+        self.tables_left = self.tables_left.checked_sub(1)?;
+        self.memory.allocate_table()
+    }
+    fn free_table(&mut self, frame: u64) {
+        self.tables_left += 1;
+        self.memory.free_table(frame);
+    }
+}
+
+impl HostFrames for Host {
+    fn host_frame(&mut self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
+        let inside = |mapping: &&HostMapping| (mapping.hva..mapping.hva + mapping.bytes).contains(&hva.raw());
+        let found = self.mapped.iter().find(inside).ok_or(HostFault::Unmapped)?;
+        if write && !found.writable {
+            return Err(HostFault::Unmapped);
+        }
+        let hpa = Hpa(found.hpa + (hva.raw() - found.hva)).align_down(PageSize::Size4K);
+        Ok(HostFrame { hpa, size: found.size, writable: found.writable })
+    }
+}
+
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Memslot>,
+    dirty: RefCell<Vec<Gpa>>,
+}
+
+impl Memslots for Slots {
+    fn slot(&self, gpa: Gpa) -> Option<Memslot> {
+        self.slots.iter().copied().find(|slot| slot.hva_of(gpa).is_some())
+    }
+    fn mark_page_dirty(&self, gpa: Gpa) {
+        self.dirty.borrow_mut().push(gpa);
+    }
+}
+
+fn ept_format(flags: bool, caps: EptCaps) -> Format {
+    Format::ept(Eptp::for_root(0, Levels::Four, flags, caps, WIDTH).unwrap(), caps, WIDTH)
+}
+
+struct World {
+    host: Host,
+    slots: Slots,
+    tdp: Tdp,
+}
+
+/// One slot of 8 MiB at 2 MiB, at HVA 1 GiB, backed by host pages of `size` at HPA 4 GiB.
+fn world(size: PageSize) -> World {
+    let slot = Memslot { base: Gpa(M2), bytes: 4 * M2, hva: Hva(G1), readonly: false, log_dirty: false };
+    let mapping = HostMapping { hva: G1, bytes: 4 * M2, hpa: 4 * G1, size, writable: true };
+    World::new(ept_format(true, EptCaps::all()), slot, mapping)
+}
+
+impl World {
+    fn new(format: Format, slot: Memslot, mapping: HostMapping) -> Self {
+        let memory = SparseMemory::allocating_from(0x10_0000);
+        let mut host = Host { memory, tables_left: 10_000, mapped: vec![mapping] };
+        let tdp = Tdp::new(format, &mut host).unwrap();
+        Self { host, slots: Slots { slots: vec![slot], dirty: RefCell::default() }, tdp }
+    }
+
+    fn fault(&mut self, gpa: u64, access: Access) -> FaultOutcome {
+        self.tdp.fault(Gpa(gpa), access, &self.slots, &mut self.host).unwrap()
+    }
+
+    /// Writes to each page of the first slot, faulting where a processor would.
+    fn touch_all(&mut self) {
+        let slot = self.slots.slots[0];
+        for gpa in (slot.base.raw()..slot.base.raw() + slot.bytes).step_by(K4 as usize) {
+            if translate(&self.host, self.tdp.paging(), gpa, Access::WRITE, Flags::Set).is_err() {
+                self.fault(gpa, Access::WRITE);
+            }
+        }
+    }
+
+    fn leaves(&self) -> Vec<Mapping> {
+        self.tdp.leaves(&self.host).collect()
+    }
+
+    fn leaf(&self, gpa: u64) -> Mapping {
+        *self.leaves().iter().find(|leaf| leaf.address == gpa).unwrap()
+    }
+
+    fn zap(&mut self, first: u64, bytes: u64) -> Zapped {
+        self.tdp.zap(AddrRange::new(Gpa(first), bytes.into()).unwrap(), &mut self.host).unwrap()
+    }
+
+    /// Leaves of 4K, 2M and 1G, by the counters, after checking everything that must hold at rest.
+    fn sizes(&self) -> [u64; 3] {
+        let Stats { pages_4k, pages_2m, pages_1g, .. } = self.tdp.stats();
+        let counted = [pages_4k, pages_2m, pages_1g];
+        let listed = PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
+        assert_eq!(counted, listed, "counters and tables");
+        assert_eq!(self.host.memory.frame_count(), self.tdp.shadow_pages().count(), "frames and ShadowPages");
+        let bits = SpteBits::of(self.tdp.paging().format.kind());
+        for leaf in self.leaves() {
+            let (slot, entry) = (self.slots.slot(Gpa(leaf.address)).unwrap(), leaf.step.entry);
+            let hva = slot.hva_of(Gpa(leaf.address)).unwrap();
+            let mapping = self.host.mapped.iter().find(|at| (at.hva..at.hva + at.bytes).contains(&hva.raw()));
+            let mapping = mapping.unwrap();
+            assert_eq!(leaf.frame, mapping.hpa + (hva.raw() - mapping.hva), "{leaf:x?}");
+            // Rule S1.
+            let write = leaf.rights.contains(Rights::WRITE);
+            assert!(!write || entry & bits.mmu_writable != 0, "{leaf:x?}");
+            assert!(entry & bits.mmu_writable == 0 || entry & bits.host_writable != 0, "{leaf:x?}");
+            assert!(bits.is_present(entry));
+        }
+        for page in self.tdp.shadow_pages() {
+            let used = (0..512).filter(|&n| self.host.read_entry(page.entry_address(n)) != Ok(0)).count();
+            assert_eq!(usize::from(page.used), used);
+            assert!(page.parent.is_none() || used > 0, "an empty table is left: {page:?}");
+        }
+        counted
+    }
+}
+
+#[test]
+fn a_first_touch_maps_and_a_second_fault_is_spurious() {
+    let mut world = world(PageSize::Size4K);
+    assert_eq!(world.fault(M2 + 0x123, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+    assert_eq!(world.fault(M2 + 0x456, Access::READ), FaultOutcome::Spurious);
+    assert_eq!(world.leaf(M2).frame, 4 * G1);
+    let Stats { pf_taken, pf_fixed, pf_spurious, pf_emulate, .. } = world.tdp.stats();
+    assert_eq!((pf_taken, pf_fixed, pf_spurious, pf_emulate), (2, 1, 1, 0));
+    assert_eq!(world.sizes(), [1, 0, 0]);
+}
+
+#[test]
+fn outside_slots_is_mmio_and_maps_nothing() {
+    let mut world = world(PageSize::Size4K);
+    for gpa in [0, M2 - 1, 5 * M2, 1 << 48, u64::MAX] {
+        assert_eq!(world.fault(gpa, Access::READ), FaultOutcome::Mmio { gpa: Gpa(gpa) });
+    }
+    assert_eq!((world.sizes(), world.tdp.stats().pf_emulate), ([0; 3], 5));
+}
+
+#[test]
+fn a_slot_beyond_the_tables_is_mmio() {
+    let mut world = world(PageSize::Size4K);
+    world.slots.slots[0].base = Gpa(1 << 48);
+    assert_eq!(world.fault(1 << 48, Access::READ), FaultOutcome::Mmio { gpa: Gpa(1 << 48) });
+}
+
+#[test]
+fn a_read_only_slot_is_read_and_its_writes_are_mmio() {
+    let mut world = world(PageSize::Size2M);
+    world.slots.slots[0].readonly = true;
+    let write = world.fault(M2, Access::WRITE);
+    assert_eq!(write, FaultOutcome::MmioReadonlyWrite { gpa: Gpa(M2) });
+    assert_eq!(world.fault(M2, Access::FETCH), FaultOutcome::Fixed { size: PageSize::Size2M });
+    assert_eq!(world.leaf(M2).rights, Rights::READ | Rights::EXEC);
+    assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::MmioReadonlyWrite { gpa: Gpa(M2) });
+    assert_eq!(world.sizes(), [0, 1, 0]);
+}
+
+#[test]
+fn what_the_host_cannot_give_is_a_host_fault() {
+    let mut world = world(PageSize::Size4K);
+    world.host.mapped[0].writable = false;
+    let refused = FaultOutcome::HostFault { gpa: Gpa(M2 + 8), hva: Hva(G1 + 8), fault: HostFault::Unmapped };
+    assert_eq!(world.fault(M2 + 8, Access::WRITE), refused);
+    assert_eq!(world.sizes(), [0; 3]);
+    assert_eq!(world.fault(M2 + 8, Access::READ), FaultOutcome::Fixed { size: PageSize::Size4K });
+    let bits = SpteBits::of(Kind::Ept);
+    assert_eq!(world.leaf(M2).step.entry & (bits.host_writable | bits.mmu_writable | 2), 0, "rule S1: 000");
+    world.host.mapped.clear();
+    assert_eq!(world.fault(M2 + 8, Access::WRITE), refused);
+}
+
+/// The leaves that KVM made on real processors for the same pages.
+#[test]
+fn s1_mt3_leaves_are_those_of_kvm() {
+    let slot = |hva| Memslot { base: Gpa(0), bytes: 4 * M2, hva: Hva(hva), readonly: false, log_dirty: false };
+    let mapping = |hpa, size| HostMapping { hva: G1, bytes: 4 * M2, hpa, size, writable: true };
+    let npt = Format::npt(Ia32e { levels: Levels::Five, max_phy_addr: WIDTH, no_execute: true, page_1g: true });
+    let ept = ept_format(true, EptCaps::all());
+    for (format, hpa, size, spte) in [
+        (ept, 0x0292_9000, PageSize::Size4K, 0x0600_0000_0292_9b77),
+        (ept, 0x0680_0000, PageSize::Size2M, 0x0600_0000_0680_0bf7),
+        (npt, 0x0343_b000, PageSize::Size4K, 0x0343_be67),
+        (npt, 0x0460_0000, PageSize::Size2M, 0x0460_0ee7),
+    ] {
+        let mut world = World::new(format, slot(G1), mapping(hpa, size));
+        assert_eq!(world.fault(0, Access::WRITE), FaultOutcome::Fixed { size });
+        assert_eq!(world.leaf(0).step.entry, spte, "{:#x}", world.leaf(0).step.entry);
+        let tables = world.tdp.shadow_pages().count();
+        assert_eq!(tables, usize::from(format.levels() + 1 - size.level()));
+    }
+}
+
+/// Hosts without accessed and dirty flags: bit 52 says so, and bits 8 and 9 stay clear.
+#[test]
+fn leaves_say_when_hardware_sets_no_flags() {
+    let slot = Memslot { base: Gpa(0), bytes: M2, hva: Hva(G1), readonly: false, log_dirty: false };
+    let mapping = HostMapping { hva: G1, bytes: M2, hpa: G1, size: PageSize::Size4K, writable: true };
+    let mut world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
+    world.fault(0, Access::WRITE);
+    assert_eq!(world.leaf(0).step.entry, 0x0610_0000_4000_0877);
+    assert!(world.tdp.shadow_pages().all(|page| page.role.ad_disabled && page.role.direct));
+}
+
+/// Rules L1 to L3, with the exact numbers of a slot of 8 MiB.
+#[test]
+fn l1_l2_l3_page_sizes() {
+    let slot = Memslot { base: Gpa(G1), bytes: 4 * M2, hva: Hva(2 * G1), readonly: false, log_dirty: false };
+    let huge = HostMapping { hva: 2 * G1, bytes: 8 * M2, hpa: 4 * G1, size: PageSize::Size2M, writable: true };
+    let cases = [
+        ("huge pages, all aligned", slot, huge, [0, 4, 0]),
+        ("L3: no huge pages", slot, HostMapping { size: PageSize::Size4K, ..huge }, [2048, 0, 0]),
+        ("L2: hva off by 4K against gpa", Memslot { hva: Hva(2 * G1 + K4), ..slot }, huge, [2048, 0, 0]),
+        (
+            "L2: gpa and hva both 4K into a huge frame",
+            Memslot { base: Gpa(G1 + K4), hva: Hva(2 * G1 + K4), ..slot },
+            huge,
+            [512, 3, 0],
+        ),
+        ("L2: 4K short at the tail", Memslot { bytes: 4 * M2 - K4, ..slot }, huge, [511, 3, 0]),
+        ("L1: log dirty", Memslot { log_dirty: true, ..slot }, huge, [2048, 0, 0]),
+        ("frames not congruent", slot, HostMapping { hpa: 4 * G1 + K4, ..huge }, [2048, 0, 0]),
+    ];
+    for (name, slot, mapping, sizes) in cases {
+        let mut world = World::new(ept_format(true, EptCaps::all()), slot, mapping);
+        world.touch_all();
+        assert_eq!(world.sizes(), sizes, "{name}");
+        assert_eq!(world.tdp.stats().pf_taken, sizes.iter().sum::<u64>(), "{name}");
+    }
+}
+
+#[test]
+fn l3_a_gigantic_page_needs_the_format_and_the_whole_slot() {
+    let slot = Memslot { base: Gpa(G1), bytes: 2 * G1, hva: Hva(G1), readonly: false, log_dirty: false };
+    let gigantic = HostMapping { hva: G1, bytes: 2 * G1, hpa: 4 * G1, size: PageSize::Size1G, writable: true };
+    for (caps, bytes, size) in [
+        (EptCaps::all(), 2 * G1, PageSize::Size1G),
+        (EptCaps::all(), G1 - K4, PageSize::Size2M),
+        (EptCaps::all() - EptCaps::PAGE_1G, 2 * G1, PageSize::Size2M),
+        (EptCaps::all() - EptCaps::PAGE_1G - EptCaps::PAGE_2M, 2 * G1, PageSize::Size4K),
+    ] {
+        let mut world = World::new(ept_format(true, caps), Memslot { bytes, ..slot }, gigantic);
+        assert_eq!(world.fault(G1 + 5 * M2, Access::READ), FaultOutcome::Fixed { size });
+        assert_eq!(world.sizes().iter().sum::<u64>(), 1);
+    }
+}
+
+#[test]
+fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
+    let mut world = world(PageSize::Size2M);
+    world.touch_all();
+    assert_eq!(world.sizes(), [0, 4, 0]);
+    world.slots.slots[0].log_dirty = true;
+    let range = AddrRange::new(Gpa(M2), u128::from(4 * M2)).unwrap();
+    assert_eq!(world.tdp.write_protect(range, &mut world.host), Ok(Zapped { leaves: 4, tables: 0 }));
+    let bits = SpteBits::of(Kind::Ept);
+    let entry = world.leaf(M2).step.entry;
+    assert_eq!(entry & (2 | bits.mmu_writable), bits.mmu_writable, "rule D4: 110");
+    assert_eq!(world.tdp.write_protect(range, &mut world.host), Ok(Zapped::default()));
+
+    let written = M2 + 7 * K4;
+    assert_eq!(world.fault(written, Access::READ), FaultOutcome::Spurious, "reads go on as they were");
+    assert_eq!(world.fault(written + 5, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+    assert_eq!(*world.slots.dirty.borrow(), [Gpa(written + 5)]);
+    assert_eq!(world.sizes(), [512, 3, 0]);
+    let writable = world.leaves().into_iter().filter(|leaf| leaf.rights.contains(Rights::WRITE));
+    assert_eq!(writable.map(|leaf| leaf.address).collect::<Vec<_>>(), [written]);
+}
+
+#[test]
+fn a_read_under_dirty_logging_is_mapped_without_w() {
+    let mut world = world(PageSize::Size4K);
+    world.slots.slots[0].log_dirty = true;
+    world.fault(M2, Access::READ);
+    assert_eq!(world.leaf(M2).rights, Rights::READ | Rights::EXEC);
+    assert!(world.slots.dirty.borrow().is_empty());
+    assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+    assert_eq!(*world.slots.dirty.borrow(), [Gpa(M2)]);
+    assert_eq!(world.sizes(), [1, 0, 0]);
+}
+
+#[test]
+fn a_huge_page_takes_the_place_of_small_ones() {
+    let mut world = world(PageSize::Size4K);
+    world.fault(M2, Access::WRITE);
+    world.fault(M2 + 9 * K4, Access::WRITE);
+    world.host.mapped[0].size = PageSize::Size2M;
+    assert_eq!(world.fault(M2 + K4, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size2M });
+    assert_eq!(world.sizes(), [0, 1, 0]);
+}
+
+#[test]
+fn n1_after_a_zap_the_next_fault_sees_the_new_frame() {
+    let mut world = world(PageSize::Size4K);
+    world.touch_all();
+    world.host.mapped[0].hpa = 8 * G1;
+    assert_eq!(world.zap(M2, 4 * M2), Zapped { leaves: 2048, tables: 6 });
+    assert_eq!(world.sizes(), [0; 3]);
+    world.touch_all();
+    assert_eq!(world.sizes(), [2048, 0, 0]);
+    assert_eq!(world.leaf(2 * M2).frame, 8 * G1 + M2);
+}
+
+#[test]
+fn z3_a_zap_takes_its_range_and_no_more() {
+    let mut world = world(PageSize::Size4K);
+    world.touch_all();
+    assert_eq!(world.zap(M2 + 3 * K4 + 0x800, K4), Zapped { leaves: 2, tables: 0 });
+    assert_eq!(world.sizes(), [2046, 0, 0]);
+    assert_eq!(world.zap(0, M2), Zapped::default());
+    assert_eq!(world.zap(2 * M2, M2), Zapped { leaves: 512, tables: 1 });
+    assert_eq!(world.sizes(), [1534, 0, 0]);
+    let all = AddrRange::inclusive(Gpa(0), Gpa(u64::MAX)).unwrap();
+    let zapped = world.tdp.zap(all, &mut world.host).unwrap();
+    assert_eq!(zapped, Zapped { leaves: 1534, tables: 5 });
+    assert_eq!((world.sizes(), world.host.memory.frame_count()), ([0; 3], 1));
+}
+
+#[test]
+fn a_zap_inside_a_huge_page_takes_all_of_it() {
+    let mut world = world(PageSize::Size2M);
+    world.touch_all();
+    assert_eq!(world.zap(M2 + 5 * K4, 1), Zapped { leaves: 1, tables: 0 });
+    assert_eq!(world.sizes(), [0, 3, 0]);
+}
+
+#[test]
+fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
+    let mut world = world(PageSize::Size4K);
+    for left in 0..3 {
+        world.host.tables_left = left;
+        let slots = &world.slots;
+        let refused = world.tdp.fault(Gpa(M2), Access::WRITE, slots, &mut world.host);
+        assert_eq!(refused, Err(Error::OutOfTables));
+        assert!(world.leaves().is_empty());
+        world.zap(0, G1);
+    }
+}
+
+#[test]
+fn free_gives_every_table_back() {
+    let mut world = world(PageSize::Size4K);
+    world.touch_all();
+    world.tdp.free(&mut world.host).unwrap();
+    assert_eq!(world.host.memory.frame_count(), 0);
+}

@@ -1,0 +1,59 @@
+//! What keeps a guest from being booted at all. What a guest does wrong once it runs is a verdict.
+
+use guest_tests::GuestError;
+use memory_model::{AddrRange, Gpa, MemoryError};
+use vcpu::VcpuError;
+use vcpu::boot::BootError;
+
+/// Why a machine could not be built, or could not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HarnessError {
+    /// The ELF file or its manifest is wrong.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// A part of the program would not lie in memory.
+    #[error("ELF segment at {segment}: no RAM or ROM at {gpa}")]
+    SegmentOutsideMemory {
+        /// The segment.
+        segment: AddrRange<Gpa>,
+        /// The first byte that has no memory.
+        gpa: Gpa,
+    },
+    /// A part of the program would lie where the boot keeps its tables.
+    #[error(
+        "ELF segment at {segment}: the first {:#x} bytes of memory are the boot's own",
+        vcpu::boot::RESERVED_BYTES
+    )]
+    SegmentInBootMemory {
+        /// The segment.
+        segment: AddrRange<Gpa>,
+    },
+    /// The program could not be copied into memory.
+    #[error("loading the ELF file: {0}")]
+    Load(String),
+    /// Memory could not be set up.
+    #[error("{}", with_sources(.0))]
+    Memory(#[from] MemoryError),
+    /// The guest's first tables could not be set up.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The VM or its vCPU refused.
+    #[error("{}", with_sources(.0))]
+    Vcpu(#[from] VcpuError),
+}
+
+/// An error in one line, with all that is behind it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // A wrapper that prints its cause has said it already.
+        if !line.ends_with(&cause_text) {
+            line = format!("{line}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    line
+}

@@ -1,0 +1,259 @@
+//! From a run to a verdict: the guest's own report, what the host saw, and every chain the manifest names.
+
+use std::time::Duration;
+
+use guest_tests::{Holds, Image, Manifest, PagesSpec};
+use memory_model::{Gpa, Gva, PageSize};
+use serde::Serialize;
+
+use crate::chain::{Chain, Known, Observer, Outcome};
+use crate::machine::{Ending, Machine, Run};
+use crate::{HarnessError, Mmu};
+
+/// What became of a guest on one machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It ended as expected, and no check failed.
+    Pass,
+    /// It reported a failure, or a check failed.
+    Fail,
+    /// Its budget ran out.
+    Timeout,
+    /// It could not go on.
+    Crash,
+    /// It halted without saying how it went.
+    NoVerdict,
+    /// It could not run here.
+    Skip,
+}
+
+impl Verdict {
+    /// The word used in reports.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Timeout => "timeout",
+            Self::Crash => "crash",
+            Self::NoVerdict => "no-verdict",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// How many checks went which way.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Counts {
+    /// Both sides agreed.
+    pub ok: u64,
+    /// They did not.
+    pub wrong: u64,
+    /// One side could not be had.
+    pub unchecked: u64,
+}
+
+impl Counts {
+    fn count(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Ok => self.ok += 1,
+            Outcome::Wrong(_) => self.wrong += 1,
+            Outcome::NotChecked(_) => self.unchecked += 1,
+        }
+    }
+}
+
+/// All that is known of a guest's run on one machine.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The guest.
+    pub guest: String,
+    /// The machine.
+    pub mmu: Mmu,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Why it is not a pass, each reason a line; first the one that decided.
+    pub reasons: Vec<String>,
+    /// All checks, the run's and the chains'.
+    pub checks: Counts,
+    /// What could not be checked, each reason once.
+    pub unchecked: Vec<String>,
+    /// Second-level faults taken, where the host counts them.
+    pub violations: Option<u64>,
+    /// From the first instruction to the last exit.
+    pub elapsed: Duration,
+    /// The chain of each page that the manifest names.
+    pub chains: Vec<Chain>,
+    /// The run, if there was one.
+    pub run: Option<Run>,
+}
+
+impl Report {
+    /// A guest that did not run.
+    pub fn skipped(guest: &str, mmu: Mmu, why: String) -> Self {
+        Self {
+            guest: guest.to_owned(),
+            mmu,
+            verdict: Verdict::Skip,
+            reasons: vec![why],
+            checks: Counts::default(),
+            unchecked: Vec::new(),
+            violations: None,
+            elapsed: Duration::ZERO,
+            chains: Vec::new(),
+            run: None,
+        }
+    }
+}
+
+/// Boots `image` on a new VM of that kind, runs it and judges it.
+pub fn run_guest(name: &str, image: &Image, mmu: Mmu) -> Result<Report, HarnessError> {
+    let mut machine = Machine::build(image.clone(), mmu.create_vm()?)?;
+    let run = machine.run()?;
+    judge(name, mmu, &mut machine, run)
+}
+
+/// Judges a machine after its run.
+pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Report, HarnessError> {
+    let mut judge = Judge::default();
+    judge.run(machine.image().manifest(), &run);
+    // A guest that did not end by itself did not touch all it was to touch: nothing to follow.
+    let chains = match run.ending {
+        Ending::Reported(_) => judge.pages(machine)?,
+        _ => Vec::new(),
+    };
+    let verdict = match (&run.ending, judge.reasons.is_empty()) {
+        (Ending::Timeout(_), _) => Verdict::Timeout,
+        (Ending::Crashed(_), _) => Verdict::Crash,
+        (Ending::Halted, _) => Verdict::NoVerdict,
+        (Ending::Reported(_), true) => Verdict::Pass,
+        (Ending::Reported(_), false) => Verdict::Fail,
+    };
+    Ok(Report {
+        guest: name.to_owned(),
+        mmu,
+        verdict,
+        reasons: judge.reasons,
+        checks: judge.counts,
+        unchecked: judge.unchecked,
+        violations: machine.host().violations(),
+        elapsed: run.elapsed,
+        chains,
+        run: Some(run),
+    })
+}
+
+#[derive(Default)]
+struct Judge {
+    counts: Counts,
+    reasons: Vec<String>,
+    unchecked: Vec<String>,
+}
+
+impl Judge {
+    /// Counts an outcome; `place` says where, should it be wrong.
+    fn note(&mut self, outcome: &Outcome, place: impl FnOnce() -> String) {
+        self.counts.count(outcome);
+        match outcome {
+            Outcome::Ok => {}
+            Outcome::Wrong(how) => self.reasons.push(format!("{}: {how}", place())),
+            Outcome::NotChecked(why) if self.unchecked.contains(why) => {}
+            Outcome::NotChecked(why) => self.unchecked.push(why.clone()),
+        }
+    }
+
+    fn check(&mut self, what: &str, holds: bool, how: impl FnOnce() -> String) {
+        let outcome = if holds { Outcome::Ok } else { Outcome::Wrong(how()) };
+        self.note(&outcome, || what.to_owned());
+    }
+
+    /// What the guest reported, and what the host saw of it.
+    fn run(&mut self, manifest: &Manifest, run: &Run) {
+        let expect = &manifest.expect;
+        self.check("ending", run.ending == Ending::Reported(expect.exit), || match &run.ending {
+            Ending::Reported(code) => format!("the guest reported {code:#x}, expected {:#x}", expect.exit),
+            Ending::Halted => "the guest halted without a report".to_owned(),
+            Ending::Timeout(limit) => format!("the budget ran out ({limit:?})"),
+            Ending::Crashed(exit) => format!("the guest cannot go on: {exit:x?}"),
+        });
+        if let Some(console) = &expect.console {
+            self.check("console", *console == run.console, || {
+                format!("expected {console:?}, found {:?}", run.console)
+            });
+        }
+        if let Some(mmio) = &expect.mmio {
+            let same = *mmio == run.mmio && run.mmio_unkept == 0;
+            self.check("MMIO", same, || format!("expected {mmio:x?}, found {:x?}", run.mmio));
+        }
+    }
+
+    /// Every page that the manifest names, from its GVA to its HPA.
+    fn pages(&mut self, machine: &mut Machine) -> Result<Vec<Chain>, HarnessError> {
+        let guest_root = machine.guest_root()?;
+        let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
+        let observer = Observer { guest_root, view: &view, slots: slots.registry(), host: machine.host() };
+        let image = machine.image();
+        let mut chains = Vec::new();
+        for pages in &image.manifest().expect.pages {
+            let first = image.resolve(&pages.at)?;
+            for index in 0..pages.count {
+                let gva = Gva(first.wrapping_add(index.wrapping_mul(pages.stride.0)));
+                let chain = observer.follow(gva, &known(image.manifest(), pages, gva));
+                for check in &chain.checks {
+                    self.note(&check.outcome, || format!("page {gva}, {}, {}", check.link, check.what));
+                }
+                chains.push(chain);
+            }
+        }
+        for same in &image.manifest().expect.same_page {
+            let (one, other) = (image.resolve(&same.one)?, image.resolve(&same.other)?);
+            for offset in (0..same.count).map(|index| index << PageSize::Size4K.shift()) {
+                let follow = |base: u64| observer.follow(Gva(base.wrapping_add(offset)), &Known::default());
+                self.same_page(&follow(one), &follow(other));
+            }
+        }
+        Ok(chains)
+    }
+
+    /// Two addresses of one page: equal from the HVA on.
+    fn same_page(&mut self, one: &Chain, other: &Chain) {
+        let place = || format!("pages {} and {}", one.gva, other.gva);
+        self.check(&place(), one.hva.is_some() && one.hva == other.hva, || {
+            format!("HVA {} and {}", shown(one.hva), shown(other.hva))
+        });
+        let frames = match (one.hpa, other.hpa) {
+            (Some(one), Some(other)) if one == other => Outcome::Ok,
+            (Some(one), Some(other)) => Outcome::Wrong(format!("HPA {one} and {other}")),
+            _ => Outcome::NotChecked("frames of shared pages: the host shows none".to_owned()),
+        };
+        self.note(&frames, place);
+    }
+}
+
+pub(crate) fn shown<T: std::fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// What the manifest says of one page.
+fn known(manifest: &Manifest, pages: &PagesSpec, gva: Gva) -> Known {
+    Known {
+        gpa: Some(mapped_to(manifest, gva)),
+        guest_page: pages.guest_page.map(|page| page.0),
+        region: pages.region.clone(),
+        holds: pages.holds.map(|holds| match holds {
+            Holds::Gva => gva.0,
+            Holds::Value(value) => value,
+        }),
+        access: Some(pages.access),
+    }
+}
+
+/// Where the manifest's maps lead: the last one that holds the address, or the identity.
+fn mapped_to(manifest: &Manifest, gva: Gva) -> Gpa {
+    let inside =
+        |map: &&guest_tests::MapSpec| gva.0.checked_sub(map.gva.0).is_some_and(|offset| offset < map.size.0);
+    match manifest.maps.iter().rev().find(inside) {
+        Some(map) => Gpa(map.gpa.0.wrapping_add(gva.0 - map.gva.0)),
+        None => Gpa(gva.0),
+    }
+}

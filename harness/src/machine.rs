@@ -1,0 +1,269 @@
+//! A machine for one guest: manifest -> address space -> slots -> VM -> vCPU; then the run.
+
+use std::io::Cursor;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use guest_tests::{BackingSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
+use linux_loader::loader::{KernelLoader, elf::Elf};
+use memory_model::{
+    AddrRange, AddressSpace, FlatView, Gpa, Gva, MemoryError, MmioOps, PageSize, RamBlock, RegionId,
+    RegionTree,
+};
+use slot_manager::{SlotExecutor, SlotManager};
+use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring};
+use vcpu::{Budget, Entry, Exit, HostView, Limit, Regs, Vcpu, Vm};
+
+use crate::HarnessError;
+use crate::devices::Devices;
+
+/// The slots of a machine, as its address space's listener keeps them.
+pub type Slots = SlotManager<Box<dyn SlotExecutor>>;
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// The guest wrote this code to the exit port.
+    Reported(u8),
+    /// The guest halted without a report.
+    Halted,
+    /// The budget ran out.
+    Timeout(Limit),
+    /// The guest cannot go on.
+    Crashed(Exit),
+}
+
+/// What a run left behind.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// How it ended.
+    pub ending: Ending,
+    /// The registers at the end.
+    pub regs: Regs,
+    /// What the guest wrote to its console.
+    pub console: String,
+    /// The MMIO accesses the host saw.
+    pub mmio: Vec<MmioSpec>,
+    /// Accesses beyond those kept in `mmio`.
+    pub mmio_unkept: u64,
+    /// From the first instruction to the last exit.
+    pub elapsed: Duration,
+}
+
+/// A guest with all it needs to run, on one VM.
+pub struct Machine {
+    image: Image,
+    space: AddressSpace,
+    slots: Arc<Mutex<Slots>>,
+    vcpu: Box<dyn Vcpu>,
+    // Dropped after the vCPU that runs in it.
+    vm: Box<dyn Vm>,
+}
+
+impl Machine {
+    /// Puts `image` into memory on an empty `vm`, ready to run.
+    pub fn build(image: Image, vm: Box<dyn Vm>) -> Result<Self, HarnessError> {
+        let executor = vm.slots();
+        Self::build_with_slots(image, vm, executor)
+    }
+
+    /// The same, with another way to the slots: one that records them, or breaks one.
+    pub fn build_with_slots(
+        image: Image,
+        vm: Box<dyn Vm>,
+        executor: Box<dyn SlotExecutor>,
+    ) -> Result<Self, HarnessError> {
+        let manifest = image.manifest();
+        let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+        space.update(|tree| add_regions(tree, manifest))?;
+        let slots = Arc::new(Mutex::new(SlotManager::new(executor)));
+        space.register(slots.clone())?;
+        let view = space.view();
+        load(&image, &view)?;
+        let (regs, system) = boot(&image)?.install(&view)?;
+        let mut vcpu = vm.create_vcpu(0)?;
+        vcpu.set_system_regs(&system)?;
+        vcpu.set_regs(&regs)?;
+        Ok(Self { image, space, slots, vcpu, vm })
+    }
+
+    /// Runs the guest to its end, or to that of its budget.
+    pub fn run(&mut self) -> Result<Run, HarnessError> {
+        let spec = self.image.manifest().budget;
+        let start = Instant::now();
+        let budget = Budget::time(Duration::from_millis(spec.ms)).instructions(spec.instructions);
+        let mut devices = Devices::new(self.space.view());
+        let mut entry = Entry::Resume;
+        let ending = loop {
+            match devices.serve(self.vcpu.run(entry, &budget)?) {
+                Ok(answer) => entry = answer,
+                Err(ending) => break ending,
+            }
+        };
+        let elapsed = start.elapsed();
+        let regs = self.vcpu.regs()?;
+        let Devices { console, mmio, mmio_unkept, .. } = devices;
+        Ok(Run {
+            ending,
+            regs,
+            console: String::from_utf8_lossy(&console).into_owned(),
+            mmio,
+            mmio_unkept,
+            elapsed,
+        })
+    }
+
+    /// The guest.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The view in force.
+    pub fn view(&self) -> Arc<FlatView> {
+        self.space.view()
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> &Arc<Mutex<Slots>> {
+        &self.slots
+    }
+
+    /// What the host shows of the VM.
+    pub fn host(&self) -> &dyn HostView {
+        &*self.vm
+    }
+
+    /// The root of the guest's tables, as the vCPU has it now.
+    pub fn guest_root(&mut self) -> Result<u64, HarnessError> {
+        Ok(self.vcpu.system_regs()?.cr3)
+    }
+}
+
+/// The tree that a manifest describes.
+fn add_regions(tree: &mut RegionTree, manifest: &Manifest) -> Result<(), MemoryError> {
+    let mut named: Vec<(String, RegionId)> = Vec::new();
+    for spec in std::iter::once(&manifest.main_ram()).chain(&manifest.regions) {
+        let id = create_region(tree, spec, &named)?;
+        tree.add_with_priority(tree.root(), spec.gpa.0, id, spec.priority)?;
+        named.push((spec.name.clone(), id));
+    }
+    Ok(())
+}
+
+fn create_region(
+    tree: &mut RegionTree,
+    spec: &RegionSpec,
+    named: &[(String, RegionId)],
+) -> Result<RegionId, MemoryError> {
+    let block = || match spec.backing {
+        BackingSpec::Anonymous => RamBlock::anonymous(&spec.name, spec.size.0),
+        BackingSpec::Memfd => RamBlock::memfd(&spec.name, spec.size.0),
+    };
+    match spec.kind {
+        KindSpec::Ram => tree.ram(&spec.name, block()?),
+        KindSpec::Rom => tree.rom(&spec.name, block()?),
+        KindSpec::Mmio => {
+            tree.mmio(&spec.name, spec.size.0.into(), Arc::new(FixedAnswer(spec.value.unwrap_or(0))))
+        }
+        KindSpec::Alias => {
+            let target = named.iter().find(|(name, _)| Some(name) == spec.target.as_ref());
+            let (_, target) = target.expect("the manifest was checked: an alias names a region before it");
+            tree.alias(&spec.name, *target, spec.offset.map_or(0, |offset| offset.0), spec.size.0.into())
+        }
+    }
+}
+
+/// A device that answers every read with the same number, and forgets what is written.
+struct FixedAnswer(u64);
+
+impl MmioOps for FixedAnswer {
+    fn read(&self, _offset: u64, _size: u8) -> u64 {
+        self.0
+    }
+    fn write(&self, _offset: u64, _size: u8, _value: u64) {}
+}
+
+/// Copies the program into memory, which is fresh and so zero where the file has no bytes.
+fn load(image: &Image, view: &FlatView) -> Result<(), HarnessError> {
+    for segment in image.segments() {
+        let segment = segment.memory;
+        if segment.first().0 < RESERVED_BYTES {
+            return Err(HarnessError::SegmentInBootMemory { segment });
+        }
+        if let Some(gpa) = first_without_memory(view, segment) {
+            return Err(HarnessError::SegmentOutsideMemory { segment, gpa });
+        }
+    }
+    let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None);
+    loaded.map_err(|error| HarnessError::Load(error.to_string()))?;
+    Ok(())
+}
+
+/// The first address in `range` where neither RAM nor ROM is.
+fn first_without_memory(view: &FlatView, range: AddrRange<Gpa>) -> Option<Gpa> {
+    let mut next = range.first();
+    loop {
+        let Some(found) = view.find(next).filter(|found| found.ram().is_some()) else { return Some(next) };
+        if found.range.last() >= range.last() {
+            return None;
+        }
+        next = found.range.last().checked_add(1)?;
+    }
+}
+
+/// The registers and tables that the manifest asks for.
+fn boot(image: &Image) -> Result<LongMode, HarnessError> {
+    let manifest = image.manifest();
+    let mut handlers = Vec::new();
+    for (vector, handler) in &manifest.handlers {
+        handlers.push((vector.0, image.resolve(handler)?));
+    }
+    let regions = std::iter::once(manifest.main_ram()).chain(manifest.regions.iter().cloned());
+    let mut maps: Vec<GuestMap> =
+        regions.flat_map(|region| identity(&region, manifest.machine.page.0)).collect();
+    maps.extend(manifest.maps.iter().filter_map(|map| {
+        Some(GuestMap {
+            gva: AddrRange::new(Gva(map.gva.0), map.size.0.into())?,
+            gpa: Gpa(map.gpa.0),
+            page: map.page.0,
+            rights: guest_rights(map.access),
+        })
+    }));
+    let ring = if manifest.machine.ring == 0 { Ring::Kernel } else { Ring::User };
+    Ok(LongMode { entry: image.entry(), ring, handlers, maps })
+}
+
+/// The identity map of a region, but for the boot's own memory: large pages where they fit, small ones at the ends.
+fn identity(region: &RegionSpec, page: PageSize) -> Vec<GuestMap> {
+    let end = region.gpa.0 + region.size.0;
+    let first = region.gpa.0.max(RESERVED_BYTES);
+    if first >= end {
+        return Vec::new();
+    }
+    let map = |first: u64, end: u64, page| {
+        let gva = AddrRange::new(Gva(first), end.saturating_sub(first).into())?;
+        Some(GuestMap { gva, gpa: Gpa(first), page, rights: guest_rights(guest_tests::Rights::ALL) })
+    };
+    let whole = AddrRange::new(Gva(first), (end - first).into()).and_then(|range| range.pages_within(page));
+    let Some(whole) = whole.filter(|_| page != PageSize::Size4K) else {
+        return map(first, end, PageSize::Size4K).into_iter().collect();
+    };
+    let (large_first, large_end) = (whole.first().0, whole.last().0 + 1);
+    let pieces = [
+        map(first, large_first, PageSize::Size4K),
+        map(large_first, large_end, page),
+        map(large_end, end, PageSize::Size4K),
+    ];
+    pieces.into_iter().flatten().collect()
+}
+
+/// A manifest's rights as entries of the guest's tables, for both rings.
+fn guest_rights(rights: guest_tests::Rights) -> ept::Rights {
+    if rights.is_empty() {
+        return ept::Rights::empty();
+    }
+    let mut bits = ept::Rights::READ | ept::Rights::USER;
+    bits.set(ept::Rights::WRITE, rights.write);
+    bits.set(ept::Rights::EXEC, rights.execute);
+    bits
+}

@@ -1,0 +1,59 @@
+//! The columns of the suite: which machine runs a guest, and whether it can run here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use vcpu::soft::SoftVm;
+use vcpu::{KvmVm, VcpuError, Vm};
+
+/// A machine to run guests on, named by its MMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mmu {
+    /// The software machine: an interpreted CPU over a 4-level EPT of our own. Runs everywhere.
+    Ept,
+    /// KVM, with whatever second level the host has.
+    Kvm,
+}
+
+impl Mmu {
+    /// All columns.
+    pub const ALL: [Self; 2] = [Self::Ept, Self::Kvm];
+
+    /// The name on the command line, in test names and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ept => "ept",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    /// Why this column cannot run here, if it cannot.
+    pub fn unavailable(self) -> Option<String> {
+        match self {
+            Self::Ept => None,
+            Self::Kvm => vcpu::kvm::KvmHost::probe().err().map(|why| why.to_string()),
+        }
+    }
+
+    /// A new, empty VM.
+    pub fn create_vm(self) -> Result<Box<dyn Vm>, VcpuError> {
+        Ok(match self {
+            Self::Ept => Box::new(SoftVm::new()?),
+            Self::Kvm => Box::new(KvmVm::new()?),
+        })
+    }
+}
+
+impl fmt::Display for Mmu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mmu {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|mmu| mmu.name() == name);
+        known.ok_or_else(|| format!("no MMU `{name}`: use {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}

@@ -1,0 +1,126 @@
+//! Everything that can go wrong in this crate, said with names and hex ranges.
+
+use std::fmt;
+
+use memory_model::{AddrRange, Gpa, Hva};
+
+use crate::SlotOp;
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+/// The numbers that the slot ioctls are known to give.
+const NAMES: [(Errno, &str); 12] = [
+    (Errno::EPERM, "EPERM"),
+    (Errno::ENOENT, "ENOENT"),
+    (Errno::EINTR, "EINTR"),
+    (Errno::EIO, "EIO"),
+    (Errno::EBADF, "EBADF"),
+    (Errno::EAGAIN, "EAGAIN"),
+    (Errno::ENOMEM, "ENOMEM"),
+    (Errno::EFAULT, "EFAULT"),
+    (Errno::EBUSY, "EBUSY"),
+    (Errno::EEXIST, "EEXIST"),
+    (Errno::EINVAL, "EINVAL"),
+    (Errno::ENOTTY, "ENOTTY"),
+];
+
+#[expect(missing_docs, reason = "the names are the kernel's")]
+impl Errno {
+    pub const EPERM: Self = Self(libc::EPERM);
+    pub const ENOENT: Self = Self(libc::ENOENT);
+    pub const EINTR: Self = Self(libc::EINTR);
+    pub const EIO: Self = Self(libc::EIO);
+    pub const EBADF: Self = Self(libc::EBADF);
+    pub const EAGAIN: Self = Self(libc::EAGAIN);
+    pub const ENOMEM: Self = Self(libc::ENOMEM);
+    pub const EFAULT: Self = Self(libc::EFAULT);
+    pub const EBUSY: Self = Self(libc::EBUSY);
+    pub const EEXIST: Self = Self(libc::EEXIST);
+    pub const EINVAL: Self = Self(libc::EINVAL);
+    pub const ENOTTY: Self = Self(libc::ENOTTY);
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match NAMES.iter().find(|(errno, _)| errno == self) {
+            Some((_, name)) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why slots could not be planned or set.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// More slots are needed than the kernel has (rule R2). Nothing was changed.
+    #[error("{region} at {range}: no slot is left, {needed} are needed and {limit} allowed")]
+    OutOfSlots {
+        /// The first region for which none was left.
+        region: String,
+        /// Where the guest was to see it.
+        range: AddrRange<Gpa>,
+        /// How many slots the whole view needs.
+        needed: u64,
+        /// How many there are.
+        limit: u32,
+    },
+    /// Guest pages and host pages do not start together, so no page table can map them. Nothing was
+    /// changed.
+    #[error("{region} at {range}: its page {gpa} lies at {hva}, which is not the start of a page")]
+    Misaligned {
+        /// The region's name.
+        region: String,
+        /// Where the guest was to see it.
+        range: AddrRange<Gpa>,
+        /// Its first whole page.
+        gpa: Gpa,
+        /// The byte behind it.
+        hva: Hva,
+    },
+    /// The slot's addresses are not memory that its block has mapped in this process.
+    #[error("cannot {op}: RAM block {block} does not map that memory in this process")]
+    NotMapped {
+        /// What was to be done.
+        op: Box<SlotOp>,
+        /// The block's name.
+        block: String,
+    },
+    /// The kernel refused a call. That call changed nothing (rule K5).
+    #[error("cannot {op}: {errno}")]
+    Refused {
+        /// What was to be done.
+        op: Box<SlotOp>,
+        /// Why not.
+        errno: Errno,
+    },
+    /// A call failed, and some calls before it could not be taken back. What is listed stands, as
+    /// [`SlotManager::registry`](crate::SlotManager::registry) shows; the next update sets it right.
+    #[error("{cause}; not taken back: {}", list(standing))]
+    Torn {
+        /// The failure that came first.
+        cause: Box<SlotError>,
+        /// The calls that stand though the update as a whole failed, each with what kept it from being
+        /// undone.
+        standing: Vec<(SlotOp, SlotError)>,
+    },
+}
+
+impl SlotError {
+    pub(crate) fn refused(op: &SlotOp, errno: Errno) -> Self {
+        Self::Refused { op: Box::new(op.clone()), errno }
+    }
+}
+
+fn list(standing: &[(SlotOp, SlotError)]) -> String {
+    let each: Vec<_> = standing.iter().map(|(op, error)| format!("{op} ({error})")).collect();
+    each.join(", ")
+}

@@ -1,0 +1,66 @@
+//! The registry against a plain list.
+
+use memory_model::{AddrRange, Gpa, Hva};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use slot_manager::{Memslot, SlotFlags, SlotId, SlotRecord, SlotRegistry};
+
+fn any_slot() -> impl Strategy<Value = Memslot> {
+    let gpa = (0..40u64, prop_oneof![1..4u64, 1..40u64]);
+    let hva = prop_oneof![9 => 0..40u64, 1 => Just(u64::MAX >> 12)];
+    (0..10u32, gpa, hva).prop_map(|(id, (page, pages), hva)| Memslot {
+        id: SlotId(id),
+        gpa: AddrRange::new(Gpa(page << 12), u128::from(pages) << 12).unwrap(),
+        userspace_addr: Hva(hva << 12),
+        flags: SlotFlags::empty(),
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Edit {
+    Insert(Memslot),
+    Remove(SlotId),
+}
+
+fn any_edit() -> impl Strategy<Value = Edit> {
+    prop_oneof![3 => any_slot().prop_map(Edit::Insert), 1 => (0..10u32).prop_map(|id| Edit::Remove(SlotId(id)))]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn look_ups_find_what_a_list_holds(edits in vec(any_edit(), 1..40), from in 0..60u64, pages in 1..60u64) {
+        let mut registry = SlotRegistry::default();
+        let mut list: Vec<Memslot> = Vec::new();
+        for edit in edits {
+            match edit {
+                Edit::Insert(slot) => {
+                    let free = list.iter().all(|other| other.id != slot.id && !other.gpa.overlaps(slot.gpa));
+                    prop_assert_eq!(registry.insert(slot), free);
+                    list.extend(free.then_some(slot));
+                }
+                Edit::Remove(id) => {
+                    let known = list.iter().position(|slot| slot.id == id).map(|index| list.remove(index));
+                    prop_assert_eq!(registry.remove(id), known);
+                }
+            }
+        }
+        prop_assert_eq!(registry.len(), list.len());
+        for id in (0..10).map(SlotId) {
+            prop_assert_eq!(registry.by_id(id), list.iter().find(|slot| slot.id == id));
+        }
+        list.sort_by_key(|slot| slot.gpa.first());
+        prop_assert!(registry.iter().eq(&list));
+        let gpa = AddrRange::new(Gpa(from << 12), u128::from(pages) << 12).unwrap();
+        prop_assert!(registry.overlapping(gpa).eq(list.iter().filter(|slot| slot.gpa.overlaps(gpa))));
+        prop_assert_eq!(registry.by_gpa(gpa.last()), list.iter().find(|slot| slot.gpa.contains(gpa.last())));
+
+        list.sort_by_key(|slot| slot.id);
+        let hva = AddrRange::new(Hva(from << 12), u128::from(pages) << 12).unwrap();
+        let shows = |slot: &&Memslot, hva: AddrRange<Hva>| slot.hva_range().overlaps(hva);
+        prop_assert!(registry.overlapping_hva(hva).eq(list.iter().filter(|slot| shows(slot, hva))));
+        let top = AddrRange::page_of(Hva(u64::MAX), memory_model::PageSize::Size4K);
+        prop_assert!(registry.by_hva(Hva(u64::MAX)).eq(list.iter().filter(|slot| shows(slot, top))));
+    }
+}

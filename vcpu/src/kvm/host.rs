@@ -1,0 +1,148 @@
+//! What the host's KVM is: whether it can be used, its flavour, the CPUID it supports.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::VcpuError;
+
+/// Why KVM cannot be used, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KvmUnavailable {
+    /// There is no `/dev/kvm`.
+    #[error("there is no /dev/kvm: load kvm_intel or kvm_amd, and enable virtualization in the firmware")]
+    NoDevice,
+    /// `/dev/kvm` is there, but not for this user.
+    #[error("no permission to open /dev/kvm: add this user to the group kvm, or run as root")]
+    NoPermission,
+    /// `/dev/kvm` does not open for another reason.
+    #[error("/dev/kvm does not open: {0}")]
+    Open(#[source] io::Error),
+    /// Not the one API version there has been since Linux 2.6.22.
+    #[error("/dev/kvm speaks API version {0}, not {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    /// The kernel is too old: a capability is missing.
+    #[error("this kernel's KVM has no {0}: Linux 4.13 is the oldest that will do")]
+    NoCapability(&'static str),
+}
+
+/// The kernel module behind `/dev/kvm`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvmModule {
+    /// `kvm_intel`: VMX.
+    Intel,
+    /// `kvm_amd`: SVM.
+    Amd,
+    /// `kvm_pvm`: no hardware virtualization. Ring 3 runs natively, ring 0 is interpreted.
+    Pvm,
+}
+
+/// What `/dev/kvm` offers, for a report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KvmHost {
+    /// `KVM_GET_API_VERSION`.
+    pub api_version: i32,
+    /// The module, where `/sys/module` shows it.
+    pub module: Option<KvmModule>,
+    /// Whether the second level is in hardware (EPT, NPT) or shadow tables, where `/sys/module` shows it.
+    pub tdp: Option<bool>,
+}
+
+impl KvmHost {
+    /// Looks at `/dev/kvm`. The error is the reason why KVM cannot be used.
+    pub fn probe() -> Result<Self, KvmUnavailable> {
+        let kvm = open()?;
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let (module, tdp) = flavour(Path::new("/sys/module"), &cpu).unzip();
+        Ok(Self { api_version: kvm.get_api_version(), module, tdp: tdp.flatten() })
+    }
+}
+
+/// Opens `/dev/kvm` and makes sure that it has what the run loop is built on.
+pub(super) fn open() -> Result<Kvm, KvmUnavailable> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmUnavailable::NoDevice,
+        libc::EACCES | libc::EPERM => KvmUnavailable::NoPermission,
+        _ => KvmUnavailable::Open(error.into()),
+    })?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => {}
+        version => return Err(KvmUnavailable::ApiVersion(version)),
+    }
+    if !kvm.check_extension(Cap::ImmediateExit) {
+        return Err(KvmUnavailable::NoCapability("KVM_CAP_IMMEDIATE_EXIT"));
+    }
+    Ok(kvm)
+}
+
+/// The CPUID leaves that this host's KVM supports. Asked for once per process: it takes KVM longer than
+/// making a VM, since each leaf is a CPUID instruction, and a trap where the host is a guest itself.
+pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<&'static CpuId, VcpuError> {
+    static SUPPORTED: OnceLock<CpuId> = OnceLock::new();
+    if let Some(cpuid) = SUPPORTED.get() {
+        return Ok(cpuid);
+    }
+    let cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VcpuError::host("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(SUPPORTED.get_or_init(|| cpuid))
+}
+
+/// A module, the CPU vendor it is for (a kernel with everything built in shows the others too), and the parameter
+/// that says whether it uses two-dimensional paging.
+const MODULES: [(&str, KvmModule, &str, Option<&str>); 3] = [
+    ("kvm_pvm", KvmModule::Pvm, "", None),
+    ("kvm_intel", KvmModule::Intel, "GenuineIntel", Some("ept")),
+    ("kvm_amd", KvmModule::Amd, "AuthenticAMD", Some("npt")),
+];
+
+/// The module under `modules` that fits the `cpu`, and whether it uses two-dimensional paging.
+fn flavour(modules: &Path, cpu: &str) -> Option<(KvmModule, Option<bool>)> {
+    let &(name, module, _, parameter) =
+        MODULES.iter().find(|(name, _, vendor, _)| cpu.contains(vendor) && modules.join(name).is_dir())?;
+    let tdp = match parameter {
+        None => Some(false),
+        Some(parameter) => fs::read_to_string(modules.join(name).join("parameters").join(parameter))
+            .ok()
+            .map(|value| matches!(value.trim(), "Y" | "1")),
+    };
+    Some((module, tdp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_module_fits_the_cpu_and_its_parameter_says_tdp() {
+        let modules = std::env::temp_dir().join(format!("vcpu-flavour-{}", std::process::id()));
+        let parameter = |module: &str, name: &str, value: &str| {
+            let folder = modules.join(module).join("parameters");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(name), value).unwrap();
+        };
+        let (intel, amd) = ("vendor_id\t: GenuineIntel\n", "vendor_id\t: AuthenticAMD\n");
+        assert_eq!(flavour(&modules, intel), None);
+        parameter("kvm_intel", "ept", "Y\n");
+        parameter("kvm_amd", "npt", "0\n");
+        assert_eq!(flavour(&modules, intel), Some((KvmModule::Intel, Some(true))));
+        assert_eq!(flavour(&modules, amd), Some((KvmModule::Amd, Some(false))));
+        fs::remove_file(modules.join("kvm_amd/parameters/npt")).unwrap();
+        assert_eq!(flavour(&modules, amd), Some((KvmModule::Amd, None)));
+        fs::create_dir(modules.join("kvm_pvm")).unwrap();
+        assert_eq!(flavour(&modules, intel), Some((KvmModule::Pvm, Some(false))));
+        fs::remove_dir_all(&modules).unwrap();
+    }
+
+    #[test]
+    fn probing_tells_what_there_is_or_why_not() {
+        match KvmHost::probe() {
+            Ok(host) => assert_eq!(host.api_version, 12),
+            Err(reason) => println!("not checked: {reason}"),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A VM of `/dev/kvm`.
+
+use std::sync::Arc;
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
+use memory_model::{Gpa, Hpa, Hva};
+use slot_manager::{KvmSlots, SlotExecutor};
+
+use super::{KvmVcpu, host};
+use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Vm, Witness, pagemap};
+
+/// A virtual machine of KVM's, without an interrupt controller in the kernel: `HLT` comes back as an exit.
+#[derive(Debug)]
+pub struct KvmVm {
+    fd: Arc<VmFd>,
+    cpuid: &'static CpuId,
+}
+
+impl KvmVm {
+    /// Opens `/dev/kvm` and makes a VM. Where KVM cannot be used, the error says what to do about it.
+    pub fn new() -> Result<Self, VcpuError> {
+        let kvm = host::open()?;
+        let cpuid = host::supported_cpuid(&kvm)?;
+        let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
+        Ok(Self { fd: Arc::new(fd), cpuid })
+    }
+}
+
+impl Vm for KvmVm {
+    fn slots(&self) -> Box<dyn SlotExecutor> {
+        Box::new(KvmSlots::new(self.fd.clone()))
+    }
+
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
+        Ok(Box::new(KvmVcpu::new(&self.fd, index, self.cpuid)?))
+    }
+}
+
+impl HostView for KvmVm {
+    fn slot_hva(&self, _gpa: Gpa) -> Witness<Hva> {
+        Witness::NotShown("KVM has no call that reads its memory slots".into())
+    }
+
+    fn frame(&self, hva: Hva) -> Witness<Hpa> {
+        pagemap::frame(hva)
+    }
+
+    fn leaf(&self, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        Witness::NotShown("KVM has no call that reads its page tables".into())
+    }
+
+    fn violations(&self) -> Option<u64> {
+        None
+    }
+}

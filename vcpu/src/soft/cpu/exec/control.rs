@@ -1,0 +1,215 @@
+//! Branches, conditions and flags.
+
+use iced_x86::{Code, Mnemonic as M, OpKind};
+
+use super::Outcome;
+use crate::soft::Bus;
+use crate::soft::cpu::alu::{STATUS, Width, flag};
+use crate::soft::cpu::exceptions::Exception;
+use crate::soft::cpu::step::{Abort, Step};
+use crate::{Gpr, rflags};
+
+/// The sixteen conditions of Jcc, SETcc and CMOVcc (SDM vol. 1, appendix B).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Condition {
+    Overflow(bool),
+    Below(bool),
+    Equal(bool),
+    BelowOrEqual(bool),
+    Sign(bool),
+    Parity(bool),
+    Less(bool),
+    LessOrEqual(bool),
+}
+
+impl Condition {
+    /// The condition of a mnemonic; `false` inside is the negated one.
+    pub fn of(mnemonic: M) -> Option<Self> {
+        Some(match mnemonic {
+            M::Jo | M::Seto | M::Cmovo => Self::Overflow(true),
+            M::Jno | M::Setno | M::Cmovno => Self::Overflow(false),
+            M::Jb | M::Setb | M::Cmovb => Self::Below(true),
+            M::Jae | M::Setae | M::Cmovae => Self::Below(false),
+            M::Je | M::Sete | M::Cmove => Self::Equal(true),
+            M::Jne | M::Setne | M::Cmovne => Self::Equal(false),
+            M::Jbe | M::Setbe | M::Cmovbe => Self::BelowOrEqual(true),
+            M::Ja | M::Seta | M::Cmova => Self::BelowOrEqual(false),
+            M::Js | M::Sets | M::Cmovs => Self::Sign(true),
+            M::Jns | M::Setns | M::Cmovns => Self::Sign(false),
+            M::Jp | M::Setp | M::Cmovp => Self::Parity(true),
+            M::Jnp | M::Setnp | M::Cmovnp => Self::Parity(false),
+            M::Jl | M::Setl | M::Cmovl => Self::Less(true),
+            M::Jge | M::Setge | M::Cmovge => Self::Less(false),
+            M::Jle | M::Setle | M::Cmovle => Self::LessOrEqual(true),
+            M::Jg | M::Setg | M::Cmovg => Self::LessOrEqual(false),
+            _ => return None,
+        })
+    }
+
+    fn holds(self, flags: u64) -> bool {
+        let set = |flag| flags & flag != 0;
+        let less = set(rflags::SF) != set(rflags::OF);
+        match self {
+            Self::Overflow(wanted) => set(rflags::OF) == wanted,
+            Self::Below(wanted) => set(rflags::CF) == wanted,
+            Self::Equal(wanted) => set(rflags::ZF) == wanted,
+            Self::BelowOrEqual(wanted) => set(rflags::CF | rflags::ZF) == wanted,
+            Self::Sign(wanted) => set(rflags::SF) == wanted,
+            Self::Parity(wanted) => set(rflags::PF) == wanted,
+            Self::Less(wanted) => less == wanted,
+            Self::LessOrEqual(wanted) => (less || set(rflags::ZF)) == wanted,
+        }
+    }
+}
+
+/// What `LAHF` and `SAHF` move.
+const LOW_FLAGS: u64 = rflags::SF | rflags::ZF | rflags::AF | rflags::PF | rflags::CF;
+
+impl<B: Bus> Step<'_, B> {
+    /// Jcc, SETcc, CMOVcc.
+    pub(super) fn conditional(&mut self, condition: Condition) -> Outcome {
+        let holds = condition.holds(self.cpu.regs.rflags);
+        match (self.instruction.op_kind(0), self.instruction.op_count()) {
+            (OpKind::NearBranch64, _) if holds => self.jump(self.instruction.near_branch64()),
+            (OpKind::NearBranch64, _) => Ok(()),
+            (_, 1) => {
+                let place = self.place(0)?;
+                self.write(place, holds.into())
+            }
+            // The source is read, and the upper half of a 32-bit destination cleared, in either case.
+            _ => {
+                let place = self.place(0)?;
+                let source = self.source(1, place.width())?;
+                let value = if holds { source } else { self.read(place)? };
+                self.write(place, value)
+            }
+        }
+    }
+
+    /// Sets RIP, which must be canonical.
+    fn jump(&mut self, target: u64) -> Outcome {
+        if !self.cpu.canonical(target) {
+            return Err(Exception::protection(0).into());
+        }
+        self.cpu.regs.rip = target;
+        Ok(())
+    }
+
+    fn near_target(&mut self) -> Result<u64, Abort> {
+        match self.instruction.code() {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Call_rel32_64 => {
+                Ok(self.instruction.near_branch64())
+            }
+            Code::Jmp_rm64 | Code::Call_rm64 => self.source(0, Width::Qword),
+            _ => Err(Abort::Unimplemented),
+        }
+    }
+
+    pub(super) fn jmp(&mut self) -> Outcome {
+        let target = self.near_target()?;
+        self.jump(target)
+    }
+
+    pub(super) fn call(&mut self) -> Outcome {
+        let target = self.near_target()?;
+        let next = self.cpu.regs.rip;
+        self.jump(target)?;
+        self.push(Width::Qword, next)
+    }
+
+    pub(super) fn ret(&mut self) -> Outcome {
+        let released = match self.instruction.code() {
+            Code::Retnq => 0,
+            Code::Retnq_imm16 => self.instruction.immediate16(),
+            _ => return Err(Abort::Unimplemented),
+        };
+        let target = self.pop(Width::Qword)?;
+        self.jump(target)?;
+        let rsp = &mut self.cpu.regs[Gpr::Rsp];
+        *rsp = rsp.wrapping_add(released.into());
+        Ok(())
+    }
+
+    /// The counter of `LOOP` and `JRCXZ`: ECX with the address-size prefix.
+    fn counter_width(&self) -> Width {
+        match self.instruction.code() {
+            Code::Loop_rel8_64_ECX
+            | Code::Loope_rel8_64_ECX
+            | Code::Loopne_rel8_64_ECX
+            | Code::Jecxz_rel8_64 => Width::Dword,
+            _ => Width::Qword,
+        }
+    }
+
+    pub(super) fn loop_while(&mut self, goes_on: fn(u64) -> bool) -> Outcome {
+        let width = self.counter_width();
+        let count = self.gpr(Gpr::Rcx, width).wrapping_sub(1) & width.mask();
+        self.set_gpr(Gpr::Rcx, width, count);
+        if count != 0 && goes_on(self.cpu.regs.rflags) {
+            self.jump(self.instruction.near_branch64())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn jump_if_count_zero(&mut self) -> Outcome {
+        if self.gpr(Gpr::Rcx, self.counter_width()) == 0 {
+            self.jump(self.instruction.near_branch64())?;
+        }
+        Ok(())
+    }
+
+    /// `INT n` and `INT3`: RIP is already past the instruction, as a handler must see it.
+    pub(super) fn interrupt(&mut self, vector: u8) -> Outcome {
+        self.deliver(&Exception::software(vector))
+    }
+
+    pub(super) fn lahf(&mut self) -> Outcome {
+        let flags = self.cpu.regs.rflags & LOW_FLAGS | rflags::FIXED;
+        let rax = &mut self.cpu.regs[Gpr::Rax];
+        *rax = *rax & !0xff00 | flags << 8;
+        Ok(())
+    }
+
+    pub(super) fn sahf(&mut self) -> Outcome {
+        self.change_flags(LOW_FLAGS, self.cpu.regs[Gpr::Rax] >> 8)
+    }
+
+    fn flags_width(&self) -> Result<Width, Abort> {
+        match self.instruction.code() {
+            Code::Pushfq | Code::Popfq => Ok(Width::Qword),
+            Code::Pushfw | Code::Popfw => Ok(Width::Word),
+            _ => Err(Abort::Unimplemented),
+        }
+    }
+
+    /// RF is already clear, as it is in what `PUSHF` stores.
+    pub(super) fn pushf(&mut self) -> Outcome {
+        let width = self.flags_width()?;
+        self.push(width, self.cpu.regs.rflags)
+    }
+
+    pub(super) fn popf(&mut self) -> Outcome {
+        let width = self.flags_width()?;
+        let flags = self.pop(width)?;
+        let always = STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
+        let interrupt = flag(rflags::IF, self.has_io_privilege());
+        let iopl = flag(rflags::IOPL, self.cpu.system.cpl() == 0);
+        self.change_flags((always | interrupt | iopl) & width.mask(), flags)
+    }
+
+    /// `CLI`, `STI`.
+    pub(super) fn set_interrupt_flag(&mut self, value: u64) -> Outcome {
+        if !self.has_io_privilege() {
+            return Err(Exception::protection(0).into());
+        }
+        self.change_flags(rflags::IF, value)
+    }
+
+    /// `CLAC`, `STAC`.
+    pub(super) fn set_alignment_flag(&mut self, value: u64) -> Outcome {
+        if self.cpu.system.cpl() != 0 {
+            return Err(Exception::INVALID_OPCODE.into());
+        }
+        self.change_flags(rflags::AC, value)
+    }
+}

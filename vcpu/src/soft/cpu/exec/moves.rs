@@ -1,0 +1,191 @@
+//! Data movement and the stack.
+
+use iced_x86::{Code, OpKind, Register};
+
+use super::Outcome;
+use crate::Gpr;
+use crate::soft::cpu::alu::Width;
+use crate::soft::cpu::descriptors::SegmentName;
+use crate::soft::cpu::exceptions::Exception;
+use crate::soft::cpu::operands::{Place, memory_width};
+use crate::soft::cpu::step::{Abort, Step};
+use crate::soft::{AccessKind, Bus};
+
+fn segment_name(register: Register) -> Result<SegmentName, Abort> {
+    Ok(match register {
+        Register::ES => SegmentName::Es,
+        Register::SS => SegmentName::Ss,
+        Register::DS => SegmentName::Ds,
+        Register::FS => SegmentName::Fs,
+        Register::GS => SegmentName::Gs,
+        _ => return Err(Exception::INVALID_OPCODE.into()),
+    })
+}
+
+impl<B: Bus> Step<'_, B> {
+    pub(super) fn mov(&mut self) -> Outcome {
+        match self.instruction.code() {
+            Code::Mov_r64_cr => self.mov_from_cr(),
+            Code::Mov_cr_r64 => self.mov_to_cr(),
+            Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+                let selector = self.selector(self.instruction.op_register(1))?;
+                let place = self.place(0)?;
+                self.write(place, selector.into())
+            }
+            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
+                let name = segment_name(self.instruction.op_register(0))?;
+                let selector = self.source(1, Width::Word)?;
+                self.load_segment(name, selector as u16)
+            }
+            _ => {
+                let place = self.place(0)?;
+                let value = self.source(1, place.width())?;
+                self.write(place, value)
+            }
+        }
+    }
+
+    fn selector(&self, register: Register) -> Result<u16, Abort> {
+        let system = &self.cpu.system;
+        Ok(match register {
+            Register::CS => system.cs.selector,
+            Register::ES => system.es.selector,
+            Register::SS => system.ss.selector,
+            Register::DS => system.ds.selector,
+            Register::FS => system.fs.selector,
+            Register::GS => system.gs.selector,
+            _ => return Err(Abort::Unimplemented),
+        })
+    }
+
+    pub(super) fn movzx(&mut self) -> Outcome {
+        let source = self.place(1)?;
+        let value = self.read(source)?;
+        let place = self.place(0)?;
+        self.write(place, value)
+    }
+
+    pub(super) fn movsx(&mut self) -> Outcome {
+        let source = self.place(1)?;
+        let value = source.width().sign_extend(self.read(source)?);
+        let place = self.place(0)?;
+        self.write(place, value & place.width().mask())
+    }
+
+    pub(super) fn movbe(&mut self) -> Outcome {
+        let (place, source) = (self.place(0)?, self.place(1)?);
+        let swapped = self.read(source)?.swap_bytes() >> (64 - source.width().bits());
+        self.write(place, swapped)
+    }
+
+    pub(super) fn lea(&mut self) -> Outcome {
+        let place = self.place(0)?;
+        let address = self.effective_address();
+        self.write(place, address)
+    }
+
+    pub(super) fn xchg(&mut self) -> Outcome {
+        let (a, b) = (self.place(0)?, self.place(1)?);
+        let (old_a, old_b) = (self.read_to_modify(a)?, self.read_to_modify(b)?);
+        // Memory first: a register write can't fail.
+        let [(first, value), (second, other)] = match b {
+            Place::Memory(..) => [(b, old_a), (a, old_b)],
+            Place::Gpr(_) => [(a, old_b), (b, old_a)],
+        };
+        self.write(first, value)?;
+        self.write(second, other)
+    }
+
+    /// Of a 16-bit register the SDM leaves the result undefined.
+    pub(super) fn bswap(&mut self) -> Outcome {
+        let place = self.place(0)?;
+        let value = self.read(place)?;
+        match place.width() {
+            Width::Dword => self.write(place, (value as u32).swap_bytes().into()),
+            Width::Qword => self.write(place, value.swap_bytes()),
+            _ => Err(Abort::Unimplemented),
+        }
+    }
+
+    pub(super) fn xlat(&mut self) -> Outcome {
+        let value = self.load(self.memory_operand(), Width::Byte, AccessKind::Read)?;
+        self.set_gpr(Gpr::Rax, Width::Byte, value);
+        Ok(())
+    }
+
+    pub(super) fn push_operand(&mut self) -> Outcome {
+        let code = self.instruction.code();
+        let (width, value) = match code {
+            Code::Pushq_FS | Code::Pushq_GS => {
+                (Width::Qword, self.selector(self.instruction.op_register(0))?.into())
+            }
+            Code::Pushw_FS | Code::Pushw_GS => {
+                (Width::Word, self.selector(self.instruction.op_register(0))?.into())
+            }
+            Code::Push_imm16 | Code::Pushw_imm8 => (Width::Word, self.source(0, Width::Word)?),
+            Code::Pushq_imm32 | Code::Pushq_imm8 => (Width::Qword, self.source(0, Width::Qword)?),
+            _ => {
+                let place = self.place(0)?;
+                (place.width(), self.read(place)?)
+            }
+        };
+        self.push(width, value)
+    }
+
+    pub(super) fn pop_operand(&mut self) -> Outcome {
+        let segment_width = match self.instruction.code() {
+            Code::Popq_FS | Code::Popq_GS => Some(Width::Qword),
+            Code::Popw_FS | Code::Popw_GS => Some(Width::Word),
+            _ => None,
+        };
+        if let Some(width) = segment_width {
+            let selector = self.pop(width)?;
+            let name = segment_name(self.instruction.op_register(0))?;
+            return self.load_segment(name, selector as u16);
+        }
+        let width = match self.instruction.op_kind(0) {
+            OpKind::Memory => memory_width(&self.instruction)?,
+            _ => self.place(0)?.width(),
+        };
+        let value = self.pop(width)?;
+        // The address is computed with the new RSP.
+        let place = self.place(0)?;
+        self.write(place, value)
+    }
+
+    pub(super) fn leave(&mut self) -> Outcome {
+        let width = match self.instruction.code() {
+            Code::Leaveq => Width::Qword,
+            Code::Leavew => Width::Word,
+            _ => return Err(Abort::Unimplemented),
+        };
+        self.cpu.regs[Gpr::Rsp] = self.cpu.regs[Gpr::Rbp];
+        let frame = self.pop(width)?;
+        self.set_gpr(Gpr::Rbp, width, frame);
+        Ok(())
+    }
+
+    /// `CBW`, `CWDE`, `CDQE`.
+    pub(super) fn extend_accumulator(&mut self) -> Outcome {
+        let (from, to) = match self.instruction.code() {
+            Code::Cbw => (Width::Byte, Width::Word),
+            Code::Cwde => (Width::Word, Width::Dword),
+            _ => (Width::Dword, Width::Qword),
+        };
+        let value = from.sign_extend(self.gpr(Gpr::Rax, from));
+        self.set_gpr(Gpr::Rax, to, value);
+        Ok(())
+    }
+
+    /// `CWD`, `CDQ`, `CQO`.
+    pub(super) fn sign_into_rdx(&mut self) -> Outcome {
+        let width = match self.instruction.code() {
+            Code::Cwd => Width::Word,
+            Code::Cdq => Width::Dword,
+            _ => Width::Qword,
+        };
+        let sign = if width.sign(self.gpr(Gpr::Rax, width)) { u64::MAX } else { 0 };
+        self.set_gpr(Gpr::Rdx, width, sign);
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! The software machine as a [`Vm`] with its [`Vcpu`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memory_model::{Gpa, Hpa, Hva};
+use slot_manager::{KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord};
+
+use super::cpu::{Cpu, CpuError};
+use super::kernel::SoftKernel;
+use super::mmu::Mmu;
+use crate::{
+    Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm, Witness,
+};
+
+/// A VM without KVM: the slots are [`KernelMemslots`], the second level is `ept`'s, the frames are simulated.
+/// Clones are handles to the same VM.
+#[derive(Clone)]
+pub struct SoftVm {
+    kernel: Arc<Mutex<SoftKernel>>,
+}
+
+impl SoftVm {
+    /// A VM without memory.
+    pub fn new() -> Result<Self, VcpuError> {
+        Ok(Self { kernel: Arc::new(Mutex::new(SoftKernel::new()?)) })
+    }
+
+    /// The kernel side, while no vCPU runs: a running one holds it until its next exit.
+    pub fn kernel(&self) -> MutexGuard<'_, SoftKernel> {
+        lock(&self.kernel)
+    }
+}
+
+fn lock(kernel: &Mutex<SoftKernel>) -> MutexGuard<'_, SoftKernel> {
+    kernel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vm for SoftVm {
+    fn slots(&self) -> Box<dyn SlotExecutor> {
+        Box::new(SoftSlots(self.clone()))
+    }
+
+    fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
+        let cpu = Cpu::new(Regs::default(), SystemRegs::default());
+        Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), kick: Kick::default() }))
+    }
+}
+
+impl HostView for SoftVm {
+    fn slot_hva(&self, gpa: Gpa) -> Witness<Hva> {
+        let kernel = self.kernel();
+        kernel.memslots.gfn_to_memslot(gpa).and_then(|slot| slot.hva_of(gpa)).into()
+    }
+
+    fn frame(&self, hva: Hva) -> Witness<Hpa> {
+        self.kernel().frames.frame_of(hva).into()
+    }
+
+    fn leaf(&self, gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        self.kernel().leaf(gpa).into()
+    }
+
+    fn violations(&self) -> Option<u64> {
+        Some(self.kernel().tdp.stats().pf_taken)
+    }
+}
+
+/// The way to a [`SoftVm`]'s slots.
+struct SoftSlots(SoftVm);
+
+impl SlotExecutor for SoftSlots {
+    fn limits(&self) -> SlotLimits {
+        KernelMemslots::new().limits()
+    }
+
+    fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
+        self.0.kernel().set_slot(op)
+    }
+}
+
+/// Instructions between two looks at the kick.
+const SLICE: u64 = 4096;
+
+struct SoftVcpu {
+    cpu: Cpu,
+    vm: SoftVm,
+    kick: Kick,
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, entry: Entry, budget: &Budget) -> Result<Exit, VcpuError> {
+        let (mut entry, mut left) = (entry, budget.instructions);
+        loop {
+            if self.kick.take() {
+                return Ok(Exit::Kicked);
+            }
+            let slice = budget.instructions(left.min(SLICE));
+            let exit = self.cpu.run(&mut Mmu { kernel: &mut self.vm.kernel() }, &entry, &slice);
+            let exit = exit.map_err(|error| wrong_answer(error, &entry))?;
+            left -= slice.instructions;
+            match exit {
+                Exit::BudgetExceeded(Limit::Instructions) if left > 0 => entry = Entry::Resume,
+                exit => return Ok(exit),
+            }
+        }
+    }
+
+    fn regs(&mut self) -> Result<Regs, VcpuError> {
+        Ok(self.cpu.regs)
+    }
+
+    fn set_regs(&mut self, regs: &Regs) -> Result<(), VcpuError> {
+        self.cpu.regs = *regs;
+        Ok(())
+    }
+
+    fn system_regs(&mut self) -> Result<SystemRegs, VcpuError> {
+        Ok(self.cpu.system)
+    }
+
+    fn set_system_regs(&mut self, system: &SystemRegs) -> Result<(), VcpuError> {
+        self.cpu.system = *system;
+        Ok(())
+    }
+
+    fn kick(&self) -> Kick {
+        self.kick.clone()
+    }
+}
+
+fn wrong_answer(error: CpuError, entry: &Entry) -> VcpuError {
+    let given = match entry {
+        Entry::Resume => 0,
+        Entry::Data(bytes) => bytes.len(),
+    };
+    match error {
+        CpuError::UnexpectedData => VcpuError::AnswerUnexpected { given },
+        CpuError::WrongLength { expected, .. } if *entry == Entry::Resume => {
+            VcpuError::AnswerMissing { needed: expected }
+        }
+        CpuError::WrongLength { expected, .. } => VcpuError::AnswerLength { needed: expected, given },
+    }
+}

@@ -1,0 +1,223 @@
+//! No guest hangs its VMM: deadlines and kicks on KVM.
+
+mod kvm_guest;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use vcpu::{Budget, Entry, Exit, Gpr, Limit};
+
+use kvm_guest::{CODE, Guest, PLENTY};
+
+const OVER: Exit = Exit::BudgetExceeded(Limit::WallClock);
+
+/// Counts in RCX for ever.
+fn endless(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.inc(rcx)?;
+    a.jmp(again)
+}
+
+fn run_for(guest: &mut Guest, time: Duration) -> Exit {
+    guest.vcpu.run(Entry::Resume, &Budget::time(time)).unwrap()
+}
+
+#[test]
+fn an_endless_loop_ends_with_its_budget() {
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let time = Duration::from_millis(5);
+    let mut count = 0;
+    let mut rounds_with_progress = 0;
+    for _ in 0..20 {
+        let begin = Instant::now();
+        assert_eq!(run_for(&mut guest, time), OVER);
+        let took = begin.elapsed();
+        assert!(took >= time, "{took:?}");
+        assert!(took < time + Duration::from_secs(1), "{took:?}");
+        let now = guest.regs()[Gpr::Rcx];
+        rounds_with_progress += u32::from(now > count);
+        count = now;
+    }
+    assert!(rounds_with_progress > 1, "the guest goes on with the next budget");
+}
+
+#[test]
+fn an_interpreted_loop_ends_too() {
+    let Some(mut guest) = Guest::ring0(endless) else { return };
+    assert_eq!(run_for(&mut guest, Duration::from_millis(20)), OVER);
+}
+
+#[test]
+fn a_deadline_in_the_past_does_not_enter_the_guest() {
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    assert_eq!(run_for(&mut guest, Duration::ZERO), OVER);
+    assert_eq!(guest.regs()[Gpr::Rcx], 0);
+}
+
+/// One deadline for many runs, and vCPUs that take turns with deadlines of their own.
+#[test]
+fn deadlines_hold_over_exits_and_between_vcpus() {
+    let port_loop = |a: &mut CodeAssembler| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.out(0x80, al)?;
+        a.jmp(again)
+    };
+    let (Some(mut talker), Some(mut other)) = (Guest::ring3(port_loop), Guest::ring3(endless)) else { return };
+    let budget = Budget::time(Duration::from_millis(60));
+    let mut exits = 0;
+    loop {
+        match talker.vcpu.run(Entry::Resume, &budget).unwrap() {
+            Exit::IoOut { .. } => exits += 1,
+            exit => break assert_eq!(exit, OVER),
+        }
+        if exits % 16 == 0 {
+            assert_eq!(run_for(&mut other, Duration::from_millis(2)), OVER);
+        }
+    }
+    assert!(exits > 16 && Instant::now() >= budget.deadline);
+}
+
+#[test]
+fn a_vcpu_moves_between_threads() {
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    for _ in 0..5 {
+        guest = thread::spawn(move || {
+            assert_eq!(run_for(&mut guest, Duration::from_millis(2)), OVER);
+            guest
+        })
+        .join()
+        .unwrap();
+        assert_eq!(run_for(&mut guest, Duration::from_millis(2)), OVER);
+    }
+}
+
+#[test]
+#[expect(unsafe_code, reason = "the signal mask is the thread's, and has no safe interface")]
+fn a_thread_that_blocks_all_signals_keeps_its_deadlines() {
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    thread::spawn(move || {
+        // SAFETY: a signal set is plain data, and valid for both calls.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+        }
+        assert_eq!(run_for(&mut guest, Duration::from_millis(5)), OVER);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_kick_before_the_run_does_not_enter_the_guest() {
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let kick = guest.vcpu.kick();
+    kick.kick();
+    kick.kick();
+    assert_eq!(run_for(&mut guest, PLENTY), Exit::Kicked);
+    assert_eq!(guest.regs()[Gpr::Rcx], 0);
+    // Two kicks, one exit.
+    assert_eq!(run_for(&mut guest, Duration::from_millis(200)), OVER);
+    assert!(guest.regs()[Gpr::Rcx] > 0);
+}
+
+#[test]
+fn a_kick_finishes_the_exit_before() {
+    let Some(mut guest) = Guest::ring3(|a| {
+        a.in_(al, 0x60)?;
+        a.out(0xf4, al)
+    }) else {
+        return;
+    };
+    assert_eq!(guest.run(Entry::Resume), Exit::IoIn { port: 0x60, size: 1, count: 1 });
+    guest.vcpu.kick().kick();
+    assert_eq!(guest.run(Entry::Data(vec![9])), Exit::Kicked);
+    assert_eq!((guest.regs().rip, guest.regs()[Gpr::Rax]), (CODE + 2, 9));
+    assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![9] });
+}
+
+/// Each kick is sent when the one before has been answered, at whatever moment of the next run that is. A lost
+/// one would show as a budget that ran out.
+#[test]
+fn no_kick_is_lost() {
+    const KICKS: u32 = 5000;
+    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let kick = guest.vcpu.kick();
+    let answered = AtomicU32::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..KICKS {
+                while answered.load(SeqCst) < n {
+                    thread::yield_now();
+                }
+                kick.kick();
+            }
+        });
+        for n in 1..=KICKS {
+            let exit = run_for(&mut guest, PLENTY);
+            answered.store(n, SeqCst);
+            assert_eq!(exit, Exit::Kicked, "kick {n}");
+        }
+    });
+    assert!(guest.regs()[Gpr::Rcx] > 0);
+}
+
+/// Two threads kick as fast as they can, and the guest's reads and writes are neither lost nor doubled.
+#[test]
+fn a_storm_of_kicks_loses_no_exit() {
+    const ECHOES: u32 = 3000;
+    let Some(mut guest) = Guest::ring3(|a| {
+        let mut again = a.create_label();
+        a.mov(edx, 0x60)?;
+        a.set_label(&mut again)?;
+        a.in_(eax, dx)?;
+        a.inc(rcx)?;
+        a.out(dx, eax)?;
+        a.jmp(again)
+    }) else {
+        return;
+    };
+    let kick = guest.vcpu.kick();
+    let done = AtomicBool::new(false);
+    let mut kicked = 0u32;
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    kick.kick();
+                }
+            });
+        }
+        let mut next = |guest: &mut Guest, mut entry| {
+            loop {
+                match guest.run(entry) {
+                    Exit::Kicked => kicked += 1,
+                    exit => break exit,
+                }
+                entry = Entry::Resume;
+            }
+        };
+        for n in 0..ECHOES {
+            let bytes = n.to_le_bytes().to_vec();
+            let read = next(&mut guest, Entry::Resume);
+            let write = next(&mut guest, Entry::Data(bytes.clone()));
+            if (&read, &write)
+                != (
+                    &Exit::IoIn { port: 0x60, size: 4, count: 1 },
+                    &Exit::IoOut { port: 0x60, size: 4, data: bytes },
+                )
+            {
+                done.store(true, SeqCst);
+                panic!("echo {n}: {read:?}, {write:?}");
+            }
+        }
+        done.store(true, SeqCst);
+    });
+    assert!(kicked > 0);
+    assert_eq!(guest.regs()[Gpr::Rcx], u64::from(ECHOES));
+}
