@@ -1,4 +1,72 @@
 //! Page-table formats, walkers, mapper and the two-dimensional MMU of a hypervisor.
+//!
+//! Hardware gets from a guest-virtual to a host-physical address through two tables: the guest's own (GVA to GPA),
+//! and one of the hypervisor's (GPA to HPA: EPT on Intel, NPT on AMD). This crate reads, walks and builds both, over
+//! any memory that implements [`PhysMemory`]; it needs no VM and no operating system (`no_std` with `alloc`).
+//!
+//! ```text
+//! GVA --[guest's tables]--> GPA --[EPT or NPT]--> HPA
+//!       walk(Ia32e)               walk(Ept, Npt)        each alone
+//!       ------------- nested_walk -------------         both, with every guest entry behind the second level
+//!                                 mmu::Tdp              builds the second level on faults
+//! ```
+//!
+//! - [`Format`]: which bit of an entry means what, as rows of data. Reserved bits are those without a row.
+//! - [`walk`], [`translate`]: the path, the merged rights, the page; or the exact fault ([`Fault`]).
+//! - [`nested_walk`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
+//! - [`Mapper`]: map, unmap, protect. [`mappings`]: every page a table maps.
+//! - [`mmu`]: KVM's fault path, page sizes, zaps, dirty logging.
+//!
+//! Rule names such as M1 or V1 in these docs and in the tests number the rules of the Intel SDM (vol. 3C, EPT; vol. 3A,
+//! chapter 4), of AMD's nested paging, and of KVM's MMU.
+//!
+//! # Example: an EPT made by hand
+//!
+//! ```
+//! use ept::{Access, EptCaps, Eptp, Fault, Flags, MaxPhyAddr, Misconfiguration, Paging, SparseMemory, walk};
+//!
+//! let mut memory = SparseMemory::default();
+//! for (entry, value) in [
+//!     (0x1000, 0x2000 | 0x7),              // PML4E: read, write, execute
+//!     (0x2000, 0x3000 | 0x7),              // PDPTE
+//!     (0x3008, 0x4000 | 0x7),              // PDE of 2 MiB to 4 MiB
+//!     (0x4018, 0x1234_5000 | 6 << 3 | 0x3), // PTE: write back, read and write
+//!     (0x4020, 0x1234_6000 | 6 << 3 | 0x2), // PTE: write without read
+//! ] {
+//!     memory.add_frame(entry);
+//!     memory.write_entry(entry, value)?;
+//! }
+//!
+//! let (caps, width) = (EptCaps::all(), MaxPhyAddr::new(46).unwrap());
+//! let eptp = Eptp::new(0x1000 | 3 << 3 | 6, caps, width).unwrap(); // four levels, write back
+//! let ept = Paging::ept(eptp, caps, width);
+//!
+//! let page = walk(&memory, &ept, 0x20_3abc, Access::WRITE, Flags::Keep);
+//! assert_eq!(page.outcome.unwrap().address, 0x1234_5abc);
+//! assert_eq!(page.path.iter().map(|step| step.entry_address()).collect::<Vec<_>>(), [0x1000, 0x2000, 0x3008, 0x4018]);
+//!
+//! // A fetch is denied: bit 2 is what was tried, bits 3 and 4 what the entries grant.
+//! let Err(Fault::EptViolation { qualification }) = walk(&memory, &ept, 0x20_3000, Access::FETCH, Flags::Keep).outcome
+//! else { panic!() };
+//! assert_eq!(qualification.bits(), 0b011_100);
+//!
+//! let reason = Misconfiguration::WriteWithoutRead;
+//! let broken = walk(&memory, &ept, 0x20_4000, Access::READ, Flags::Keep);
+//! assert_eq!(broken.outcome, Err(Fault::EptMisconfiguration { reason }));
+//! # Ok::<(), ept::MemoryError>(())
+//! ```
+//!
+//! # Known holes
+//!
+//! - Formats: no PAE, no 32-bit paging. No protection keys, shadow stacks, LAM or HLAT.
+//! - EPT: no mode-based execute control, sub-page writes, paging-write, #VE, supervisor shadow stacks (EPTP\[7\]);
+//!   qualification bits 6 and 9 to 16 are never set.
+//! - AMD: bit 8 of upper-level entries is not taken as reserved; no memory encryption bit.
+//! - Memory types: a leaf's type is told, the combination of EPT type and PAT is not made.
+//! - A faulting walk sets no accessed flags (hardware may). The guest's flags are set before the final translation.
+//! - [`Mapper`]: one page at a time; a large page is not split, small ones are not joined.
+//! - [`mmu::Tdp`]: direct tables only. No MMIO entries, no fast page fault, no access tracking, no recovery of huge
+//!   pages when dirty logging ends, no NX-huge-page mitigation, no lock (see [`mmu`]).
 #![no_std]
 
 extern crate alloc;

@@ -9,7 +9,7 @@ use crate::access::{Access, Rights};
 use crate::fault::{Fault, PageFaultCode, Qualification};
 use crate::format::Kind;
 use crate::phys::PhysMemory;
-use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, walk, walk_entries};
+use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, walk_entries, walk_into};
 
 /// Why a two-dimensional walk has no translation, told apart as the processor tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -119,10 +119,9 @@ impl<M: PhysMemory> Behind<'_, M> {
 
     /// One translation of the second level.
     fn second(&mut self, gpa: u64, access: Access, target: Target) -> Result<Leaf, NestedFault> {
-        let walk = walk(self.memory, self.second, gpa, access, self.flags);
-        self.references += walk.path.len() as u32;
-        self.path = walk.path;
-        walk.outcome.map_err(|fault| target.fault(self.second.format.kind(), Gpa(gpa), fault))
+        let outcome = walk_into(&mut self.path, self.memory, self.second, gpa, access, self.flags);
+        self.references += self.path.len() as u32;
+        outcome.map_err(|fault| target.fault(self.second.format.kind(), Gpa(gpa), fault))
     }
 }
 

@@ -76,7 +76,9 @@ impl SparseMemory {
 
     /// Adds a zeroed frame around `address`, unless it is there already.
     pub fn add_frame(&mut self, address: u64) {
-        self.frames.entry(address / FRAME).or_insert_with(|| Box::new([const { AtomicU64::new(0) }; ENTRIES]));
+        self.frames
+            .entry(address / FRAME)
+            .or_insert_with(|| Box::new([const { AtomicU64::new(0) }; ENTRIES]));
     }
 
     /// Writes the entry at `address`, whatever it was.

@@ -23,11 +23,7 @@ pub struct Paging {
 impl Paging {
     /// The tables that an EPTP selects.
     pub const fn ept(eptp: Eptp, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Self {
-        Self {
-            format: Format::ept(eptp, caps, max_phy_addr),
-            root: eptp.root(),
-            controls: Controls::empty(),
-        }
+        Self { format: Format::ept(eptp, caps, max_phy_addr), root: eptp.root(), controls: Controls::empty() }
     }
 
     /// The tables that a CR3 selects.
@@ -123,11 +119,7 @@ pub struct Walk {
 /// Walks `paging` for one access.
 pub fn walk(memory: &impl PhysMemory, paging: &Paging, address: u64, access: Access, flags: Flags) -> Walk {
     let mut path = Path::default();
-    let outcome = match walk_entries(&mut Plain(memory), paging, address, access, flags, &mut path) {
-        Ok(leaf) => Ok(leaf),
-        Err(Failure::Event(fault)) => Err(fault),
-        Err(Failure::Source(error)) => Err(Fault::Memory(error)),
-    };
+    let outcome = walk_into(&mut path, memory, paging, address, access, flags);
     Walk { path, outcome }
 }
 
@@ -139,7 +131,23 @@ pub fn translate(
     access: Access,
     flags: Flags,
 ) -> Result<Leaf, Fault> {
-    walk(memory, paging, address, access, flags).outcome
+    walk_into(&mut Path::default(), memory, paging, address, access, flags)
+}
+
+/// A walk that leaves its path with the caller.
+pub(crate) fn walk_into(
+    path: &mut Path,
+    memory: &impl PhysMemory,
+    paging: &Paging,
+    address: u64,
+    access: Access,
+    flags: Flags,
+) -> Result<Leaf, Fault> {
+    match walk_entries(&mut Plain(memory), paging, address, access, flags, path) {
+        Ok(leaf) => Ok(leaf),
+        Err(Failure::Event(fault)) => Err(fault),
+        Err(Failure::Source(error)) => Err(Fault::Memory(error)),
+    }
 }
 
 /// Where a walk gets its entries from: memory, or memory behind another table.
@@ -179,13 +187,17 @@ pub(crate) fn walk_entries<E: Entries>(
     loop {
         path.len = 0;
         let leaf = descend(entries, paging, address, access, path)?;
-        if flags == Flags::Keep || set_flags(entries, &paging.format, access, path).map_err(Failure::Source)? {
+        if flags == Flags::Keep
+            || set_flags(entries, &paging.format, access, path).map_err(Failure::Source)?
+        {
             return Ok(leaf);
         }
     }
 }
 
+// Not inlined: within the loop above, all that a walk may need of its format would be loaded ahead of it.
 /// From the root to the leaf. The order is that of rules M6 and F1: not present, malformed, descend; rights last.
+#[inline(never)]
 fn descend<E: Entries>(
     entries: &mut E,
     paging: &Paging,
@@ -199,10 +211,10 @@ fn descend<E: Entries>(
         return stop(Stop::Input(address));
     }
     let mut table = *root;
+    let mut level = format.levels();
     let mut merged = u64::MAX;
-    for level in (1..=format.levels()).rev() {
-        let index = index_of(level, address);
-        let mut step = Step { level, index, table, entry: 0 };
+    let (frame, size, entry) = loop {
+        let mut step = Step { level, index: index_of(level, address), table, entry: 0 };
         step.entry = entries.read(step.entry_address()).map_err(Failure::Source)?;
         path.push(step);
         merged &= format.mergeable(step.entry);
@@ -210,18 +222,17 @@ fn descend<E: Entries>(
             Entry::Absent => return stop(Stop::Absent),
             Entry::Malformed(reason) => return stop(Stop::Malformed(reason)),
             Entry::Table(next) => table = next,
-            Entry::Leaf(frame, size) => {
-                let rights = format.merged_rights(merged);
-                if !format.grants(rights, access, *controls) {
-                    return stop(Stop::Denied(rights));
-                }
-                let caching = format.caching(level, step.entry);
-                let address = frame | address & (size.bytes() - 1);
-                return Ok(Leaf { address, frame, size, rights, caching, entry: step.entry });
-            }
+            Entry::Leaf(frame, size) => break (frame, size, step.entry),
         }
+        // An entry of level 1 never points to a table, so this ends.
+        level -= 1;
+    };
+    let rights = format.merged_rights(merged);
+    if !format.grants(rights, access, *controls) {
+        return stop(Stop::Denied(rights));
     }
-    unreachable!("an entry of level 1 is a leaf or a stop")
+    let address = frame | address & (size.bytes() - 1);
+    Ok(Leaf { address, frame, size, rights, caching: format.caching(level, entry), entry })
 }
 
 /// Sets A and D along the path; `false` if an entry is no longer what was read.

@@ -17,10 +17,10 @@ mod manifest;
 mod values;
 
 pub use error::GuestError;
-pub use image::{Image, Segment};
+pub use image::{Image, MAX_FILE, Segment};
 pub use manifest::{
-    BackingSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec,
-    MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec,
+    Area, BackingSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest,
+    MapSpec, MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec,
 };
 pub use values::{Bytes, Location, Page, Rights, Vector};
 

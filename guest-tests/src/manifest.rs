@@ -40,6 +40,8 @@ pub const MAX_TIME_MS: u64 = 600_000;
 pub struct Manifest {
     /// One line that says what the guest shows.
     pub summary: String,
+    /// What part of memory virtualization it is about: the middle of its test's name.
+    pub area: Area,
     /// Memory and processor.
     pub machine: MachineSpec,
     /// Regions beside the main RAM.
@@ -54,6 +56,36 @@ pub struct Manifest {
     pub budget: BudgetSpec,
     /// What must hold at the end.
     pub expect: Expect,
+}
+
+/// What a guest is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Area {
+    /// Pages that come when they are touched.
+    Fault,
+    /// The guest's own page tables.
+    Paging,
+    /// Regions, aliases and priorities.
+    Region,
+    /// Accesses that leave the guest.
+    Mmio,
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+impl Area {
+    /// The word in test names.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Fault => "fault",
+            Self::Paging => "paging",
+            Self::Region => "region",
+            Self::Mmio => "mmio",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// Memory and processor.

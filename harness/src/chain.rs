@@ -65,7 +65,7 @@ pub struct Known {
     pub region: Option<String>,
     /// Its first eight bytes.
     pub holds: Option<u64>,
-    /// What the guest did there.
+    /// What the guest did there; `None` if it may never have been there.
     pub access: Option<Rights>,
 }
 
@@ -126,7 +126,7 @@ impl Observer<'_> {
             self.slots(&mut chain, gpa, known);
         }
         if let Some(hva) = chain.hva {
-            self.host_tables(&mut chain, hva);
+            self.host_tables(&mut chain, hva, known);
         }
         if let Some(gpa) = chain.gpa {
             self.second_level(&mut chain, gpa, known);
@@ -194,13 +194,15 @@ impl Observer<'_> {
         }
     }
 
-    fn host_tables(&self, chain: &mut Chain, hva: Hva) {
+    fn host_tables(&self, chain: &mut Chain, hva: Hva, known: &Known) {
         let mut note = Notes::on(LinkKind::HvaToHpa, &mut chain.checks);
         match self.host.frame(hva) {
             Witness::Seen(hpa) => {
                 chain.hpa = Some(hpa);
                 note.ok("the host has a frame");
             }
+            // A page that nobody is known to have touched need not be there.
+            Witness::Absent if known.access.is_none() => {}
             Witness::Absent => note.wrong("the host has a frame", format!("no frame is behind {hva}")),
             Witness::NotShown(why) => note.not_checked("the host has a frame", why.into_owned()),
         }
@@ -210,6 +212,7 @@ impl Observer<'_> {
         let mut note = Notes::on(LinkKind::SecondLevel, &mut chain.checks);
         let leaf = match self.host.leaf(gpa) {
             Witness::Seen(leaf) => leaf,
+            Witness::Absent if known.access.is_none() => return,
             Witness::Absent => {
                 return note.wrong("mapped by the second level", format!("no leaf maps {gpa}"));
             }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use guest_tests::{Holds, Image, Manifest, PagesSpec};
+use guest_tests::{Holds, Image, Manifest, PagesSpec, Rights};
 use memory_model::{Gpa, Gva, PageSize};
 use serde::Serialize;
 
-use crate::chain::{Chain, Known, Observer, Outcome};
+use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
 use crate::machine::{Ending, Machine, Run};
 use crate::{HarnessError, Mmu};
 
@@ -208,7 +208,7 @@ impl Judge {
         for same in &image.manifest().expect.same_page {
             let (one, other) = (image.resolve(&same.one)?, image.resolve(&same.other)?);
             for offset in (0..same.count).map(|index| index << PageSize::Size4K.shift()) {
-                let follow = |base: u64| observer.follow(Gva(base.wrapping_add(offset)), &Known::default());
+                let follow = |base: u64| observer.follow(Gva(base.wrapping_add(offset)), &touched());
                 self.same_page(&follow(one), &follow(other));
             }
         }
@@ -224,13 +224,25 @@ impl Judge {
         let frames = match (one.hpa, other.hpa) {
             (Some(one), Some(other)) if one == other => Outcome::Ok,
             (Some(one), Some(other)) => Outcome::Wrong(format!("HPA {one} and {other}")),
-            _ => Outcome::NotChecked("frames of shared pages: the host shows none".to_owned()),
+            // Why one has no frame, its own chain says.
+            _ => failing(one).or_else(|| failing(other)).unwrap_or(Outcome::Wrong("no frame".to_owned())),
         };
         self.note(&frames, place);
     }
 }
 
-pub(crate) fn shown<T: std::fmt::Display>(value: Option<T>) -> String {
+/// The first comparison on the host's link that did not come out well.
+fn failing(chain: &Chain) -> Option<Outcome> {
+    let host = chain.checks.iter().filter(|check| check.link == LinkKind::HvaToHpa);
+    host.map(|check| check.outcome.clone()).find(|outcome| *outcome != Outcome::Ok)
+}
+
+/// A page that the guest has been at, nothing more.
+fn touched() -> Known {
+    Known { access: Some(Rights::default()), ..Known::default() }
+}
+
+fn shown<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 

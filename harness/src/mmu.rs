@@ -46,7 +46,7 @@ impl Mmu {
 
 impl fmt::Display for Mmu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 

@@ -103,7 +103,8 @@ pub enum SlotError {
         errno: Errno,
     },
     /// A call failed, and some calls before it could not be taken back. What is listed stands, as
-    /// [`SlotManager::registry`](crate::SlotManager::registry) shows; the next update sets it right.
+    /// [`SlotManager::registry`](crate::SlotManager::registry) shows; the next change of the view sets it
+    /// right.
     #[error("{cause}; not taken back: {}", list(standing))]
     Torn {
         /// The failure that came first.

@@ -13,8 +13,8 @@ use crate::{Slot, SlotError, SlotFlags, SlotId, SlotLimits, SlotOp, SlotRegistry
 pub struct SlotPlan {
     /// The operations.
     pub ops: Vec<SlotOp>,
-    /// Whether a page that has memory before and after is without it in between. A vCPU that ran
-    /// meanwhile would take its access for MMIO.
+    /// Whether a page that has memory before and after is without it in between, be it inside a single call
+    /// that moves a slot onto its own old place. A vCPU that ran meanwhile could take its access for MMIO.
     pub needs_pause: bool,
 }
 
@@ -134,7 +134,7 @@ impl<'a> Difference<'a> {
         let mut left: BTreeMap<Gpa, &Slot> = old.iter().map(|slot| (slot.gpa.first(), *slot)).collect();
         let (mut creates, mut flags) = (Vec::new(), Vec::new());
         for slot in new {
-            let twin = left.get(&slot.gpa.first()).filter(|old| old.gpa == slot.gpa && old.same_memory(&slot));
+            let twin = left.get(&slot.gpa.first()).filter(|old| old.same_memory(&slot));
             match twin.map(|old| old.flags ^ slot.flags) {
                 // READONLY cannot change during a slot's life (rule R6).
                 Some(changed) if !changed.contains(SlotFlags::READONLY) => {

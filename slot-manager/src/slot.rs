@@ -120,9 +120,10 @@ impl SlotOp {
     /// The slot as it is before the call; what it is to be, for [`SlotOp::Create`].
     pub fn slot(&self) -> &Slot {
         match self {
-            Self::Create(slot) | Self::Move { slot, .. } | Self::SetFlags { slot, .. } | Self::Delete(slot) => {
-                slot
-            }
+            Self::Create(slot)
+            | Self::Move { slot, .. }
+            | Self::SetFlags { slot, .. }
+            | Self::Delete(slot) => slot,
         }
     }
 
@@ -140,9 +141,7 @@ impl SlotOp {
     pub fn inverse(&self) -> Self {
         match self {
             Self::Create(slot) => Self::Delete(slot.clone()),
-            Self::Move { slot, to } => {
-                Self::Move { slot: Slot { gpa: *to, ..slot.clone() }, to: slot.gpa }
-            }
+            Self::Move { slot, to } => Self::Move { slot: Slot { gpa: *to, ..slot.clone() }, to: slot.gpa },
             Self::SetFlags { slot, flags } => {
                 Self::SetFlags { slot: Slot { flags: *flags, ..slot.clone() }, flags: slot.flags }
             }

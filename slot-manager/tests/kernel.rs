@@ -56,7 +56,8 @@ fn each_condition_decides_with_its_errno() {
 
 #[test]
 fn of_two_faults_in_one_call_the_first_of_the_table_decides() {
-    let faults: [(&str, fn(&mut Region)); 9] = [
+    type Fault = fn(&mut Region);
+    let faults: [(&str, Fault); 9] = [
         ("a flag", |call| call.flags |= 8),
         ("a slot number", |call| call.slot |= 0x7fff),
         ("the size", |call| call.memory_size += 0x10),
@@ -135,7 +136,10 @@ fn slots_are_found_by_number_guest_and_host_address() {
     // Both show the same memory (K1).
     let hva = Hva(0x7f00_0000_3fff);
     let both: Vec<_> = kernel.slots().by_hva(hva).collect();
-    assert_eq!(both.iter().map(|slot| slot.gpa_of(hva)).collect::<Vec<_>>(), [Some(Gpa(0x1_3fff)), Some(Gpa(0x2_3fff))]);
+    assert_eq!(
+        both.iter().map(|slot| slot.gpa_of(hva)).collect::<Vec<_>>(),
+        [Some(Gpa(0x1_3fff)), Some(Gpa(0x2_3fff))]
+    );
     assert_eq!(ids(both), [0, 1]);
     assert_eq!(kernel.slots().by_hva(Hva(0x7f00_0000_4000)).count(), 0);
     assert_eq!(kernel.slots().by_hva(Hva(0x7eff_ffff_ffff)).count(), 0);

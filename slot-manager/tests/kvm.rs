@@ -60,7 +60,8 @@ fn any_region() -> impl Strategy<Value = Region> {
         1 => Just(0),
         1 => select(vec![1, 0x7f00_0000_0800, 1 << 63, u64::MAX - 0xfff]),
     ];
-    (slot, flags, gpa, size, hva).prop_map(|(slot, flags, gpa, size, hva)| region(slot, flags, gpa, size, hva))
+    (slot, flags, gpa, size, hva)
+        .prop_map(|(slot, flags, gpa, size, hva)| region(slot, flags, gpa, size, hva))
 }
 
 /// The state of the kernel, asked by calls that change nothing if it is as the model says.
@@ -68,7 +69,12 @@ fn same_state(vm: &VmFd, model: &KernelMemslots) -> TestCaseResult {
     for page in 0..ARENA + 8 {
         let probe = region(PROBE, 0, page * PAGE, PAGE, 0);
         let free = model.gfn_to_memslot(Gpa(page * PAGE)).is_none();
-        prop_assert_eq!(ioctl(vm, &probe), if free { Ok(()) } else { Err(Errno::EEXIST) }, "page {:#x}", page);
+        prop_assert_eq!(
+            ioctl(vm, &probe),
+            if free { Ok(()) } else { Err(Errno::EEXIST) },
+            "page {:#x}",
+            page
+        );
         if free {
             ioctl(vm, &Region { memory_size: 0, ..probe }).expect("it was created just now");
         }
@@ -199,7 +205,8 @@ fn only_mapped_memory_is_lent_to_a_guest() {
     let past_the_end = Slot { hva: Hva(ours.hva().0 + 0x1000), ..slot(0, 0, 0x4000, &ours) };
     let before = Slot { hva: Hva(ours.hva().0 - 0x1000), ..slot(0, 0, 0x1000, &ours) };
     for bad in [slot(0, 0, 0x1000, &foreign), past_the_end, before] {
-        let moved = SlotOp::Move { to: AddrRange::new(Gpa(0x10_0000), bad.gpa.bytes()).unwrap(), slot: bad.clone() };
+        let moved =
+            SlotOp::Move { to: AddrRange::new(Gpa(0x10_0000), bad.gpa.bytes()).unwrap(), slot: bad.clone() };
         for op in [SlotOp::Create(bad), moved] {
             let error = slots.execute(&op).unwrap_err();
             assert!(matches!(error, SlotError::NotMapped { .. }), "{error}");
@@ -213,7 +220,8 @@ fn memory_stays_mapped_until_the_kernel_lets_go_of_it() {
     let Some((_kvm, vm)) = vm("who keeps the memory of a slot") else { return };
     let vm = Arc::new(vm);
     let mut slots = KvmSlots::new(vm.clone());
-    let (one, two) = (RamBlock::anonymous("one", 0x1000).unwrap(), RamBlock::anonymous("two", 0x1000).unwrap());
+    let (one, two) =
+        (RamBlock::anonymous("one", 0x1000).unwrap(), RamBlock::anonymous("two", 0x1000).unwrap());
     let (first, second) = (slot(0, 0, 0x1000, &one), slot(1, 0x1000, 0x1000, &two));
     slots.execute(&SlotOp::Create(first.clone())).unwrap();
     slots.execute(&SlotOp::Create(second)).unwrap();

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::sync::{Arc, Mutex};
 
-use memory_model::{AddressSpace, Hva, MemoryError, MmioOps, RamBlock, RegionId, RegionTree};
+use memory_model::{AddressSpace, Hva, MemoryError, MemoryListener, MmioOps, RamBlock, RegionId, RegionTree};
 use slot_manager::{
     Errno, KernelMemslots, Memslot, Recorder, SlotError, SlotExecutor, SlotLimits, SlotManager, SlotOp,
 };
@@ -133,7 +133,10 @@ fn a_failing_undo_says_what_stands_and_the_next_update_mends_it() {
     // The first creation could not be taken back, so the slot it replaced has no room.
     let (ops, errors): (Vec<_>, Vec<_>) = standing.iter().map(|(op, error)| (op.to_string(), error)).unzip();
     assert_eq!(ops, [SPLIT[2], SPLIT[0]]);
-    assert_eq!(errors[0].to_string(), "cannot delete slot 0 (pc.ram at 0x0-0x9ffff -> 0x7f0000000000): EINTR");
+    assert_eq!(
+        errors[0].to_string(),
+        "cannot delete slot 0 (pc.ram at 0x0-0x9ffff -> 0x7f0000000000): EINTR"
+    );
     assert_eq!(
         errors[1].to_string(),
         "cannot create slot 0 (pc.ram at 0x0-0xfffff -> 0x7f0000000000): EEXIST"
@@ -141,7 +144,8 @@ fn a_failing_undo_says_what_stands_and_the_next_update_mends_it() {
     let listed = slot_error(&error).to_string();
     assert!(ops.iter().all(|op| listed.contains(op)), "{listed}");
     // The registry shows what stands.
-    let registry: Vec<_> = bench.slots.lock().unwrap().registry().iter().map(|slot| (slot.id, slot.gpa)).collect();
+    let registry: Vec<_> =
+        bench.slots.lock().unwrap().registry().iter().map(|slot| (slot.id, slot.gpa)).collect();
     assert_eq!(registry, bench.memslots().iter().map(|slot| (slot.id, slot.gpa)).collect::<Vec<_>>());
     bench.recorder.take();
 
@@ -164,6 +168,18 @@ fn r2_a_view_that_needs_too_many_slots_is_refused_without_a_call() {
     let text = "pc.ram at 0x80000000-0x8000ffff: no slot is left, 2 are needed and 1 allowed";
     assert_eq!(slot_error(&error).to_string(), text);
     assert_eq!(recorder.take(), []);
+}
+
+#[test]
+fn a_transaction_that_was_cut_short_leaves_nothing_for_the_next() {
+    let bench = bench();
+    let view = bench.space.view();
+    let mut slots = bench.slots.lock().unwrap();
+    slots.begin();
+    slots.region_del(&view.ranges()[0]);
+    slots.begin();
+    slots.commit().unwrap();
+    assert_eq!(bench.recorder.take(), []);
 }
 
 #[test]

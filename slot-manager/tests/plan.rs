@@ -50,7 +50,8 @@ fn r1_whole_pages_inwards_and_the_host_address_shifted_alike() {
         tree.add(tree.root(), 0x800, part).unwrap();
         // The region starts 0x800 into the block, so its first whole page is the block's second.
         let plan = first_plan(&tree, &LIMITS).unwrap();
-        let expected: Vec<_> = expected.into_iter().map(|(id, first, last, hva)| (id, first, last, hva + 0x1000)).collect();
+        let expected: Vec<_> =
+            expected.into_iter().map(|(id, first, last, hva)| (id, first, last, hva + 0x1000)).collect();
         assert_eq!(shapes(registry(&plan).iter()), expected);
     }
 }
@@ -109,7 +110,8 @@ fn r3_memory_longer_than_a_slot_is_split() {
     let (mut tree, ram) = tree_with_ram(0x70_0000, 0x5000);
     tree.add(tree.root(), 0x1000, ram).unwrap();
     let plan = first_plan(&tree, &SlotLimits { max_bytes: 0x2fff, ..LIMITS }).unwrap();
-    let expected = [(0, 0x1000, 0x2fff, 0x70_0000), (1, 0x3000, 0x4fff, 0x70_2000), (2, 0x5000, 0x5fff, 0x70_4000)];
+    let expected =
+        [(0, 0x1000, 0x2fff, 0x70_0000), (1, 0x3000, 0x4fff, 0x70_2000), (2, 0x5000, 0x5fff, 0x70_4000)];
     assert_eq!(shapes(registry(&plan).iter()), expected);
     // The kernel takes the longest slot there is, and the next one starts at a whole GiB.
     assert_eq!(SlotLimits::MAX_BYTES % PageSize::Size1G.bytes(), 0);
@@ -197,5 +199,8 @@ fn memory_that_moves_is_moved_by_one_call_unless_its_new_place_is_taken() {
     tree.set_offset(ram, 0x5000).unwrap();
     tree.set_offset(other, 0x1000).unwrap();
     let swap = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
-    assert!(matches!(swap.ops[..], [SlotOp::Delete(_), SlotOp::Delete(_), SlotOp::Create(_), SlotOp::Create(_)]));
+    assert!(matches!(
+        swap.ops[..],
+        [SlotOp::Delete(_), SlotOp::Delete(_), SlotOp::Create(_), SlotOp::Create(_)]
+    ));
 }

@@ -1,9 +1,9 @@
 //! The registry against a plain list.
 
-use memory_model::{AddrRange, Gpa, Hva};
+use memory_model::{AddrRange, Gpa, Hva, RamBlock};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use slot_manager::{Memslot, SlotFlags, SlotId, SlotRecord, SlotRegistry};
+use slot_manager::{Memslot, Slot, SlotFlags, SlotId, SlotOp, SlotRecord, SlotRegistry};
 
 fn any_slot() -> impl Strategy<Value = Memslot> {
     let gpa = (0..40u64, prop_oneof![1..4u64, 1..40u64]);
@@ -24,6 +24,33 @@ enum Edit {
 
 fn any_edit() -> impl Strategy<Value = Edit> {
     prop_oneof![3 => any_slot().prop_map(Edit::Insert), 1 => (0..10u32).prop_map(|id| Edit::Remove(SlotId(id)))]
+}
+
+#[test]
+fn what_cannot_have_happened_is_not_noted() {
+    let block = RamBlock::foreign("ram", Hva(0x70_0000), 0x2000).unwrap();
+    let place = |gpa| AddrRange::new(Gpa(gpa), 0x2000).unwrap();
+    let slot = |id, gpa| {
+        let (hva, flags, name, block) = (block.hva(), SlotFlags::empty(), "ram".into(), block.clone());
+        Slot { id: SlotId(id), gpa: place(gpa), hva, flags, name, block }
+    };
+    let (one, two) = (slot(0, 0x1000), slot(1, 0x5000));
+    let mut registry = SlotRegistry::default();
+    assert!(registry.apply(&SlotOp::Create(one.clone())) && registry.apply(&SlotOp::Create(two.clone())));
+    let logged = Slot { flags: SlotFlags::LOG_DIRTY_PAGES, ..one.clone() };
+    for op in [
+        SlotOp::Create(slot(0, 0x9000)),
+        SlotOp::Create(slot(2, 0x2000)),
+        SlotOp::Delete(slot(2, 0x9000)),
+        SlotOp::Delete(logged.clone()),
+        SlotOp::Move { slot: one.clone(), to: place(0x4000) },
+        SlotOp::SetFlags { slot: logged, flags: SlotFlags::empty() },
+    ] {
+        assert!(!registry.apply(&op), "{op}");
+        assert!(registry.iter().eq([&one, &two]), "{op}");
+    }
+    assert!(registry.apply(&SlotOp::Move { slot: one.clone(), to: place(0x2000) }));
+    assert_eq!(registry.by_gpa(Gpa(0x3fff)), Some(&Slot { gpa: place(0x2000), ..one }));
 }
 
 proptest! {

@@ -48,7 +48,8 @@ impl Format {
         if software & !free != 0 {
             return Err(Error::SoftwareBits { bits: software & !free, size });
         }
-        let fixed = frame | self.page_size[level as usize] | software | self.caching_bits(caching, level)?;
+        let fixed =
+            frame | self.level[level as usize].page_size | software | self.caching_bits(caching, level)?;
         self.with_rights(level, fixed, rights)
     }
 
@@ -76,11 +77,11 @@ impl Format {
     /// Entry `index` of the table that takes the place of a large leaf at `level` (2 or 3).
     pub(crate) fn split(&self, level: u8, leaf: u64, index: u16) -> u64 {
         let below = level - 1;
-        let pat = leaf & self.page_attribute[level as usize];
-        let kept = leaf & !self.frame[level as usize] & !self.page_size[level as usize] & !pat;
-        let page_size = if below == 1 { 0 } else { self.page_size[below as usize] };
-        let pat = if pat == 0 { 0 } else { self.page_attribute[below as usize] };
-        let frame = (leaf & self.frame[level as usize]) + (u64::from(index) << shift_of(below));
+        let pat = leaf & self.level[level as usize].page_attribute;
+        let kept = leaf & !self.level[level as usize].frame & !self.level[level as usize].page_size & !pat;
+        let page_size = self.level[below as usize].page_size;
+        let pat = if pat == 0 { 0 } else { self.level[below as usize].page_attribute };
+        let frame = (leaf & self.level[level as usize].frame) + (u64::from(index) << shift_of(below));
         kept | page_size | pat | frame
     }
 
@@ -115,7 +116,7 @@ impl Format {
     /// The bits of a PAT index in a leaf, lowest first.
     #[inline]
     const fn pat_bits(&self, level: u8) -> [u64; 3] {
-        [self.cache_bits[0], self.cache_bits[1], self.page_attribute[level as usize]]
+        [self.cache_bits[0], self.cache_bits[1], self.level[level as usize].page_attribute]
     }
 
     fn check_output(&self, address: u64, size: PageSize) -> Result<(), Error> {
@@ -133,4 +134,30 @@ impl Format {
 #[inline]
 pub(crate) const fn shift_of(level: u8) -> u32 {
     12 + 9 * (level as u32 - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Ia32e, Levels, MaxPhyAddr};
+
+    /// The PAT bit lies elsewhere in a PTE than in a large leaf.
+    #[test]
+    fn the_pieces_of_a_large_leaf_map_the_same_memory() {
+        let max_phy_addr = MaxPhyAddr::MAX;
+        let format =
+            Format::ia32e(Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true });
+        let rights = Rights::READ | Rights::USER;
+        for (index, size, piece) in (0..8).flat_map(|index| {
+            [(index, PageSize::Size2M, PageSize::Size4K), (index, PageSize::Size1G, PageSize::Size2M)]
+        }) {
+            let page = Attributes { rights, caching: Caching::Pat(index), software: 1 << 9 | 1 << 5 };
+            let leaf = format.leaf(size, 5 << 30, page).unwrap();
+            for n in [0, 1, 511] {
+                let frame = (5 << 30) + u64::from(n) * piece.bytes();
+                let expected = format.leaf(piece, frame, page).unwrap();
+                assert_eq!(format.split(size.level(), leaf, n), expected, "{size} {index} {n}");
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! A [`Format`] is computed once from the rows in `fields` and from what the processor offers. Masks for rights,
 //! frames and reserved bits follow from the rows: a bit without a row is reserved.
 
+mod build;
 mod encode;
 mod fields;
 mod memory_type;
@@ -11,7 +12,7 @@ mod root;
 use memory_model::PageSize;
 
 use crate::access::{Access, Controls, Rights, first_level_grants, second_level_grants};
-use fields::{Field, bits_of, known_bits};
+use fields::{Field, bits_of};
 
 pub use encode::Attributes;
 pub(crate) use encode::shift_of;
@@ -123,108 +124,35 @@ pub struct Format {
     grants: [u64; 4],
     accessed: u64,
     dirty: u64,
-    /// Must be zero, by level and for tables (0) and leaves (1).
-    reserved: [[u64; 2]; MAX_LEVEL + 1],
-    /// The frame of a leaf, by level; the address of a table is that of level 1.
-    frame: [u64; MAX_LEVEL + 1],
-    /// PS, by level; zero where there are no large leaves.
-    page_size: [u64; MAX_LEVEL + 1],
+    /// By level, 1 to 5; 0 is unused.
+    level: [LevelMasks; MAX_LEVEL + 1],
     /// IPAT; zero outside EPT.
     ignore_pat: u64,
     /// PWT and PCD; zero in EPT.
     cache_bits: [u64; 2],
-    /// PAT of a leaf, by level; zero in EPT.
-    page_attribute: [u64; MAX_LEVEL + 1],
     /// Bit `n` is set if an entry whose low six bits are `n` is misconfigured (rules M1, M2, M4).
     malformed: u64,
+}
+
+/// What differs from level to level.
+#[derive(Clone, Copy, Debug, Default)]
+struct LevelMasks {
+    /// Must be zero in a table pointer and in a leaf.
+    reserved: [u64; 2],
+    /// A present entry with any of these is a leaf: PS, all bits at level 1, none where there are no leaves.
+    leaf: u64,
+    /// The frame of a leaf.
+    frame: u64,
+    /// PS of a leaf.
+    page_size: u64,
+    /// PAT of a leaf; zero in EPT.
+    page_attribute: u64,
 }
 
 /// The highest level there is: PML5.
 pub(crate) const MAX_LEVEL: usize = 5;
 
 impl Format {
-    /// EPT, as that EPTP selects it on a processor with these capabilities.
-    pub const fn ept(eptp: Eptp, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Self {
-        let sizes = [caps.contains(EptCaps::PAGE_2M), caps.contains(EptCaps::PAGE_1G)];
-        let mut format = Self::from_rows(Kind::Ept, fields::EPT, eptp.levels(), max_phy_addr, sizes, 0);
-        if !eptp.accessed_dirty() {
-            format.accessed = 0;
-            format.dirty = 0;
-        }
-        format.malformed = malformed_ept(caps.contains(EptCaps::EXECUTE_ONLY));
-        format
-    }
-
-    /// A guest's or host's own IA-32e paging.
-    pub const fn ia32e(paging: Ia32e) -> Self {
-        let dropped = if paging.no_execute { 0 } else { bits_of(fields::IA32E, Role::NoExecute, 1, true) };
-        let sizes = [true, paging.page_1g];
-        Self::from_rows(Kind::Ia32e, fields::IA32E, paging.levels, paging.max_phy_addr, sizes, dropped)
-    }
-
-    /// AMD's nested page tables: entries as in the host's own paging (rules N1, N2).
-    pub const fn npt(host: Ia32e) -> Self {
-        let mut format = Self::ia32e(host);
-        format.kind = Kind::Npt;
-        format
-    }
-
-    /// `large`: whether there are 2 MiB and 1 GiB leaves. `dropped`: bits that have a row, but not here.
-    const fn from_rows(
-        kind: Kind,
-        rows: &'static [Field],
-        levels: Levels,
-        max_phy_addr: MaxPhyAddr,
-        large: [bool; 2],
-        dropped: u64,
-    ) -> Self {
-        let present = bits_of(rows, Role::Present, 1, true);
-        let inverted = bits_of(rows, Role::NoExecute, 1, true) & !dropped;
-        let [read, write, exec, user] = [
-            bits_of(rows, Role::Read, 1, true),
-            bits_of(rows, Role::Write, 1, true),
-            bits_of(rows, Role::Execute, 1, true) | inverted,
-            bits_of(rows, Role::User, 1, true),
-        ];
-        let mut format = Self {
-            kind,
-            fields: rows,
-            levels,
-            max_phy_addr,
-            present: if present == 0 { read | write | exec } else { present },
-            inverted,
-            // Where a right has no bit of its own, being present grants it.
-            grants: [or_else(read, present), write, or_else(exec, present), user],
-            accessed: bits_of(rows, Role::Accessed, 1, true),
-            dirty: bits_of(rows, Role::Dirty, 1, true),
-            reserved: [[0; 2]; MAX_LEVEL + 1],
-            frame: [0; MAX_LEVEL + 1],
-            page_size: [0; MAX_LEVEL + 1],
-            ignore_pat: bits_of(rows, Role::IgnorePat, 1, true),
-            cache_bits: [
-                bits_of(rows, Role::WriteThrough, 1, true),
-                bits_of(rows, Role::CacheDisable, 1, true),
-            ],
-            page_attribute: [0; MAX_LEVEL + 1],
-            malformed: 0,
-        };
-        let mut level = 1;
-        while level <= MAX_LEVEL {
-            let wide = !max_phy_addr.last() & bits_of(rows, Role::Frame, 1, true);
-            format.reserved[level] = [
-                !known_bits(rows, level as u8, false) | dropped | wide,
-                !known_bits(rows, level as u8, true) | dropped | wide,
-            ];
-            format.page_attribute[level] = bits_of(rows, Role::PageAttribute, level as u8, true);
-            format.frame[level] = bits_of(rows, Role::Frame, level as u8, true) & max_phy_addr.last();
-            if (level == 2 && large[0]) || (level == 3 && large[1]) {
-                format.page_size[level] = bits_of(rows, Role::PageSize, level as u8, true);
-            }
-            level += 1;
-        }
-        format
-    }
-
     /// Whose rules judge the entries.
     pub const fn kind(&self) -> Kind {
         self.kind
@@ -254,7 +182,7 @@ impl Format {
 
     /// Whether the format has leaves of that size.
     pub const fn has_size(&self, size: PageSize) -> bool {
-        matches!(size, PageSize::Size4K) || self.page_size[size.level() as usize] != 0
+        self.level[size.level() as usize].leaf != 0
     }
 
     /// The bits of that role in entries of that level (1 to 5), as a mask: the row of the format, whether
@@ -266,7 +194,7 @@ impl Format {
     /// The bits that must be zero in a present entry of that level (1 to 5), as a mask.
     #[inline]
     pub const fn reserved(&self, level: u8, leaf: bool) -> u64 {
-        self.reserved[level as usize][leaf as usize]
+        self.level[level as usize].reserved[leaf as usize]
     }
 
     /// Whether the input address can be translated at all: canonical for IA-32e, narrow enough for EPT and
@@ -295,33 +223,27 @@ impl Format {
         entry & self.present != 0
     }
 
-    /// Whether a present entry at that level maps a page rather than pointing to a table.
-    #[inline]
-    pub const fn is_leaf(&self, level: u8, entry: u64) -> bool {
-        level == 1 || entry & self.page_size[level as usize] != 0
-    }
-
     /// What the entry is, at that level (1 to 5). The order is that of rules M6 and F1: absent, then malformed.
     #[inline]
     pub fn decode(&self, level: u8, entry: u64) -> Entry {
         if !self.is_present(entry) {
             return Entry::Absent;
         }
-        let leaf = self.is_leaf(level, entry);
-        // A table pointer has no memory type, and its bits 5:3 may mean other things.
-        let low = entry & if leaf { 0x3f } else { 0x7 };
-        let reserved = entry & self.reserved(level, leaf);
-        if reserved != 0 || self.malformed >> low & 1 != 0 {
-            return Entry::Malformed(self.misconfiguration(entry, leaf, reserved));
+        let masks = &self.level[level as usize];
+        let leaf = entry & masks.leaf != 0;
+        let reserved = entry & masks.reserved[usize::from(leaf)];
+        // In a table pointer bits 5:3 are no memory type, but then they are reserved.
+        if reserved != 0 || self.malformed >> (entry & 0x3f) & 1 != 0 {
+            return Entry::Malformed(self.misconfiguration(entry, reserved));
         }
         match PageSize::of_level(level) {
-            Some(size) if leaf => Entry::Leaf(entry & self.frame[level as usize], size),
-            _ => Entry::Table(entry & self.frame[1]),
+            Some(size) if leaf => Entry::Leaf(entry & masks.frame, size),
+            _ => Entry::Table(entry & self.level[1].frame),
         }
     }
 
     #[cold]
-    fn misconfiguration(&self, entry: u64, leaf: bool, reserved: u64) -> Misconfiguration {
+    fn misconfiguration(&self, entry: u64, reserved: u64) -> Misconfiguration {
         let combination = self.malformed >> (entry & 0x7) & 1 != 0;
         if combination && entry & self.grants[1] != 0 {
             Misconfiguration::WriteWithoutRead
@@ -330,7 +252,6 @@ impl Format {
         } else if reserved != 0 {
             Misconfiguration::ReservedBits(reserved)
         } else {
-            debug_assert!(leaf, "a table pointer has no memory type");
             Misconfiguration::MemoryType((entry >> 3 & 0x7) as u8)
         }
     }
@@ -383,25 +304,4 @@ impl Format {
     pub(crate) const fn no_execute(&self) -> bool {
         self.inverted != 0
     }
-}
-
-const fn or_else(bit: u64, other: u64) -> u64 {
-    if bit == 0 { other } else { bit }
-}
-
-/// Rules M1, M2 and M4 for all values of bits 5:0: rights in 2:0, memory type in 5:3.
-const fn malformed_ept(execute_only: bool) -> u64 {
-    let mut bitmap = 0;
-    let mut low = 0;
-    while low < 64 {
-        let rights = low & 0x7;
-        let write_without_read = rights & 0b011 == 0b010;
-        let bad_execute_only = rights == 0b100 && !execute_only;
-        let bad_type = MemoryType::from_raw((low >> 3) as u8).is_none();
-        if write_without_read || bad_execute_only || bad_type {
-            bitmap |= 1 << low;
-        }
-        low += 1;
-    }
-    bitmap
 }

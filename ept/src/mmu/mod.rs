@@ -18,7 +18,7 @@ use memory_model::{Gpa, Hpa, Hva, PageSize};
 
 use crate::phys::{FrameAllocator, PhysMemory};
 
-pub use shadow_page::{Role as PageRole, ShadowPage};
+pub use shadow_page::{PageRole, ShadowPage};
 pub use spte::SpteBits;
 pub use tdp::{FaultOutcome, Stats, Tdp};
 pub use zap::Zapped;

@@ -6,7 +6,7 @@ use crate::format::shift_of;
 
 /// Which translation a table takes part in (`kvm_mmu_page_role`): two tables for the same address differ in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Role {
+pub struct PageRole {
     /// Level of the table's entries: 5 PML5, 4 PML4, 3 PDPT, 2 PD, 1 PT.
     pub level: u8,
     /// Translates guest-physical addresses without a guest table.
@@ -19,7 +19,7 @@ pub struct Role {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShadowPage {
     /// What it is for.
-    pub role: Role,
+    pub role: PageRole,
     /// The first guest-physical address it translates (`gfn`, in bytes).
     pub gpa: Gpa,
     /// The table itself (`spt`).

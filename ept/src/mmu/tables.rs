@@ -3,7 +3,7 @@
 use memory_model::{Gpa, Hpa};
 
 use super::HostFrames;
-use super::shadow_page::{Role, ShadowPage};
+use super::shadow_page::{PageRole, ShadowPage};
 use super::spte::Target;
 use super::tdp::Tdp;
 use crate::error::Error;
@@ -28,7 +28,7 @@ impl Tdp {
             return Err(refused);
         }
         let ad_disabled = !self.paging.format.has_accessed_dirty();
-        let role = Role { level, direct: true, ad_disabled };
+        let role = PageRole { level, direct: true, ad_disabled };
         self.pages.insert(table, ShadowPage { role, gpa, table: Hpa(table), parent, used: 0 });
         Ok(table)
     }

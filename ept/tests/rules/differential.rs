@@ -1,10 +1,10 @@
 //! The walker against a second one, over memory full of garbage that is mostly plausible.
 
+use crate::oracle::{self, Answer, Ask, Machine};
 use ept::{
     Access, Controls, Cr3, EptCaps, Eptp, Fault, Flags, Ia32e, Levels, MaxPhyAddr, MemoryError, Paging,
     PhysMemory, Rights, SparseMemory, walk,
 };
-use crate::oracle::{self, Answer, Ask, Machine};
 use proptest::prelude::*;
 
 const FRAMES: u64 = 16;

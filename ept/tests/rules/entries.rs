@@ -66,7 +66,8 @@ fn m3_i1_each_single_bit_at_each_level() {
             for (level, good) in (1..=5).flat_map(|level| [(level, 0x7), (level, 0x87)]) {
                 for bit in 0..64 {
                     let entry = good ^ 1 << bit;
-                    if entry & format.bits(Role::Present, level, true) == 0 && !machine.ept || entry & 7 == 0 {
+                    if entry & format.bits(Role::Present, level, true) == 0 && !machine.ept || entry & 7 == 0
+                    {
                         continue;
                     }
                     let slow = match machine.ept {
@@ -123,7 +124,9 @@ fn leaves_read_back_as_they_were_made() {
         let cachings: Vec<_> = match machine.ept {
             true => ept_types
                 .iter()
-                .flat_map(|&memory_type| [false, true].map(|ignore_pat| Caching::Ept { memory_type, ignore_pat }))
+                .flat_map(|&memory_type| {
+                    [false, true].map(|ignore_pat| Caching::Ept { memory_type, ignore_pat })
+                })
                 .collect(),
             false => (0..8).map(Caching::Pat).collect(),
         };
@@ -138,7 +141,9 @@ fn leaves_read_back_as_they_were_made() {
                             assert_eq!(format.caching(size.level(), leaf), caching);
                         }
                         Err(Error::PageSize { .. }) => assert!(!format.has_size(size)),
-                        Err(Error::Rights { .. }) => assert!(!sayable(machine, rights), "{rights:?} {machine:?}"),
+                        Err(Error::Rights { .. }) => {
+                            assert!(!sayable(machine, rights), "{rights:?} {machine:?}")
+                        }
                         Err(other) => panic!("{other}"),
                     }
                 }

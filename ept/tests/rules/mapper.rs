@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ept::{
-    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Error, Flags, FrameAllocator, Ia32e, Kind, Levels, Mapper,
-    MaxPhyAddr, MemoryError, Paging, PhysMemory, Rights, SparseMemory, mappings, translate,
+    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Error, Flags, FrameAllocator, Ia32e, Kind, Levels,
+    Mapper, MaxPhyAddr, MemoryError, Paging, PhysMemory, Rights, SparseMemory, mappings, translate,
 };
 use memory_model::PageSize;
 use proptest::prelude::*;

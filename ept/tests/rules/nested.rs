@@ -1,9 +1,9 @@
 //! Two-dimensional walks over tables made by hand.
 
 use ept::{
-    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Fault, Flags, Format, FrameAllocator, Ia32e, Kind, Levels,
-    Mapper, MaxPhyAddr, MemoryError, Misconfiguration, NestedFault, NestedWalk, PageFaultCode, Paging,
-    PhysMemory, Qualification, Rights, SparseMemory, nested_walk,
+    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Fault, Flags, Format, FrameAllocator, Ia32e, Kind,
+    Levels, Mapper, MaxPhyAddr, MemoryError, Misconfiguration, NestedFault, NestedWalk, PageFaultCode,
+    Paging, PhysMemory, Qualification, Rights, SparseMemory, nested_walk,
 };
 use memory_model::{Gpa, Gva, PageSize};
 
@@ -251,7 +251,8 @@ fn m9_a_guest_physical_address_wider_than_the_table_is_distinct() {
     let world = ept();
     let wide = 1 << 48;
     world.set_guest_entry(1, |entry| entry & 0xfff | wide);
-    let expected = NestedFault::Final { gpa: Gpa(wide + 0x123), fault: Fault::TooWide { address: wide + 0x123 } };
+    let expected =
+        NestedFault::Final { gpa: Gpa(wide + 0x123), fault: Fault::TooWide { address: wide + 0x123 } };
     assert_eq!(world.walk(Access::READ, Flags::Keep).outcome, Err(expected));
 }
 

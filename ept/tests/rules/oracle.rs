@@ -28,7 +28,14 @@ pub struct Ask {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// Output address, page size, R W X U, and the number of entries read.
-    Page { address: u64, bytes: u64, r: bool, w: bool, x: bool, u: bool },
+    Page {
+        address: u64,
+        bytes: u64,
+        r: bool,
+        w: bool,
+        x: bool,
+        u: bool,
+    },
     PageFault(u64),
     Violation(u64),
     Misconfigured,

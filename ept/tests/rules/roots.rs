@@ -11,7 +11,10 @@ fn a_good_eptp_is_taken_apart() {
     assert_eq!((eptp.root(), eptp.levels(), eptp.accessed_dirty()), (0x1234_5000, Levels::Four, true));
     assert_eq!(Eptp::for_root(0x1234_5000, Levels::Four, true, EptCaps::all(), WIDTH), Ok(eptp));
     let five = Eptp::for_root(0x5000, Levels::Five, false, EptCaps::all(), WIDTH).unwrap();
-    assert_eq!((five.raw(), five.levels(), five.accessed_dirty()), (0x5000 | 4 << 3 | 6, Levels::Five, false));
+    assert_eq!(
+        (five.raw(), five.levels(), five.accessed_dirty()),
+        (0x5000 | 4 << 3 | 6, Levels::Five, false)
+    );
 }
 
 #[test]
@@ -19,7 +22,9 @@ fn e1_memory_type_is_uc_or_wb_as_offered() {
     for memory_type in 0..8u8 {
         let eptp = GOOD & !7 | u64::from(memory_type);
         let refused = Err(Error::EptpMemoryType { eptp, memory_type });
-        for caps in [EptCaps::all(), EptCaps::all() - EptCaps::UNCACHEABLE, EptCaps::all() - EptCaps::WRITE_BACK] {
+        for caps in
+            [EptCaps::all(), EptCaps::all() - EptCaps::UNCACHEABLE, EptCaps::all() - EptCaps::WRITE_BACK]
+        {
             let accepted = memory_type == 0 && caps.contains(EptCaps::UNCACHEABLE)
                 || memory_type == 6 && caps.contains(EptCaps::WRITE_BACK);
             let result = Eptp::new(eptp, caps, WIDTH);
@@ -68,7 +73,9 @@ fn cr3_bits_above_maxphyaddr_are_reserved() {
         let root = 1 << bit;
         match Cr3::new(root, WIDTH) {
             Ok(cr3) => assert_eq!((cr3.root(), bit < 46), (root & !0xfff, true)),
-            refused => assert_eq!((refused, bit >= 46), (Err(Error::RootReservedBits { root, bits: root }), true)),
+            refused => {
+                assert_eq!((refused, bit >= 46), (Err(Error::RootReservedBits { root, bits: root }), true))
+            }
         }
     }
 }

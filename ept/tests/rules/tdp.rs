@@ -1,8 +1,10 @@
 //! The fault path of the TDP MMU, its page sizes, and what a zap leaves.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped};
+use ept::mmu::{
+    FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped,
+};
 use ept::{
     Access, EptCaps, Eptp, Error, Flags, Format, FrameAllocator, Ia32e, Kind, Levels, Mapping, MaxPhyAddr,
     MemoryError, PhysMemory, Rights, SparseMemory, translate,
@@ -19,6 +21,8 @@ struct Host {
     memory: SparseMemory,
     tables_left: usize,
     mapped: Vec<HostMapping>,
+    /// An entry, and bits that hardware sets in it just before it is exchanged.
+    marks: Cell<Option<(u64, u64)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -35,6 +39,10 @@ impl PhysMemory for Host {
         self.memory.read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        if let Some((_, bits)) = self.marks.get().filter(|&(at, _)| at == address) {
+            self.marks.set(None);
+            self.memory.write_entry(address, self.memory.read_entry(address)? | bits)?;
+        }
         self.memory.compare_exchange(address, current, new)
     }
 }
@@ -81,6 +89,10 @@ fn ept_format(flags: bool, caps: EptCaps) -> Format {
     Format::ept(Eptp::for_root(0, Levels::Four, flags, caps, WIDTH).unwrap(), caps, WIDTH)
 }
 
+fn npt(levels: Levels) -> Format {
+    Format::npt(Ia32e { levels, max_phy_addr: WIDTH, no_execute: true, page_1g: true })
+}
+
 struct World {
     host: Host,
     slots: Slots,
@@ -97,7 +109,7 @@ fn world(size: PageSize) -> World {
 impl World {
     fn new(format: Format, slot: Memslot, mapping: HostMapping) -> Self {
         let memory = SparseMemory::allocating_from(0x10_0000);
-        let mut host = Host { memory, tables_left: 10_000, mapped: vec![mapping] };
+        let mut host = Host { memory, tables_left: 10_000, mapped: vec![mapping], marks: Cell::default() };
         let tdp = Tdp::new(format, &mut host).unwrap();
         Self { host, slots: Slots { slots: vec![slot], dirty: RefCell::default() }, tdp }
     }
@@ -132,7 +144,8 @@ impl World {
     fn sizes(&self) -> [u64; 3] {
         let Stats { pages_4k, pages_2m, pages_1g, .. } = self.tdp.stats();
         let counted = [pages_4k, pages_2m, pages_1g];
-        let listed = PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
+        let listed =
+            PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
         assert_eq!(counted, listed, "counters and tables");
         assert_eq!(self.host.memory.frame_count(), self.tdp.shadow_pages().count(), "frames and ShadowPages");
         let bits = SpteBits::of(self.tdp.paging().format.kind());
@@ -213,9 +226,11 @@ fn what_the_host_cannot_give_is_a_host_fault() {
 /// The leaves that KVM made on real processors for the same pages.
 #[test]
 fn s1_mt3_leaves_are_those_of_kvm() {
-    let slot = |hva| Memslot { base: Gpa(0), bytes: 4 * M2, hva: Hva(hva), readonly: false, log_dirty: false };
+    let slot =
+        |hva| Memslot { base: Gpa(0), bytes: 4 * M2, hva: Hva(hva), readonly: false, log_dirty: false };
     let mapping = |hpa, size| HostMapping { hva: G1, bytes: 4 * M2, hpa, size, writable: true };
-    let npt = Format::npt(Ia32e { levels: Levels::Five, max_phy_addr: WIDTH, no_execute: true, page_1g: true });
+    let npt =
+        Format::npt(Ia32e { levels: Levels::Five, max_phy_addr: WIDTH, no_execute: true, page_1g: true });
     let ept = ept_format(true, EptCaps::all());
     for (format, hpa, size, spte) in [
         (ept, 0x0292_9000, PageSize::Size4K, 0x0600_0000_0292_9b77),
@@ -246,11 +261,18 @@ fn leaves_say_when_hardware_sets_no_flags() {
 #[test]
 fn l1_l2_l3_page_sizes() {
     let slot = Memslot { base: Gpa(G1), bytes: 4 * M2, hva: Hva(2 * G1), readonly: false, log_dirty: false };
-    let huge = HostMapping { hva: 2 * G1, bytes: 8 * M2, hpa: 4 * G1, size: PageSize::Size2M, writable: true };
+    let huge =
+        HostMapping { hva: 2 * G1, bytes: 8 * M2, hpa: 4 * G1, size: PageSize::Size2M, writable: true };
     let cases = [
         ("huge pages, all aligned", slot, huge, [0, 4, 0]),
         ("L3: no huge pages", slot, HostMapping { size: PageSize::Size4K, ..huge }, [2048, 0, 0]),
         ("L2: hva off by 4K against gpa", Memslot { hva: Hva(2 * G1 + K4), ..slot }, huge, [2048, 0, 0]),
+        (
+            "L2: the same, though the frames happen to lie well",
+            Memslot { hva: Hva(2 * G1 + K4), ..slot },
+            HostMapping { hpa: 4 * G1 - K4, ..huge },
+            [2048, 0, 0],
+        ),
         (
             "L2: gpa and hva both 4K into a huge frame",
             Memslot { base: Gpa(G1 + K4), hva: Hva(2 * G1 + K4), ..slot },
@@ -272,7 +294,8 @@ fn l1_l2_l3_page_sizes() {
 #[test]
 fn l3_a_gigantic_page_needs_the_format_and_the_whole_slot() {
     let slot = Memslot { base: Gpa(G1), bytes: 2 * G1, hva: Hva(G1), readonly: false, log_dirty: false };
-    let gigantic = HostMapping { hva: G1, bytes: 2 * G1, hpa: 4 * G1, size: PageSize::Size1G, writable: true };
+    let gigantic =
+        HostMapping { hva: G1, bytes: 2 * G1, hpa: 4 * G1, size: PageSize::Size1G, writable: true };
     for (caps, bytes, size) in [
         (EptCaps::all(), 2 * G1, PageSize::Size1G),
         (EptCaps::all(), G1 - K4, PageSize::Size2M),
@@ -305,6 +328,22 @@ fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
     assert_eq!(world.sizes(), [512, 3, 0]);
     let writable = world.leaves().into_iter().filter(|leaf| leaf.rights.contains(Rights::WRITE));
     assert_eq!(writable.map(|leaf| leaf.address).collect::<Vec<_>>(), [written]);
+}
+
+#[test]
+fn a_gigantic_page_is_split_twice() {
+    let slot = Memslot { base: Gpa(G1), bytes: G1, hva: Hva(G1), readonly: false, log_dirty: false };
+    let gigantic = HostMapping { hva: G1, bytes: G1, hpa: 4 * G1, size: PageSize::Size1G, writable: true };
+    for format in [ept_format(true, EptCaps::all()), npt(Levels::Four)] {
+        let mut world = World::new(format, slot, gigantic);
+        world.fault(G1, Access::READ);
+        assert_eq!(world.sizes(), [0, 0, 1]);
+        world.slots.slots[0].log_dirty = true;
+        let range = AddrRange::new(Gpa(G1), 1).unwrap();
+        world.tdp.write_protect(range, &mut world.host).unwrap();
+        assert_eq!(world.fault(G1 + 3 * M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+        assert_eq!(world.sizes(), [512, 511, 0]);
+    }
 }
 
 #[test]
@@ -378,9 +417,44 @@ fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
 }
 
 #[test]
+fn a_table_beyond_maxphyaddr_is_refused_and_given_back() {
+    let mut world = world(PageSize::Size4K);
+    let (first, count) = (1 << WIDTH.bits(), world.host.memory.frame_count());
+    let root = world.tdp.paging().root;
+    let mut memory = SparseMemory::allocating_from(first);
+    memory.add_frame(root);
+    world.host.memory = memory;
+    let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &mut world.host);
+    assert_eq!(refused, Err(Error::OutputRange { address: first, bits: 46 }));
+    assert_eq!((world.host.memory.frame_count(), world.tdp.shadow_pages().count()), (count, 1));
+}
+
+#[test]
 fn free_gives_every_table_back() {
     let mut world = world(PageSize::Size4K);
     world.touch_all();
     world.tdp.free(&mut world.host).unwrap();
     assert_eq!(world.host.memory.frame_count(), 0);
+}
+
+/// A processor sets A in a huge leaf at the very moment it is to be split, or zapped.
+#[test]
+fn a_flag_set_by_hardware_meanwhile_is_not_lost_nor_fatal() {
+    let mut world = world(PageSize::Size2M);
+    world.fault(M2, Access::WRITE);
+    world.slots.slots[0].log_dirty = true;
+    let range = AddrRange::new(Gpa(M2), u128::from(M2)).unwrap();
+    world.tdp.write_protect(range, &mut world.host).unwrap();
+    let leaf = world.leaf(M2).step;
+    let address = leaf.entry_address();
+    world.host.memory.write_entry(address, leaf.entry & !(1 << 8)).unwrap();
+    world.host.marks.set(Some((address, 1 << 8)));
+    assert_eq!(world.fault(M2 + K4, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+    assert_eq!(world.sizes(), [512, 0, 0]);
+    assert!(world.leaves().iter().all(|leaf| leaf.step.entry >> 8 & 1 == 1));
+
+    let address = world.leaf(M2).step.entry_address();
+    world.host.marks.set(Some((address, 1 << 9)));
+    assert_eq!(world.zap(M2, K4), Zapped { leaves: 1, tables: 0 });
+    assert_eq!(world.sizes(), [511, 0, 0]);
 }

@@ -34,7 +34,9 @@ impl PhysMemory for Remapping<'_> {
         self.memory.read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
-        if address == self.leaf && let Some(to) = self.to.take() {
+        if address == self.leaf
+            && let Some(to) = self.to.take()
+        {
             self.memory.write_entry(address, to)?;
         }
         self.memory.compare_exchange(address, current, new)
@@ -85,7 +87,8 @@ fn mappings_lists_every_page_in_order_with_merged_rights() {
         (0xffff_ffff_ffff_f000, 0xc000, PageSize::Size4K),
     ];
     let (memory, paging) = mapped(&pages);
-    let listed: Vec<_> = mappings(&memory, &paging).map(|page| (page.address, page.frame, page.size)).collect();
+    let listed: Vec<_> =
+        mappings(&memory, &paging).map(|page| (page.address, page.frame, page.size)).collect();
     assert_eq!(listed, pages);
 
     // Take W from the PML4 entry of the low half: it counts for all pages below.

@@ -18,26 +18,7 @@ pub(super) fn from_kvm(regs: &kvm_regs) -> Regs {
 pub(super) fn to_kvm(regs: &Regs) -> kvm_regs {
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = regs.gpr;
     let Regs { gpr: _, rip, rflags } = *regs;
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    }
+    kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
 }
 
 pub(super) fn system_from_kvm(sregs: &kvm_sregs) -> SystemRegs {
@@ -117,18 +98,18 @@ fn segment_to_kvm(segment: &Segment) -> kvm_segment {
 mod tests {
     use super::*;
 
-    /// Every field set, each to a value of its own.
+    /// Different in every field for every `n`, or for some.
     fn segment(n: u16) -> Segment {
         Segment {
             selector: n * 8 + 3,
             base: u64::from(n) << 32,
-            limit: if n % 2 == 0 { 0xffff_ffff } else { 0x67 },
+            limit: if n > 4 { 0xffff_ffff } else { 0x67 },
             kind: n as u8 & 0xf,
             dpl: n as u8 & 3,
-            code_or_data: n % 3 == 0,
-            long: n % 4 == 0,
-            db: n % 5 == 0,
-            present: n % 6 != 0,
+            code_or_data: n & 1 != 0,
+            long: n & 2 != 0,
+            db: n & 4 != 0,
+            present: n != 6,
         }
     }
 

@@ -37,8 +37,7 @@ impl RunPage {
         assert!(len >= size_of::<kvm_run>(), "KVM maps the whole of kvm_run");
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base =
-            unsafe { libc::mmap(ptr::null_mut(), len, access, libc::MAP_SHARED, vcpu.as_raw_fd(), 0) };
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, access, libc::MAP_SHARED, vcpu.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -91,13 +90,15 @@ impl RunPage {
 
     fn exit(&self) -> Result<Option<Exit>, VcpuError> {
         let payload = self.payload();
-        // SAFETY: of each member: integers only, and the exit reason says that KVM filled it.
+        // SAFETY: all members are integers alone; only the one that the exit reason names is looked at.
+        let (io, mmio, fail_entry, internal) =
+            unsafe { (payload.io, payload.mmio, payload.fail_entry, payload.internal) };
         let exit = match self.reason() {
-            KVM_EXIT_IO => self.port_exit(&unsafe { payload.io }),
+            KVM_EXIT_IO => self.port_exit(&io),
             KVM_EXIT_MMIO => {
-                let mmio = unsafe { payload.mmio };
                 let (gpa, len) = (Gpa(mmio.phys_addr), mmio.len as usize);
-                let data = mmio.data.get(..len).and_then(MmioData::new).expect("an MMIO access has 1 to 8 bytes");
+                let data = mmio.data.get(..len).and_then(MmioData::new);
+                let data = data.expect("an MMIO access has 1 to 8 bytes");
                 match mmio.is_write {
                     0 => Exit::MmioRead { gpa, size: len as u8 },
                     _ => Exit::MmioWrite { gpa, data },
@@ -105,10 +106,8 @@ impl RunPage {
             }
             KVM_EXIT_HLT => Exit::Halt,
             KVM_EXIT_SHUTDOWN => Exit::Shutdown,
-            KVM_EXIT_FAIL_ENTRY => {
-                Exit::FailEntry { reason: unsafe { payload.fail_entry }.hardware_entry_failure_reason }
-            }
-            KVM_EXIT_INTERNAL_ERROR => Exit::InternalError { suberror: unsafe { payload.internal }.suberror },
+            KVM_EXIT_FAIL_ENTRY => Exit::FailEntry { reason: fail_entry.hardware_entry_failure_reason },
+            KVM_EXIT_INTERNAL_ERROR => Exit::InternalError { suberror: internal.suberror },
             KVM_EXIT_INTR => return Ok(None),
             reason => return Err(VcpuError::UnexpectedExit { reason, name: name(reason) }),
         };

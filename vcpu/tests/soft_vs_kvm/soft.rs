@@ -15,21 +15,22 @@ struct Flat {
 }
 
 impl Flat {
-    /// Checks every page of an access.
+    /// Checks an access page by page: an address that is not canonical counts only once reached.
     fn check(&self, paging: &Paging, gva: Gva, len: usize, kind: AccessKind) -> Result<(), BusFault> {
-        let canonical = |address: u64| (address as i64) << 16 >> 16 == address as i64;
         let last = gva.raw().wrapping_add(len as u64 - 1);
-        if !canonical(gva.raw()) || !canonical(last) {
-            return Err(BusFault::NotCanonical);
-        }
-        for page in [gva.raw() >> 12, last >> 12] {
-            let rights = guest::rights(page);
+        let next_page = (gva.raw() | 0xfff).wrapping_add(1);
+        let crosses = last >> 12 != gva.raw() >> 12;
+        for address in [gva.raw()].into_iter().chain(crosses.then_some(next_page)) {
+            if (address as i64) << 16 >> 16 != address as i64 {
+                return Err(BusFault::NotCanonical);
+            }
+            let rights = guest::rights(address >> 12);
             let write = u64::from(kind == AccessKind::Write) << 1;
             let needed = 1 | write | u64::from(paging.user) << 2;
             if rights & needed != needed {
                 let fetch = u32::from(kind == AccessKind::Fetch) << 4;
                 let error_code = (rights & 1 | needed & 0b110) as u32 | fetch;
-                return Err(BusFault::PageFault { error_code, address: Gva(gva.raw().max(page << 12)) });
+                return Err(BusFault::PageFault { error_code, address: Gva(address) });
             }
         }
         Ok(())

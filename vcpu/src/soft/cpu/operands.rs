@@ -124,15 +124,17 @@ impl<B: Bus> Step<'_, B> {
             & address_width(instruction).mask()
     }
 
-    /// The linear address for an address within the segment of the memory operand.
+    /// The linear address for an address within the segment of the memory operand. In 64-bit mode only FS
+    /// and GS have a base; an override with CS, DS or ES is ignored, one with SS decides the exception.
     pub(super) fn linear(&self, effective: u64) -> Linear {
-        let segment = self.instruction.memory_segment();
-        let base = match segment {
-            Register::FS => self.cpu.system.fs.base,
-            Register::GS => self.cpu.system.gs.base,
-            _ => 0,
+        use Register::{EBP, ESP, RBP, RSP};
+        let (base, stack) = match self.instruction.segment_prefix() {
+            Register::FS => (self.cpu.system.fs.base, false),
+            Register::GS => (self.cpu.system.gs.base, false),
+            Register::SS => (0, true),
+            _ => (0, matches!(self.instruction.memory_base(), RBP | RSP | EBP | ESP)),
         };
-        Linear { address: base.wrapping_add(effective), stack: segment == Register::SS }
+        Linear { address: base.wrapping_add(effective), stack }
     }
 
     /// The memory operand's linear address.

@@ -124,7 +124,8 @@ impl<B: Bus> Step<'_, B> {
         self.change_flags(STATUS, flags)
     }
 
-    /// Memory is written in either case, as the bus sees it.
+    /// Memory is written in either case, a register only if they are equal: the upper half of a 32-bit
+    /// one survives otherwise.
     pub(super) fn cmpxchg(&mut self) -> Outcome {
         let place = self.place(0)?;
         let width = place.width();
@@ -134,7 +135,9 @@ impl<B: Bus> Step<'_, B> {
         if flags & rflags::ZF != 0 {
             self.write(place, source)?;
         } else {
-            self.write(place, old)?;
+            if let Place::Memory(..) = place {
+                self.write(place, old)?;
+            }
             self.set_gpr(Gpr::Rax, width, old);
         }
         self.change_flags(STATUS, flags)

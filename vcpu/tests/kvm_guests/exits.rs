@@ -1,7 +1,5 @@
 //! What comes out of a KVM guest, and what goes back in.
 
-mod kvm_guest;
-
 use std::fs::File;
 use std::time::Instant;
 
@@ -10,7 +8,7 @@ use memory_model::{Gpa, RamBlock};
 use slot_manager::SlotOp;
 use vcpu::{Budget, Entry, Exit, Gpr, Limit, MmioData, VcpuError};
 
-use kvm_guest::{CODE, DATA, Guest, NO_SLOT, long_mode, slot, start};
+use crate::guest::{CODE, DATA, Guest, NO_SLOT, PLENTY, long_mode, slot, start};
 
 fn io_out(port: u16, size: u8, data: &[u8]) -> Exit {
     Exit::IoOut { port, size, data: data.to_vec() }
@@ -181,7 +179,7 @@ fn a_wide_mmio_write_is_two_exits() {
     let inside = guest.regs();
     assert_eq!(guest.regs(), inside);
     assert!(matches!(guest.vcpu.set_regs(&inside), Err(VcpuError::MidInstruction)));
-    let answer = guest.vcpu.run(Entry::Data(vec![0; 8]), &Budget::time(kvm_guest::PLENTY));
+    let answer = guest.vcpu.run(Entry::Data(vec![0; 8]), &Budget::time(PLENTY));
     assert!(matches!(answer, Err(VcpuError::AnswerUnexpected { given: 8 })));
     assert_eq!(guest.run(Entry::Resume), mmio_write(NO_SLOT + 8, &[0; 8]));
     let done = guest.regs();
@@ -243,7 +241,7 @@ fn a_wrong_answer_is_an_error_and_changes_nothing() {
     }) else {
         return;
     };
-    let wrong = |guest: &mut Guest, entry| guest.vcpu.run(entry, &Budget::time(kvm_guest::PLENTY)).unwrap_err();
+    let wrong = |guest: &mut Guest, entry| guest.vcpu.run(entry, &Budget::time(PLENTY)).unwrap_err();
 
     let error = wrong(&mut guest, Entry::Data(vec![1]));
     assert!(matches!(error, VcpuError::AnswerUnexpected { given: 1 }), "{error}");

@@ -130,7 +130,8 @@ fn write_tables(ram: &RamBlock) {
 }
 
 pub fn long_mode(ring: u8) -> SystemRegs {
-    let flat = Segment { limit: u32::MAX, dpl: ring, code_or_data: true, present: true, ..Default::default() };
+    let flat =
+        Segment { limit: u32::MAX, dpl: ring, code_or_data: true, present: true, ..Default::default() };
     let (code, data) = if ring == 3 { (0x23, 0x1b) } else { (0x08, 0x10) };
     let data = Segment { selector: data, kind: 0x3, db: true, ..flat };
     SystemRegs {

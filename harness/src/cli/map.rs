@@ -1,0 +1,98 @@
+//! `memvirt map`.
+
+use std::io::{self, Write};
+
+use guest_tests::Location;
+use harness::{Chain, HarnessError, Known, Machine, Mmu, Observer, Outcome};
+use memory_model::{Gva, PageSize};
+
+use super::output::{letters, shown};
+use super::source::{self, Source};
+use super::{Status, output};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The name of a built-in guest, or an ELF file.
+    guest: String,
+    /// Guest-virtual addresses (0x...) or symbols of the guest.
+    #[arg(required = true)]
+    gva: Vec<Location>,
+    /// The machine to run on: ept (software) or kvm.
+    #[arg(long, default_value = "ept")]
+    mmu: Mmu,
+}
+
+pub(crate) fn map(args: &Args) -> io::Result<Status> {
+    let guest = match source::find(&args.guest) {
+        Ok(guest) => guest,
+        Err(error) => {
+            output::complain(&error);
+            return Ok(Status::Trouble);
+        }
+    };
+    if let Some(why) = args.mmu.unavailable() {
+        output::complain(&format!("{} cannot run here: {why}", args.mmu));
+        return Ok(Status::Trouble);
+    }
+    let chains = match chains(&guest, args) {
+        Ok(chains) => chains,
+        Err(error) => {
+            output::complain(&format!("{} on {}: {error}", guest.name, args.mmu));
+            return Ok(Status::Trouble);
+        }
+    };
+    let mut out = io::stdout().lock();
+    let mut status = Status::AsExpected;
+    for chain in &chains {
+        show(&mut out, chain)?;
+        let wrong = chain.checks.iter().any(|check| matches!(check.outcome, Outcome::Wrong(_)));
+        status = status.max(if wrong { Status::Failed } else { Status::AsExpected });
+    }
+    Ok(status)
+}
+
+/// Runs the guest to its end and follows each address.
+fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
+    let addresses: Vec<_> = args.gva.iter().map(|gva| guest.image.resolve(gva)).collect::<Result<_, _>>()?;
+    let mut machine = Machine::build(guest.image.clone(), args.mmu.create_vm()?)?;
+    machine.run()?;
+    let guest_root = machine.guest_root()?;
+    let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
+    let observer = Observer { guest_root, view: &view, slots: slots.registry(), host: machine.host() };
+    Ok(addresses.into_iter().map(|gva| observer.follow(Gva(gva), &Known::default())).collect())
+}
+
+fn show(out: &mut impl Write, chain: &Chain) -> io::Result<()> {
+    const TABLES: [&str; 6] = ["", "PT", "PD", "PDPT", "PML4", "PML5"];
+    writeln!(out, "GVA {}", chain.gva)?;
+    for step in chain.guest_walk.iter() {
+        let table = TABLES[usize::from(step.level)];
+        writeln!(out, "    {table:<4} {:#x} [{:>3}] = {:#018x}", step.table, step.index, step.entry)?;
+    }
+    let page = chain.guest_page.map_or_else(String::new, |size| format!("  ({size} page of the guest)"));
+    writeln!(out, " -> GPA {}{page}", shown(chain.gpa))?;
+    let region = chain.region.as_deref().unwrap_or("no region");
+    writeln!(out, " -> HVA {}  ({region}, slot {})", shown(chain.hva), shown(chain.slot.map(|slot| slot.0)))?;
+    writeln!(out, " -> HPA {}", shown(chain.hpa))?;
+    if let Some(leaf) = &chain.leaf {
+        writeln!(
+            out,
+            "    second level: leaf {:#018x} at {}: {} page at {}, {}",
+            leaf.entry,
+            leaf.entry_address,
+            leaf.size,
+            leaf.hpa.align_down(PageSize::Size4K),
+            letters(leaf.rights)
+        )?;
+    }
+    for check in &chain.checks {
+        match &check.outcome {
+            Outcome::Ok => {}
+            Outcome::Wrong(how) => writeln!(out, "    WRONG {}, {}: {how}", check.link, check.what)?,
+            Outcome::NotChecked(why) => {
+                writeln!(out, "    not checked: {}, {}: {why}", check.link, check.what)?
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Text for people and JSON for machines.
+
+use std::fmt::{self, Write};
+
+use harness::{Chain, Counts, Ending, Outcome, Report, Run, Verdict};
+use serde::Serialize;
+
+/// One line to standard error.
+pub(crate) fn complain(error: &dyn fmt::Display) {
+    eprintln!("memvirt: {error}");
+}
+
+/// A report as one JSON object in one line.
+pub(crate) fn json(report: &Report) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        guest: &'a str,
+        mmu: &'a str,
+        verdict: Verdict,
+        reasons: &'a [String],
+        checks: Counts,
+        unchecked: &'a [String],
+        violations: Option<u64>,
+        elapsed_us: u128,
+    }
+    let line = Line {
+        guest: &report.guest,
+        mmu: report.mmu.name(),
+        verdict: report.verdict,
+        reasons: &report.reasons,
+        checks: report.checks,
+        unchecked: &report.unchecked,
+        violations: report.violations,
+        elapsed_us: report.elapsed.as_micros(),
+    };
+    serde_json::to_string(&line).expect("strings and numbers are always JSON")
+}
+
+/// The verdict in one line.
+pub(crate) fn summary(report: &Report) -> String {
+    let Counts { ok, wrong, unchecked } = report.checks;
+    let mut line = format!("{:<4} {:<20} {:<10}", report.mmu, report.guest, report.verdict.word());
+    if report.verdict == Verdict::Skip {
+        return format!("{line} {}", report.reasons.join("; "));
+    }
+    let _ = write!(line, " {ok:>5} ok {wrong:>3} wrong {unchecked:>4} not checked");
+    match report.violations {
+        Some(violations) => _ = write!(line, " {violations:>5} violations"),
+        None => line.push_str("     - violations"),
+    }
+    let _ = write!(line, " {:>9.3} ms", report.elapsed.as_secs_f64() * 1e3);
+    line
+}
+
+/// Why a guest did not pass, and what it left behind. Empty for one that passed.
+pub(crate) fn failure(report: &Report) -> String {
+    const SHOWN: usize = 8;
+    let mut text = String::new();
+    if matches!(report.verdict, Verdict::Pass | Verdict::Skip) {
+        return text;
+    }
+    for reason in report.reasons.iter().take(SHOWN) {
+        let _ = writeln!(text, "     {reason}");
+    }
+    if let Some(more) = report.reasons.len().checked_sub(SHOWN).filter(|&more| more > 0) {
+        let _ = writeln!(text, "     ... and {more} more");
+    }
+    if let Some(run) = &report.run {
+        text.push_str(&end_of_run(run));
+    }
+    text
+}
+
+fn end_of_run(run: &Run) -> String {
+    let mut text = String::new();
+    if !run.console.is_empty() {
+        let _ = writeln!(text, "     console: {:?}", run.console);
+    }
+    // A guest that reported a failure stands behind its report: its registers say nothing.
+    if !matches!(run.ending, Ending::Reported(_)) {
+        for line in run.regs.to_string().lines() {
+            let _ = writeln!(text, "     {line}");
+        }
+    }
+    text
+}
+
+/// What could not be checked, and why.
+pub(crate) fn not_checked(report: &Report) -> String {
+    report.unchecked.iter().fold(String::new(), |mut text, why| {
+        let _ = writeln!(text, "     not checked: {why}");
+        text
+    })
+}
+
+/// The chains of a guest's pages as a table.
+pub(crate) fn chains(chains: &[Chain]) -> String {
+    const HEAD: [&str; 7] = ["GVA", "GPA", "region", "slot", "HVA", "HPA", "leaf"];
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(chains.iter().map(row));
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "     {}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+fn row(chain: &Chain) -> [String; 7] {
+    let wrong = chain.checks.iter().any(|check| matches!(check.outcome, Outcome::Wrong(_)));
+    let leaf = chain
+        .leaf
+        .as_ref()
+        .map_or_else(|| "-".to_owned(), |leaf| format!("{} {}", leaf.size, letters(leaf.rights)));
+    [
+        chain.gva.to_string(),
+        shown(chain.gpa),
+        shown(chain.region.as_ref()),
+        shown(chain.slot.map(|slot| slot.0)),
+        shown(chain.hva),
+        shown(chain.hpa),
+        if wrong { format!("{leaf}  WRONG") } else { leaf },
+    ]
+}
+
+pub(crate) fn letters(rights: ept::Rights) -> String {
+    let letter = |right, letter| if rights.contains(right) { letter } else { '-' };
+    [letter(ept::Rights::READ, 'r'), letter(ept::Rights::WRITE, 'w'), letter(ept::Rights::EXEC, 'x')]
+        .iter()
+        .collect()
+}
+
+pub(crate) fn shown<T: fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}

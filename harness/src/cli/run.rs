@@ -1,0 +1,100 @@
+//! `memvirt run`.
+
+use std::io::{self, Write};
+
+use harness::{Mmu, Report, Verdict, run_guest};
+
+use super::source::{self, Columns, Source};
+use super::{Status, output};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Names of built-in guests, or ELF files.
+    guests: Vec<String>,
+    /// The machine to run on: ept (software), kvm, or all.
+    #[arg(long, default_value = "ept")]
+    mmu: Columns,
+    /// List the built-in guests and what each shows.
+    #[arg(long, conflicts_with_all = ["guests", "json", "chains"])]
+    list: bool,
+    /// One JSON object a line for each guest and machine.
+    #[arg(long)]
+    json: bool,
+    /// Show the chain of each page, also of more than one guest.
+    #[arg(long, conflicts_with = "json")]
+    chains: bool,
+}
+
+pub(crate) fn run(args: &Args) -> io::Result<Status> {
+    let mut out = io::stdout().lock();
+    if args.list {
+        return list(&mut out);
+    }
+    let found: Vec<_> = match args.guests.as_slice() {
+        [] => source::built_in().collect(),
+        names => names.iter().map(|name| source::find(name)).collect(),
+    };
+    let chains = args.chains || args.guests.len() == 1;
+    let mut status = Status::AsExpected;
+    for guest in found {
+        let guest = match guest {
+            Ok(guest) => guest,
+            Err(error) => {
+                output::complain(&error);
+                status = Status::Trouble;
+                continue;
+            }
+        };
+        for mmu in args.mmu.list() {
+            status = status.max(one(&mut out, args, &guest, mmu, chains)?);
+        }
+    }
+    Ok(status)
+}
+
+/// Runs one guest on one machine and prints what came of it.
+fn one(out: &mut impl Write, args: &Args, guest: &Source, mmu: Mmu, chains: bool) -> io::Result<Status> {
+    let report = match mmu.unavailable() {
+        Some(why) => Report::skipped(&guest.name, mmu, why),
+        None => match run_guest(&guest.name, &guest.image, mmu) {
+            Ok(report) => report,
+            Err(error) => {
+                output::complain(&format!("{} on {mmu}: {error}", guest.name));
+                return Ok(Status::Trouble);
+            }
+        },
+    };
+    if args.json {
+        writeln!(out, "{}", output::json(&report))?;
+    } else {
+        writeln!(out, "{}", output::summary(&report))?;
+        if chains && !report.chains.is_empty() {
+            write!(out, "{}", output::chains(&report.chains))?;
+        }
+        if chains {
+            write!(out, "{}", output::not_checked(&report))?;
+        }
+        write!(out, "{}", output::failure(&report))?;
+    }
+    out.flush()?;
+    Ok(match (report.verdict, args.mmu) {
+        (Verdict::Pass, _) | (Verdict::Skip, Columns::All) => Status::AsExpected,
+        // Asked for by name, and this host does not have it.
+        (Verdict::Skip, Columns::One(_)) => Status::Trouble,
+        _ => Status::Failed,
+    })
+}
+
+fn list(out: &mut impl Write) -> io::Result<Status> {
+    let mut status = Status::AsExpected;
+    for guest in source::built_in() {
+        match guest {
+            Ok(guest) => writeln!(out, "{:<20} {}", guest.name, guest.image.manifest().summary)?,
+            Err(error) => {
+                output::complain(&error);
+                status = Status::Trouble;
+            }
+        }
+    }
+    Ok(status)
+}

@@ -1,0 +1,73 @@
+//! Guests as the command line names them: built in, or an ELF file.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use guest_tests::{GuestError, Image};
+use harness::Mmu;
+
+/// A guest to run.
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) image: Image,
+}
+
+/// Finds a guest: one of the built-in ones by name, else a file. The error is one line that names the guest.
+pub(crate) fn find(name: &str) -> Result<Source, String> {
+    if let Some(guest) = guest_tests::built_in().find(|guest| guest.name == name) {
+        return parse(name, guest.elf.to_vec());
+    }
+    let path = Path::new(name);
+    if !path.exists() {
+        return Err(format!(
+            "{name}: no built-in guest of this name (`memvirt run --list`), and no such file"
+        ));
+    }
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    let bytes = read(path).map_err(|error| format!("{name}: {error}"))?;
+    parse(name, bytes).map(|source| Source { name: stem.to_owned(), ..source })
+}
+
+/// All built-in guests; those that cannot be read are told apart.
+pub(crate) fn built_in() -> impl Iterator<Item = Result<Source, String>> {
+    guest_tests::built_in().map(|guest| parse(guest.name, guest.elf.to_vec()))
+}
+
+fn parse(name: &str, bytes: Vec<u8>) -> Result<Source, String> {
+    let image = Image::parse(bytes).map_err(|error: GuestError| format!("{name}: {error}"))?;
+    Ok(Source { name: name.to_owned(), image })
+}
+
+/// Reads a file, but no more of it than a guest may have: a device file never ends.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(guest_tests::MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// One column, or all of them.
+#[derive(Clone, Copy)]
+pub(crate) enum Columns {
+    One(Mmu),
+    All,
+}
+
+impl Columns {
+    pub(crate) fn list(self) -> Vec<Mmu> {
+        match self {
+            Self::One(mmu) => vec![mmu],
+            Self::All => Mmu::ALL.to_vec(),
+        }
+    }
+}
+
+impl std::str::FromStr for Columns {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "all" => Ok(Self::All),
+            name => name.parse().map(Self::One).map_err(|error| format!("{error} or all")),
+        }
+    }
+}

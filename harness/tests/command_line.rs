@@ -1,0 +1,221 @@
+//! The program as a user meets it: output, exit status, and what it says to bad input.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use harness::Mmu;
+use support::{CODE, ElfBuilder, Segment};
+
+/// `mov al, 0x10; out 0xf4, al; jmp $`
+const PASS: &[u8] = &[0xb0, 0x10, 0xe6, 0xf4, 0xeb, 0xfe];
+
+fn memvirt(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_memvirt")).args(args).output().expect("the program runs")
+}
+
+/// Writes an ELF file for this test alone.
+fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.elf"));
+    std::fs::write(&path, bytes).expect("the folder for temporary files is writable");
+    path
+}
+
+fn run_file(name: &str, bytes: &[u8], more: &[&str]) -> Output {
+    let path = file(name, bytes);
+    let mut args = vec!["run", path.to_str().expect("UTF-8")];
+    args.extend(more);
+    memvirt(&args)
+}
+
+/// One clear line on standard error that says what and where, status 2, nothing else.
+#[track_caller]
+fn assert_refused(output: &Output, says: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains(says), "{error:?} does not say {says:?}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn first_touch_prints_the_chain_of_each_page() {
+    let output = memvirt(&["run", "first_touch"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let pages = text.lines().filter(|line| line.contains("4K rwx")).count();
+    assert_eq!(pages, 64, "{text}");
+    assert!(text.starts_with("ept  first_touch          pass"), "{text}");
+}
+
+#[test]
+fn json_has_one_object_a_line_for_each_guest_and_machine() {
+    let output = memvirt(&["run", "rom_write", "huge_page", "--mmu", "all", "--json"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named: Vec<_> =
+        lines.iter().map(|line| (line["guest"].as_str().unwrap(), line["mmu"].as_str().unwrap())).collect();
+    assert_eq!(
+        named,
+        [("rom_write", "ept"), ("rom_write", "kvm"), ("huge_page", "ept"), ("huge_page", "kvm")]
+    );
+    for line in &lines {
+        let kvm = line["mmu"] == "kvm";
+        let expected = if kvm && Mmu::Kvm.unavailable().is_some() { "skip" } else { "pass" };
+        assert_eq!(line["verdict"], expected, "{line}");
+        assert_eq!(line["checks"]["wrong"], 0);
+        assert!(line["checks"]["ok"].is_u64() && line["checks"]["unchecked"].is_u64());
+        assert!(line["elapsed_us"].is_u64());
+        assert_eq!(line["violations"].is_null(), kvm, "KVM here does not count them");
+    }
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn map_shows_every_step_and_host_what_is_here() {
+    let output = memvirt(&["map", "huge_page", "0x40100000", "start"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "GVA 0x40100000",
+        "PD   ",
+        " -> GPA 0x500000  (2M page of the guest)",
+        " -> HVA 0x",
+        " -> HPA 0x",
+        "second level: leaf",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert_eq!(output.status.code(), Some(0));
+    let output = memvirt(&["host"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("  ept          yes") && text.contains("  kvm ") && text.contains("  frames "),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn files_that_are_no_guests_are_refused_in_one_line() {
+    let good = ElfBuilder::new(PASS);
+    assert_eq!(run_file("good", &good.build(), &[]).status.code(), Some(0));
+    let bytes = good.build();
+    let refused = |name: &str, bytes: &[u8], says: &str| assert_refused(&run_file(name, bytes, &[]), says);
+    refused("empty", &[], "the file is too short");
+    refused("text", b"#!/bin/sh\necho this is no ELF file\n", "it does not begin with 7f 45 4c 46");
+    refused("truncated_header", &bytes[..40], "not a 64-bit x86 ELF file");
+    refused("truncated_segment", &bytes[..HEADERS + 2], "not a 64-bit x86 ELF file");
+    refused("class", &ElfBuilder { class: 1, ..good.clone() }.build(), "not a 64-bit little-endian file");
+    refused("machine", &ElfBuilder { machine: 183, ..good.clone() }.build(), "machine 183");
+    refused("relocatable", &ElfBuilder { kind: 1, ..good.clone() }.build(), "type 1, not ET_EXEC");
+    refused("shared", &ElfBuilder { kind: 3, ..good.clone() }.build(), "type 3, not ET_EXEC");
+    refused("entry", &ElfBuilder { entry: 0x20_0000, ..good.clone() }.build(), "entry point 0x200000");
+    let in_data = ElfBuilder { entry: 0x20_0000, ..with_segment(0x20_0000, 0x10, 6, &good) };
+    refused("entry_in_data", &in_data.build(), "entry point 0x200000 is in no executable segment");
+}
+
+/// ELF header and one program header.
+const HEADERS: usize = 64 + 56;
+
+fn with_segment(address: u64, memory_size: u64, flags: u32, good: &ElfBuilder) -> ElfBuilder {
+    let mut builder = good.clone();
+    builder.segments.push(Segment { address, memory_size, flags });
+    builder
+}
+
+#[test]
+fn segments_that_do_not_fit_are_refused_in_one_line() {
+    let good = ElfBuilder::new(PASS);
+    let refused = |name: &str, address, size, says: &str| {
+        assert_refused(&run_file(name, &with_segment(address, size, 6, &good).build(), &[]), says);
+    };
+    refused("overlapping", CODE + 1, 0x1000, "it overlaps the one at 0x100000-0x100005");
+    refused("outside_ram", 0x200_0000, 0x1000, "no RAM or ROM at 0x2000000");
+    refused("half_outside_ram", 0xff_f000, 0x2000, "no RAM or ROM at 0x1000000");
+    refused("in_boot_memory", 0x8000, 0x1000, "the first 0x100000 bytes of memory are the boot's own");
+    refused("wrapping", u64::MAX - 0xfff, 0x2000, "past the end of the address space");
+    refused("huge", 0x20_0000, 1 << 40, "no RAM or ROM at 0x1000000");
+}
+
+#[test]
+fn bad_manifests_are_refused_in_one_line() {
+    const DEVICE: &str = "[[region]]\nname = 'x'\nkind = 'mmio'\n";
+    let cases = [
+        ("unknown_key", "[machine]\nmemroy = '1M'", "line 2, column 1: unknown field `memroy`"),
+        ("no_toml", "[machine", "manifest line 1"),
+        ("ring", "[machine]\nring = 2", "machine.ring"),
+        (
+            "misaligned",
+            &format!("{DEVICE}gpa = 0x2000800\nsize = '4K'"),
+            "region `x`: gpa 0x2000800 is not 4K aligned",
+        ),
+        (
+            "zero_size",
+            &format!("{DEVICE}gpa = 0x2000000\nsize = 0"),
+            "region `x`: 0x0 bytes at 0x2000000 are empty",
+        ),
+        ("too_high", &format!("{DEVICE}gpa = 0x400000000000\nsize = '4K'"), "reach past 0x400000000000"),
+        ("memory_zero", "[machine]\nmemory = 0", "region `ram`: 0x0 bytes"),
+        ("memory_limit", "[machine]\nmemory = '65G'", "more than 0x1000000000 bytes of memory"),
+        (
+            "overlap",
+            &format!("{DEVICE}gpa = 0xfff000\nsize = '8K'"),
+            "overlaps region `ram` at 0x0-0xffffff with the same priority 0",
+        ),
+        ("symbol", "[[expect.pages]]\nat = 'nowhere'\naccess = 'w'", "no symbol `nowhere`"),
+        ("rights", "[[expect.pages]]\nat = 0\naccess = 'q'", "line 3, column 10: `q` is no right"),
+        (
+            "alias",
+            "[[region]]\nname = 'a'\nkind = 'alias'\ntarget = 'b'\ngpa = 0x2000000\nsize = '4K'",
+            "no region `b` before it",
+        ),
+        ("handler", "[handlers]\nmachine_check = 1", "`machine_check` is no exception"),
+    ];
+    for (name, manifest, says) in cases {
+        let elf = ElfBuilder::new(PASS).manifest(manifest).build();
+        assert_refused(&run_file(&format!("manifest_{name}"), &elf, &[]), says);
+    }
+}
+
+#[test]
+fn unknown_guests_and_machines_are_refused() {
+    assert_refused(&memvirt(&["run", "no_such_guest"]), "no built-in guest of this name");
+    assert_refused(&memvirt(&["map", "first_touch", "no_such_symbol"]), "no symbol `no_such_symbol`");
+    let output = memvirt(&["run", "first_touch", "--mmu", "sideways"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no MMU `sideways`: use ept, kvm or all"));
+}
+
+#[test]
+fn a_guest_that_does_not_end_well_gets_a_verdict_and_its_registers() {
+    let cases: [(&str, &[u8], &str, &str); 5] = [
+        // mov eax, 0x1234; jmp $
+        ("endless", &[0xb8, 0x34, 0x12, 0, 0, 0xeb, 0xfe], "timeout", "rax=0000000000001234"),
+        // ud2, and no handler
+        ("triple_fault", &[0x0f, 0x0b], "crash", "rip=0000000000100000"),
+        // mov eax, 0x40000000; jmp rax
+        ("runs_off", &[0xb8, 0, 0, 0, 0x40, 0xff, 0xe0], "crash", "rax=0000000040000000"),
+        // hlt
+        ("halts", &[0xf4], "no-verdict", "rip=0000000000100001"),
+        // mov al, 3; out 0xf4, al
+        ("reports_failure", &[0xb0, 3, 0xe6, 0xf4], "fail", "the guest reported 0x3, expected 0x10"),
+    ];
+    for mmu in Mmu::ALL {
+        if let Some(why) = mmu.unavailable() {
+            println!("not checked on {mmu}: {why}");
+            continue;
+        }
+        for (name, code, verdict, says) in cases {
+            let manifest = "[machine]\nring = 0\n[budget]\nms = 300\n";
+            let elf = ElfBuilder::new(code).manifest(manifest).build();
+            let output = run_file(&format!("{name}_{mmu}"), &elf, &["--mmu", mmu.name()]);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(1), "{name} on {mmu}: {text}");
+            let mut words = text.split_whitespace().skip(2);
+            assert_eq!(words.next(), Some(verdict), "{name} on {mmu}: {text}");
+            assert!(text.contains(says), "{name} on {mmu} does not say {says:?}: {text}");
+        }
+    }
+}

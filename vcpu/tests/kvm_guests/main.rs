@@ -1,0 +1,5 @@
+//! The KVM backend, on guests that really run. Without `/dev/kvm` each test says so and checks nothing.
+
+mod budget;
+mod exits;
+mod guest;
