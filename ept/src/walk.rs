@@ -195,9 +195,7 @@ pub(crate) fn walk_entries<E: Entries>(
     }
 }
 
-// Not inlined: within the loop above, all that a walk may need of its format would be loaded ahead of it.
 /// From the root to the leaf. The order is that of rules M6 and F1: not present, malformed, descend; rights last.
-#[inline(never)]
 fn descend<E: Entries>(
     entries: &mut E,
     paging: &Paging,

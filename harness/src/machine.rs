@@ -52,12 +52,13 @@ pub struct Run {
 
 /// A guest with all it needs to run, on one VM.
 pub struct Machine {
-    image: Image,
-    space: AddressSpace,
-    slots: Arc<Mutex<Slots>>,
+    // Dropped in this order: the vCPU, the VM, and only then the memory. A VM that lives while its memory is unmapped
+    // makes the kernel take every page out of its tables one by one.
     vcpu: Box<dyn Vcpu>,
-    // Dropped after the vCPU that runs in it.
     vm: Box<dyn Vm>,
+    slots: Arc<Mutex<Slots>>,
+    space: AddressSpace,
+    image: Image,
 }
 
 impl Machine {

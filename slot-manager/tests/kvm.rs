@@ -107,7 +107,7 @@ fn random_calls_get_the_kernels_answers_and_leave_the_kernels_state() {
         println!("not checked: the last guest page: this host has fewer than 52 address bits");
     }
     let calls = proptest::collection::vec(any_region(), 1..60);
-    let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 120, failure_persistence: None, ..Config::default() });
     let verdict = runner.run(&calls, |calls| {
         let vm = kvm.create_vm().expect("a VM could be made before");
         let mut model = KernelMemslots::new();

@@ -105,12 +105,12 @@ fn r8_one_transaction_is_one_plan_and_touches_only_what_changed() {
 
 #[test]
 fn a_failure_at_any_step_is_undone_and_the_old_view_stays_in_force() {
-    for step in 0..SPLIT.len() {
+    for (step, refused) in SPLIT.iter().enumerate() {
         let bench = bench();
         let (view, memslots) = (bench.space.view(), bench.memslots());
         bench.recorder.refuse(step, Errno::ENOMEM);
         let error = bench.update().unwrap_err();
-        assert_eq!(slot_error(&error).to_string(), format!("cannot {}: ENOMEM", SPLIT[step]));
+        assert_eq!(slot_error(&error).to_string(), format!("cannot {refused}: ENOMEM"));
         assert_eq!(bench.recorder.take().len(), 2 * step + 1);
         assert!(bench.space.view().same_as(&view));
         assert_eq!(bench.memslots(), memslots);

@@ -207,14 +207,21 @@ fn map_page(
     gpa: u64,
     map: &GuestMap,
 ) -> Result<(), ept::Error> {
-    match mapper.unmap(gva.0) {
-        Ok(_) | Err(ept::Error::NotMapped { .. }) => {}
-        Err(error) => return Err(error),
-    }
+    let unmap = |mapper: &mut Mapper<'_, _>| match mapper.unmap(gva.0) {
+        Ok(_) | Err(ept::Error::NotMapped { .. }) => Ok(()),
+        Err(error) => Err(error),
+    };
     if map.rights.is_empty() {
-        return Ok(());
+        return unmap(mapper);
     }
-    mapper.map(gva.0, gpa, map.page, Attributes::ram(Kind::Ia32e, map.rights))
+    let attributes = Attributes::ram(Kind::Ia32e, map.rights);
+    match mapper.map(gva.0, gpa, map.page, attributes) {
+        Err(ept::Error::Overlap { .. }) => {
+            unmap(mapper)?;
+            mapper.map(gva.0, gpa, map.page, attributes)
+        }
+        done => done,
+    }
 }
 
 /// Guest memory with an allocator for page tables.

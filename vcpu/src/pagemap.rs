@@ -4,7 +4,9 @@
 //! with `CAP_SYS_ADMIN` and replaces by zero for all others (Linux, Documentation/admin-guide/mm/pagemap.rst).
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use memory_model::{Hpa, Hva, PageSize};
 
@@ -15,8 +17,13 @@ const FRAME: u64 = (1 << 55) - 1;
 
 /// The frame behind the page that holds `hva`, with the offset inside the page.
 pub fn frame(hva: Hva) -> Witness<Hpa> {
+    // Opened once: the file is this process, whatever page is asked for.
+    static PAGEMAP: OnceLock<io::Result<File>> = OnceLock::new();
     let mut entry = [0; 8];
-    let read = File::open("/proc/self/pagemap").and_then(|file| file.read_exact_at(&mut entry, hva.page_number() * 8));
+    let read = match PAGEMAP.get_or_init(|| File::open("/proc/self/pagemap")) {
+        Ok(file) => file.read_exact_at(&mut entry, hva.page_number() * 8).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
     if let Err(error) = read {
         return Witness::NotShown(format!("/proc/self/pagemap: {error}").into());
     }

@@ -84,7 +84,7 @@ impl Format {
                     !known_bits(rows, number, true) | dropped | wide,
                 ],
                 leaf: if number == 1 { u64::MAX } else { page_size },
-                frame: bits_of(rows, Role::Frame, number, true) & max_phy_addr.last(),
+                frame: bits_of(rows, Role::Frame, number, true),
                 page_size,
                 page_attribute: bits_of(rows, Role::PageAttribute, number, true),
             };

@@ -2,6 +2,7 @@
 
 mod differential;
 mod entries;
+mod host;
 mod mapper;
 mod nested;
 mod oracle;

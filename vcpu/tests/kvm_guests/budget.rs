@@ -183,41 +183,41 @@ fn a_storm_of_kicks_loses_no_exit() {
         return;
     };
     let kick = guest.vcpu.kick();
-    let done = AtomicBool::new(false);
-    let mut kicked = 0u32;
+    let storm = AtomicBool::new(true);
+    let mut kicked = 0;
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while !done.load(SeqCst) {
+                while storm.load(SeqCst) {
                     kick.kick();
                 }
             });
         }
-        let mut next = |guest: &mut Guest, mut entry| {
-            loop {
-                match guest.run(entry) {
-                    Exit::Kicked => kicked += 1,
-                    exit => break exit,
-                }
-                entry = Entry::Resume;
+        let _calm = Calm(&storm);
+        let mut next = |entry| {
+            let mut exit = guest.run(entry);
+            while exit == Exit::Kicked {
+                kicked += 1;
+                exit = guest.run(Entry::Resume);
             }
+            exit
         };
         for n in 0..ECHOES {
             let bytes = n.to_le_bytes().to_vec();
-            let read = next(&mut guest, Entry::Resume);
-            let write = next(&mut guest, Entry::Data(bytes.clone()));
-            if (&read, &write)
-                != (
-                    &Exit::IoIn { port: 0x60, size: 4, count: 1 },
-                    &Exit::IoOut { port: 0x60, size: 4, data: bytes },
-                )
-            {
-                done.store(true, SeqCst);
-                panic!("echo {n}: {read:?}, {write:?}");
-            }
+            assert_eq!(next(Entry::Resume), Exit::IoIn { port: 0x60, size: 4, count: 1 }, "echo {n}");
+            let echo = next(Entry::Data(bytes.clone()));
+            assert_eq!(echo, Exit::IoOut { port: 0x60, size: 4, data: bytes }, "echo {n}");
         }
-        done.store(true, SeqCst);
     });
     assert!(kicked > 0);
     assert_eq!(guest.regs()[Gpr::Rcx], u64::from(ECHOES));
+}
+
+/// Ends the storm, whether the test passes or panics.
+struct Calm<'a>(&'a AtomicBool);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, SeqCst);
+    }
 }

@@ -1,0 +1,179 @@
+//! A host, slots and an MMU over them, for the tests of the fault path.
+
+use std::cell::{Cell, RefCell};
+
+use ept::mmu::{
+    FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped,
+};
+use ept::{
+    Access, EptCaps, Eptp, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
+    PhysMemory, Rights, SparseMemory, translate,
+};
+use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+
+pub const K4: u64 = 0x1000;
+pub const M2: u64 = 0x20_0000;
+pub const G1: u64 = 0x4000_0000;
+pub const WIDTH: MaxPhyAddr = MaxPhyAddr::new(46).unwrap();
+
+/// A host with stretches of mappings, each of one page size.
+pub struct Host {
+    pub memory: SparseMemory,
+    pub tables_left: usize,
+    pub mapped: Vec<HostMapping>,
+    /// Gives read-only frames even for writes, against the contract.
+    pub lenient: bool,
+    /// An entry, and bits that hardware sets in it just before it is exchanged.
+    pub marks: Cell<Option<(u64, u64)>>,
+}
+
+#[derive(Clone, Copy)]
+pub struct HostMapping {
+    pub hva: u64,
+    pub bytes: u64,
+    pub hpa: u64,
+    pub size: PageSize,
+    pub writable: bool,
+}
+
+impl PhysMemory for Host {
+    fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
+        self.memory.read_entry(address)
+    }
+    fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        if let Some((_, bits)) = self.marks.get().filter(|&(at, _)| at == address) {
+            self.marks.set(None);
+            self.memory.write_entry(address, self.memory.read_entry(address)? | bits)?;
+        }
+        self.memory.compare_exchange(address, current, new)
+    }
+}
+
+impl FrameAllocator for Host {
+    fn allocate_table(&mut self) -> Option<u64> {
+        self.tables_left = self.tables_left.checked_sub(1)?;
+        self.memory.allocate_table()
+    }
+    fn free_table(&mut self, frame: u64) {
+        self.tables_left += 1;
+        self.memory.free_table(frame);
+    }
+}
+
+impl HostFrames for Host {
+    fn host_frame(&mut self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
+        let inside = |mapping: &&HostMapping| (mapping.hva..mapping.hva + mapping.bytes).contains(&hva.raw());
+        let found = self.mapped.iter().find(inside).ok_or(HostFault::Unmapped)?;
+        if write && !found.writable && !self.lenient {
+            return Err(HostFault::Unmapped);
+        }
+        let hpa = Hpa(found.hpa + (hva.raw() - found.hva)).align_down(PageSize::Size4K);
+        Ok(HostFrame { hpa, size: found.size, writable: found.writable })
+    }
+}
+
+#[derive(Default)]
+pub struct Slots {
+    pub slots: Vec<Memslot>,
+    pub dirty: RefCell<Vec<Gpa>>,
+}
+
+impl Memslots for Slots {
+    fn slot(&self, gpa: Gpa) -> Option<Memslot> {
+        self.slots.iter().copied().find(|slot| slot.hva_of(gpa).is_some())
+    }
+    fn mark_page_dirty(&self, gpa: Gpa) {
+        self.dirty.borrow_mut().push(gpa);
+    }
+}
+
+pub fn ept_format(flags: bool, caps: EptCaps) -> Format {
+    Format::ept(Eptp::for_root(0, Levels::Four, flags, caps, WIDTH).unwrap(), caps, WIDTH)
+}
+
+pub fn npt(levels: Levels) -> Format {
+    Format::npt(Ia32e { levels, max_phy_addr: WIDTH, no_execute: true, page_1g: true })
+}
+
+pub struct World {
+    pub host: Host,
+    pub slots: Slots,
+    pub tdp: Tdp,
+}
+
+/// One slot of 8 MiB at 2 MiB, at HVA 1 GiB, backed by host pages of `size` at HPA 4 GiB.
+pub fn world(size: PageSize) -> World {
+    let slot = Memslot { base: Gpa(M2), bytes: 4 * M2, hva: Hva(G1), readonly: false, log_dirty: false };
+    let mapping = HostMapping { hva: G1, bytes: 4 * M2, hpa: 4 * G1, size, writable: true };
+    World::new(ept_format(true, EptCaps::all()), slot, mapping)
+}
+
+impl World {
+    pub fn new(format: Format, slot: Memslot, mapping: HostMapping) -> Self {
+        let memory = SparseMemory::allocating_from(0x10_0000);
+        let mut host = Host {
+            memory,
+            tables_left: 10_000,
+            mapped: vec![mapping],
+            lenient: false,
+            marks: Cell::default(),
+        };
+        let tdp = Tdp::new(format, &mut host).unwrap();
+        Self { host, slots: Slots { slots: vec![slot], dirty: RefCell::default() }, tdp }
+    }
+
+    pub fn fault(&mut self, gpa: u64, access: Access) -> FaultOutcome {
+        self.tdp.fault(Gpa(gpa), access, &self.slots, &mut self.host).unwrap()
+    }
+
+    /// Writes to each page of the first slot, faulting where a processor would.
+    pub fn touch_all(&mut self) {
+        let slot = self.slots.slots[0];
+        for gpa in (slot.base.raw()..slot.base.raw() + slot.bytes).step_by(K4 as usize) {
+            if translate(&self.host, self.tdp.paging(), gpa, Access::WRITE, Flags::Set).is_err() {
+                self.fault(gpa, Access::WRITE);
+            }
+        }
+    }
+
+    pub fn leaves(&self) -> Vec<Mapping> {
+        self.tdp.leaves(&self.host).collect()
+    }
+
+    pub fn leaf(&self, gpa: u64) -> Mapping {
+        *self.leaves().iter().find(|leaf| leaf.address == gpa).unwrap()
+    }
+
+    pub fn zap(&mut self, first: u64, bytes: u64) -> Zapped {
+        self.tdp.zap(AddrRange::new(Gpa(first), bytes.into()).unwrap(), &mut self.host).unwrap()
+    }
+
+    /// Leaves of 4K, 2M and 1G, by the counters, after checking everything that must hold at rest.
+    pub fn sizes(&self) -> [u64; 3] {
+        let Stats { pages_4k, pages_2m, pages_1g, .. } = self.tdp.stats();
+        let counted = [pages_4k, pages_2m, pages_1g];
+        let listed =
+            PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
+        assert_eq!(counted, listed, "counters and tables");
+        assert_eq!(self.host.memory.frame_count(), self.tdp.shadow_pages().count(), "frames and ShadowPages");
+        let bits = SpteBits::of(self.tdp.paging().format.kind());
+        for leaf in self.leaves() {
+            let (slot, entry) = (self.slots.slot(Gpa(leaf.address)).unwrap(), leaf.step.entry);
+            let hva = slot.hva_of(Gpa(leaf.address)).unwrap();
+            let mapping = self.host.mapped.iter().find(|at| (at.hva..at.hva + at.bytes).contains(&hva.raw()));
+            let mapping = mapping.unwrap();
+            assert_eq!(leaf.frame, mapping.hpa + (hva.raw() - mapping.hva), "{leaf:x?}");
+            // Rule S1.
+            let write = leaf.rights.contains(Rights::WRITE);
+            assert!(!write || entry & bits.mmu_writable != 0, "{leaf:x?}");
+            assert!(entry & bits.mmu_writable == 0 || entry & bits.host_writable != 0, "{leaf:x?}");
+            assert!(bits.is_present(entry));
+        }
+        for page in self.tdp.shadow_pages() {
+            let used = (0..512).filter(|&n| self.host.read_entry(page.entry_address(n)) != Ok(0)).count();
+            assert_eq!(usize::from(page.used), used);
+            assert!(page.parent.is_none() || used > 0, "an empty table is left: {page:?}");
+        }
+        counted
+    }
+}

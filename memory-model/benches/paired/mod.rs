@@ -1,0 +1,47 @@
+//! Two ways of doing the same, timed in turn, so that a noisy or drifting machine strikes both alike.
+
+use std::time::{Duration, Instant};
+
+/// Prints the head of a table of [`compare`] rows.
+pub fn head(title: &str) {
+    println!("\n{title}\n{:<44} {:>12} {:>12} {:>8}", "", "ours", "peer", "ratio");
+}
+
+/// Runs `ours` and `peer` in turn, `rounds` times after one of each to warm up, each doing `per_round` pieces of
+/// work; prints the median time of a piece and the median of the rounds' ratios, and gives the latter.
+pub fn compare(
+    row: &str,
+    rounds: usize,
+    per_round: u32,
+    mut ours: impl FnMut(),
+    mut peer: impl FnMut(),
+) -> f64 {
+    let time = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    time(&mut ours);
+    time(&mut peer);
+    let pairs: Vec<(Duration, Duration)> = (0..rounds).map(|_| (time(&mut ours), time(&mut peer))).collect();
+    let piece = |times: Vec<Duration>| {
+        median(times.iter().map(Duration::as_secs_f64).collect()) / f64::from(per_round)
+    };
+    let (ours, peer): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
+    let ratio = median(pairs.iter().map(|(ours, peer)| ours.as_secs_f64() / peer.as_secs_f64()).collect());
+    println!("{row:<44} {:>12} {:>12} {ratio:>7.2}x", readable(piece(ours)), readable(piece(peer)));
+    ratio
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn readable(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-6 => format!("{:.2} ns", s * 1e9),
+        s if s < 1e-3 => format!("{:.2} us", s * 1e6),
+        s => format!("{:.2} ms", s * 1e3),
+    }
+}
