@@ -50,21 +50,65 @@ impl<'a, M: PhysMemory + FrameAllocator> Mapper<'a, M> {
 
     /// Maps the page of that size at `address` to the one at `frame`. Nothing may be mapped there yet.
     pub fn map(&mut self, address: u64, frame: u64, size: PageSize, page: Attributes) -> Result<(), Error> {
+        self.map_range(address, frame, size, 1, page)
+    }
+
+    /// Maps `count` pages of that size from `address` on, to as many from `frame` on: all of them, or none if one is
+    /// refused.
+    pub fn map_range(
+        &mut self,
+        address: u64,
+        frame: u64,
+        size: PageSize,
+        count: u64,
+        page: Attributes,
+    ) -> Result<(), Error> {
         let format = self.paging.format;
-        self.check_input(address)?;
         if address & (size.bytes() - 1) != 0 {
             return Err(Error::Misaligned { address, size });
         }
-        let leaf = format.leaf(size, frame, page)?;
-        loop {
-            let place = self.descend(address, size.level())?.step;
-            let Step { level, entry, .. } = place;
-            match format.decode(level, entry) {
-                Entry::Absent => {}
-                Entry::Malformed(reason) => return Err(Error::Malformed { level, entry, reason }),
-                Entry::Table(_) | Entry::Leaf(..) => return Err(Error::Overlap { address, level, entry }),
+        let mut last = None;
+        for index in 0..count {
+            let at = |base: u64| base.checked_add(index.checked_mul(size.bytes())?);
+            let mapped = match (at(address), at(frame)) {
+                (Some(address), Some(frame)) => format
+                    .leaf(size, frame, page)
+                    .and_then(|leaf| self.map_leaf(address, size.level(), leaf, &mut last)),
+                _ => Err(Error::InputRange { address, levels: format.levels() }),
+            };
+            if let Err(error) = mapped {
+                for done in 0..index {
+                    self.unmap(address + done * size.bytes())?;
+                }
+                return Err(error);
             }
-            if self.link(place, address, size.level(), leaf)? {
+        }
+        Ok(())
+    }
+
+    /// Maps one page. `last` is the entry written before, by which its neighbour is found without a descent.
+    fn map_leaf(&mut self, address: u64, level: u8, leaf: u64, last: &mut Option<Step>) -> Result<(), Error> {
+        let format = self.paging.format;
+        self.check_input(address)?;
+        loop {
+            let index = index_of(level, address);
+            let place = match *last {
+                Some(last) if last.level == level && index > 0 && last.index == index - 1 => {
+                    let step = Step { index, ..last };
+                    Step { entry: self.memory.read_entry(step.entry_address())?, ..step }
+                }
+                _ => self.descend(address, level)?.step,
+            };
+            let Step { level: at, entry, .. } = place;
+            match format.decode(at, entry) {
+                Entry::Absent => {}
+                Entry::Malformed(reason) => return Err(Error::Malformed { level: at, entry, reason }),
+                Entry::Table(_) | Entry::Leaf(..) => {
+                    return Err(Error::Overlap { address, level: at, entry });
+                }
+            }
+            if self.link(place, address, level, leaf)? {
+                *last = Some(place);
                 return Ok(());
             }
         }

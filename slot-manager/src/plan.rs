@@ -39,9 +39,10 @@ pub fn plan_change(
     new: &[FlatRange],
     limits: &SlotLimits,
 ) -> Result<SlotPlan, SlotError> {
-    let old: Vec<&Slot> = gone.iter().flat_map(|range| present.overlapping(*range)).collect();
+    let old = gone.iter().flat_map(|range| present.overlapping(*range));
+    let old: BTreeMap<Gpa, &Slot> = old.map(|slot| (slot.gpa.first(), slot)).collect();
     let new = slots_for(new, limits, present.len() - old.len())?;
-    let Difference { mut deletes, mut creates, flags } = Difference::between(&old, new);
+    let Difference { mut deletes, mut creates, flags } = Difference::between(old, new);
     let needs_pause = any_overlap(&deletes, &creates);
     let moves = pair_moves(present, &mut deletes, &mut creates);
     number(present, &deletes, &mut creates);
@@ -130,22 +131,21 @@ struct Difference<'a> {
 }
 
 impl<'a> Difference<'a> {
-    fn between(old: &[&'a Slot], new: Vec<Slot>) -> Self {
-        let mut left: BTreeMap<Gpa, &Slot> = old.iter().map(|slot| (slot.gpa.first(), *slot)).collect();
+    fn between(mut old: BTreeMap<Gpa, &'a Slot>, new: Vec<Slot>) -> Self {
         let (mut creates, mut flags) = (Vec::new(), Vec::new());
         for slot in new {
-            let twin = left.get(&slot.gpa.first()).filter(|old| old.same_memory(&slot));
+            let twin = old.get(&slot.gpa.first()).filter(|old| old.same_memory(&slot));
             match twin.map(|old| old.flags ^ slot.flags) {
                 // READONLY cannot change during a slot's life (rule R6).
                 Some(changed) if !changed.contains(SlotFlags::READONLY) => {
-                    let old = left.remove(&slot.gpa.first());
-                    let old = old.filter(|_| !changed.is_empty()).cloned();
-                    flags.extend(old.map(|old| SlotOp::SetFlags { slot: old, flags: slot.flags }));
+                    let kept = old.remove(&slot.gpa.first());
+                    let logged = kept.filter(|_| !changed.is_empty()).cloned();
+                    flags.extend(logged.map(|old| SlotOp::SetFlags { slot: old, flags: slot.flags }));
                 }
                 _ => creates.push(slot),
             }
         }
-        Self { deletes: left.into_values().collect(), creates, flags }
+        Self { deletes: old.into_values().collect(), creates, flags }
     }
 }
 

@@ -88,8 +88,8 @@ pub enum BootError {
     /// The guest's page tables cannot be built.
     #[error("guest page tables: {gva} cannot be mapped: {source}")]
     Map {
-        /// The page.
-        gva: Gva,
+        /// The pages.
+        gva: AddrRange<Gva>,
         /// Why not. `OutOfTables`: the maps need more than 928 KiB of tables.
         source: ept::Error,
     },
@@ -111,8 +111,7 @@ impl LongMode {
     }
 
     fn page_tables(&self, memory: &mut BootMemory<'_>) -> Result<u64, BootError> {
-        let refused = |source| BootError::Map { gva: Gva(0), source };
-        let root = memory.allocate_table().ok_or(ept::Error::OutOfTables).map_err(refused)?;
+        let root = memory.allocate_table().expect("nothing was allocated before");
         let mut mapper = Mapper::new(memory, paging(root));
         let own = |first, last, rights| GuestMap {
             gva: AddrRange::inclusive(Gva(first), Gva(last)).expect("written in order"),
@@ -120,22 +119,28 @@ impl LongMode {
             page: PageSize::Size4K,
             rights,
         };
-        let boot = [own(GDT, STACK - 1, Rights::RWX), own(STACK, RESERVED_BYTES - 1, Rights::RWX | Rights::USER)];
+        let boot =
+            [own(GDT, STACK - 1, Rights::RWX), own(STACK, RESERVED_BYTES - 1, Rights::RWX | Rights::USER)];
         for map in boot.iter().chain(&self.maps) {
-            for (index, gva) in map.gva.page_starts(map.page).enumerate() {
-                let gpa = map.gpa.0 + ((index as u64) << map.page.shift());
-                map_page(&mut mapper, gva, gpa, map).map_err(|source| BootError::Map { gva, source })?;
-            }
+            map_pages(&mut mapper, map).map_err(|source| BootError::Map { gva: map.gva, source })?;
         }
         Ok(root)
     }
 
     fn descriptor_tables(&self, memory: &BootMemory<'_>) -> Result<(), BootError> {
-        let write = |address, value| memory.write(address, value).map_err(|source| BootError::NoMemory { source });
+        let write =
+            |address, value| memory.write(address, value).map_err(|source| BootError::NoMemory { source });
         let task = 0x0000_8900_0000_0067 | (TSS & 0xff_ffff) << 16;
         // Null, kernel code and data, user data and code: flat, present, accessed; the task takes two.
-        let gdt =
-            [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, task, 0];
+        let gdt = [
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+            task,
+            0,
+        ];
         for (index, descriptor) in gdt.into_iter().enumerate() {
             write(GDT + 8 * index as u64, descriptor)?;
         }
@@ -147,7 +152,10 @@ impl LongMode {
                 return Err(BootError::Vector { vector });
             }
             // A 64-bit interrupt gate, present, DPL 0 (SDM vol. 3A, figure 6-8).
-            let gate = handler & 0xffff | u64::from(KERNEL_CODE) << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+            let gate = handler & 0xffff
+                | u64::from(KERNEL_CODE) << 16
+                | 0x8e00 << 32
+                | (handler >> 16 & 0xffff) << 48;
             write(IDT + 16 * u64::from(vector), gate)?;
             write(IDT + 16 * u64::from(vector) + 8, handler >> 32)?;
         }
@@ -176,7 +184,14 @@ impl LongMode {
             fs: data,
             gs: data,
             ss: data,
-            tr: Segment { selector: TASK, base: TSS, limit: 0x67, kind: 0xb, present: true, ..Segment::default() },
+            tr: Segment {
+                selector: TASK,
+                base: TSS,
+                limit: 0x67,
+                kind: 0xb,
+                present: true,
+                ..Segment::default()
+            },
             gdt: DescriptorTable { base: GDT, limit: 7 * 8 - 1 },
             idt: DescriptorTable { base: IDT, limit: 32 * 16 - 1 },
             cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
@@ -190,38 +205,32 @@ impl LongMode {
 
 /// The guest's tables below `root`, as [`LongMode`] builds them.
 fn paging(root: u64) -> ept::Paging {
-    let processor = ept::Ia32e {
-        levels: ept::Levels::Four,
-        max_phy_addr: MAX_PHY_ADDR,
-        no_execute: true,
-        page_1g: true,
-    };
+    let processor =
+        ept::Ia32e { levels: ept::Levels::Four, max_phy_addr: MAX_PHY_ADDR, no_execute: true, page_1g: true };
     let cr3 = ept::Cr3::new(root, MAX_PHY_ADDR).expect("tables lie below 1 MiB");
     ept::Paging::ia32e(cr3, processor, Controls::WP)
 }
 
-/// Maps one page, over what is there.
-fn map_page(
-    mapper: &mut Mapper<'_, BootMemory<'_>>,
-    gva: Gva,
-    gpa: u64,
-    map: &GuestMap,
-) -> Result<(), ept::Error> {
-    let unmap = |mapper: &mut Mapper<'_, _>| match mapper.unmap(gva.0) {
-        Ok(_) | Err(ept::Error::NotMapped { .. }) => Ok(()),
-        Err(error) => Err(error),
+/// Maps pages, over what is there.
+fn map_pages(mapper: &mut Mapper<'_, BootMemory<'_>>, map: &GuestMap) -> Result<(), ept::Error> {
+    let map_all = |mapper: &mut Mapper<'_, _>| {
+        let attributes = Attributes::ram(Kind::Ia32e, map.rights);
+        let count = (map.gva.bytes() >> map.page.shift()) as u64;
+        mapper.map_range(map.gva.first().0, map.gpa.0, map.page, count, attributes)
     };
-    if map.rights.is_empty() {
-        return unmap(mapper);
-    }
-    let attributes = Attributes::ram(Kind::Ia32e, map.rights);
-    match mapper.map(gva.0, gpa, map.page, attributes) {
-        Err(ept::Error::Overlap { .. }) => {
-            unmap(mapper)?;
-            mapper.map(gva.0, gpa, map.page, attributes)
+    if !map.rights.is_empty() {
+        match map_all(mapper) {
+            Err(ept::Error::Overlap { .. }) => {}
+            done => return done,
         }
-        done => done,
     }
+    for gva in map.gva.page_starts(map.page) {
+        match mapper.unmap(gva.0) {
+            Ok(_) | Err(ept::Error::NotMapped { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if map.rights.is_empty() { Ok(()) } else { map_all(mapper) }
 }
 
 /// Guest memory with an allocator for page tables.

@@ -8,9 +8,10 @@ pub struct GuestTables<'a>(pub &'a FlatView);
 
 impl GuestTables<'_> {
     fn block(&self, address: u64) -> Result<(&RamBlock, u64), MemoryError> {
-        let found = self.0.find(Gpa(address)).and_then(|range| {
-            Some((&**range.ram()?, range.region_offset(Gpa(address))?))
-        });
+        let found = self
+            .0
+            .find(Gpa(address))
+            .and_then(|range| Some((&**range.ram()?, range.region_offset(Gpa(address))?)));
         found.ok_or(MemoryError::Absent { address })
     }
 }

@@ -60,9 +60,10 @@ impl FrameTable {
             return Some(hpa);
         }
         let page = hva.align_down(PageSize::Size4K);
-        let owner = self.blocks.iter().find_map(|block| {
-            Some(Owner::Page { block: block.clone(), offset: block.offset_of(page)? })
-        })?;
+        let owner = self
+            .blocks
+            .iter()
+            .find_map(|block| Some(Owner::Page { block: block.clone(), offset: block.offset_of(page)? }))?;
         let frame = self.hand_out(owner)?;
         self.pages.insert(page.page_number(), Hpa(frame * FRAME));
         self.frame_of(hva)

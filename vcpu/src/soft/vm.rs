@@ -9,7 +9,8 @@ use super::cpu::{Cpu, CpuError};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
 use crate::{
-    Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm, Witness,
+    Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
+    Witness,
 };
 
 /// A VM without KVM: the slots are [`KernelMemslots`], the second level is `ept`'s, the frames are simulated.

@@ -52,6 +52,9 @@ pub const FORMS: &[Form] = forms! {
     0 => Ud2 Int3 Hlt Clts Invlpg Rdmsr Wrmsr Wbinvd INVALID;
 };
 
+/// A KVM that emulates whatever raises #GP does not know these: they must not raise any.
+const NOT_EMULATED: [Mnemonic; 2] = [Mnemonic::Movbe, Mnemonic::Popcnt];
+
 /// SplitMix64.
 pub struct Random(u64);
 
@@ -249,7 +252,7 @@ impl Generator {
             return;
         }
         let mut target = self.address();
-        if instruction.mnemonic() == Mnemonic::Movbe {
+        if NOT_EMULATED.contains(&instruction.mnemonic()) {
             target = guest::DATA + self.random.below(0x1f00);
         }
         if instruction.mnemonic() == Mnemonic::Cmpxchg16b && self.random.percent(80) {
@@ -327,9 +330,12 @@ fn patch_displacement(instruction: &Instruction, bytes: &mut [u8], target: u64) 
 }
 
 fn is_testable(instruction: &Instruction, bytes: &[u8]) -> bool {
-    // A KVM that emulates what raises #GP may not know this one: it must not raise any.
+    let in_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
     let plain = gpr(instruction.memory_base()).is_some() && instruction.memory_index() == Register::None;
-    if instruction.mnemonic() == Mnemonic::Movbe && !(plain && std::arch::is_x86_feature_detected!("movbe")) {
+    if NOT_EMULATED.contains(&instruction.mnemonic()) && in_memory && !plain {
+        return false;
+    }
+    if instruction.mnemonic() == Mnemonic::Movbe && !std::arch::is_x86_feature_detected!("movbe") {
         return false;
     }
     let prefixed = |prefix| bytes[..instruction.len()].contains(&prefix);

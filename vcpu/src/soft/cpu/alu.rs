@@ -18,6 +18,7 @@ pub enum Width {
 }
 
 impl Width {
+    #[cfg(test)]
     pub const ALL: [Self; 4] = [Self::Byte, Self::Word, Self::Dword, Self::Qword];
 
     pub const fn bytes(self) -> usize {
@@ -57,12 +58,12 @@ pub fn sign_zero_parity(width: Width, result: u64) -> u64 {
 }
 
 /// A result and the status flags it leaves.
-pub type Result = (u64, u64);
+pub type WithFlags = (u64, u64);
 
 /// A two-operand operation: width, destination, source, carry in.
-pub type Binary = fn(Width, u64, u64, bool) -> Result;
+pub type Binary = fn(Width, u64, u64, bool) -> WithFlags;
 
-pub fn adc(width: Width, a: u64, b: u64, carry: bool) -> Result {
+pub fn adc(width: Width, a: u64, b: u64, carry: bool) -> WithFlags {
     let sum = a.wrapping_add(b).wrapping_add(u64::from(carry)) & width.mask();
     // Bit i is the carry out of bit i.
     let carries = (a & b) | ((a | b) & !sum);
@@ -70,11 +71,11 @@ pub fn adc(width: Width, a: u64, b: u64, carry: bool) -> Result {
     (sum, add_flags(width, sum, carries, overflow))
 }
 
-pub fn add(width: Width, a: u64, b: u64, _carry: bool) -> Result {
+pub fn add(width: Width, a: u64, b: u64, _carry: bool) -> WithFlags {
     adc(width, a, b, false)
 }
 
-pub fn sbb(width: Width, a: u64, b: u64, borrow: bool) -> Result {
+pub fn sbb(width: Width, a: u64, b: u64, borrow: bool) -> WithFlags {
     let difference = a.wrapping_sub(b).wrapping_sub(u64::from(borrow)) & width.mask();
     // Bit i is the borrow into bit i + 1.
     let borrows = (!a & b) | ((!a | b) & difference);
@@ -82,7 +83,7 @@ pub fn sbb(width: Width, a: u64, b: u64, borrow: bool) -> Result {
     (difference, add_flags(width, difference, borrows, overflow))
 }
 
-pub fn sub(width: Width, a: u64, b: u64, _borrow: bool) -> Result {
+pub fn sub(width: Width, a: u64, b: u64, _borrow: bool) -> WithFlags {
     sbb(width, a, b, false)
 }
 
@@ -93,23 +94,23 @@ fn add_flags(width: Width, result: u64, carries: u64, overflow: u64) -> u64 {
         | flag(OF, width.sign(overflow))
 }
 
-pub fn and(width: Width, a: u64, b: u64, _carry: bool) -> Result {
+pub fn and(width: Width, a: u64, b: u64, _carry: bool) -> WithFlags {
     (a & b, sign_zero_parity(width, a & b))
 }
 
-pub fn or(width: Width, a: u64, b: u64, _carry: bool) -> Result {
+pub fn or(width: Width, a: u64, b: u64, _carry: bool) -> WithFlags {
     (a | b, sign_zero_parity(width, a | b))
 }
 
-pub fn xor(width: Width, a: u64, b: u64, _carry: bool) -> Result {
+pub fn xor(width: Width, a: u64, b: u64, _carry: bool) -> WithFlags {
     (a ^ b, sign_zero_parity(width, a ^ b))
 }
 
 /// A shift or rotation: width, value, count already masked to 5 or 6 bits, flags before. The flags
 /// returned are the status flags after; a count of zero changes none.
-pub type Shift = fn(Width, u64, u32, u64) -> Result;
+pub type Shift = fn(Width, u64, u32, u64) -> WithFlags;
 
-pub fn shl(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn shl(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     if count == 0 {
         return (value, flags);
     }
@@ -119,7 +120,7 @@ pub fn shl(width: Width, value: u64, count: u32, flags: u64) -> Result {
     (result, shift_flags(width, result, carry, width.sign(result) != carry))
 }
 
-pub fn shr(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn shr(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     if count == 0 {
         return (value, flags);
     }
@@ -127,7 +128,7 @@ pub fn shr(width: Width, value: u64, count: u32, flags: u64) -> Result {
     (result, shift_flags(width, result, value >> (count - 1) & 1 != 0, width.sign(value)))
 }
 
-pub fn sar(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn sar(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     if count == 0 {
         return (value, flags);
     }
@@ -140,13 +141,13 @@ fn shift_flags(width: Width, result: u64, carry: bool, overflow: bool) -> u64 {
     sign_zero_parity(width, result) | flag(CF, carry) | flag(OF, overflow)
 }
 
-pub fn rol(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn rol(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     let result = rotate_left(width.bits(), value.into(), count) as u64;
     let carry = result & 1 != 0;
     (result, rotate_flags(count, flags, carry, width.sign(result) != carry))
 }
 
-pub fn ror(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn ror(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     let bits = width.bits();
     let result = rotate_left(bits, value.into(), bits - count % bits) as u64;
     let carry = width.sign(result);
@@ -154,7 +155,7 @@ pub fn ror(width: Width, value: u64, count: u32, flags: u64) -> Result {
 }
 
 /// Rotation through the carry: of `width.bits() + 1` bits, the carry on top.
-pub fn rcl(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn rcl(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     let bits = width.bits();
     let wide = u128::from(flags & CF) << bits | u128::from(value);
     let wide = rotate_left(bits + 1, wide, count);
@@ -163,7 +164,7 @@ pub fn rcl(width: Width, value: u64, count: u32, flags: u64) -> Result {
     (result, rotate_flags(count, flags, carry, width.sign(result) != carry))
 }
 
-pub fn rcr(width: Width, value: u64, count: u32, flags: u64) -> Result {
+pub fn rcr(width: Width, value: u64, count: u32, flags: u64) -> WithFlags {
     let bits = width.bits();
     let wide = u128::from(flags & CF) << bits | u128::from(value);
     let wide = rotate_left(bits + 1, wide, bits + 1 - count % (bits + 1));
@@ -181,9 +182,12 @@ fn rotate_flags(count: u32, flags: u64, carry: bool, overflow: bool) -> u64 {
     if count == 0 { flags } else { flags & !(CF | OF) | flag(CF, carry) | flag(OF, overflow) }
 }
 
+/// A shift of two operands: width, value, what fills it, masked count, flags before.
+pub type DoubleShift = fn(Width, u64, u64, u32, u64) -> WithFlags;
+
 /// `SHLD`: `value` shifted left, filled from the top of `fill`. A count above 16 of a word is undefined
 /// in the SDM; here, as on Intel's processors, the bits of `value` follow those of `fill`.
-pub fn shld(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> Result {
+pub fn shld(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> WithFlags {
     let bits = width.bits();
     if count == 0 {
         return (value, flags);
@@ -198,7 +202,7 @@ pub fn shld(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> Resu
 }
 
 /// `SHRD`: `value` shifted right, filled from the bottom of `fill`.
-pub fn shrd(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> Result {
+pub fn shrd(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> WithFlags {
     let bits = width.bits();
     if count == 0 {
         return (value, flags);
@@ -211,6 +215,9 @@ pub fn shrd(width: Width, value: u64, fill: u64, count: u32, flags: u64) -> Resu
     let overflow = width.sign(result) != width.sign(value);
     (result, shift_flags(width, result, value >> (count - 1) & 1 != 0, overflow))
 }
+
+/// A multiplication: width and factors.
+pub type Multiply = fn(Width, u64, u64) -> (u64, u64, bool);
 
 /// The double-width unsigned product as (low, high), and whether the high half matters.
 pub fn mul(width: Width, a: u64, b: u64) -> (u64, u64, bool) {
@@ -226,6 +233,9 @@ pub fn imul(width: Width, a: u64, b: u64) -> (u64, u64, bool) {
     let low = product as u64 & width.mask();
     (low, (product >> width.bits()) as u64 & width.mask(), signed(low) != product)
 }
+
+/// A division: width, high and low half of the dividend, divisor.
+pub type Divide = fn(Width, u64, u64, u64) -> Option<(u64, u64)>;
 
 /// Quotient and remainder of `high:low / divisor`; `None` is #DE.
 pub fn div(width: Width, high: u64, low: u64, divisor: u64) -> Option<(u64, u64)> {

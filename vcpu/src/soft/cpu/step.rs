@@ -153,7 +153,8 @@ impl<'a, B: Bus> Step<'a, B> {
         }
         match error {
             DecoderError::None => Ok(()),
-            DecoderError::NoMoreBytes => Err(Exception::protection(0).into()),
+            // Too long, or so long that it makes no difference.
+            _ if self.instruction.len() == MAX_INSTRUCTION => Err(Exception::protection(0).into()),
             _ => Err(Exception::INVALID_OPCODE.into()),
         }
     }

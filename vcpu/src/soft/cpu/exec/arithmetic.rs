@@ -1,7 +1,7 @@
 //! Addition to division, and the compare-and-exchange family.
 
 use super::Outcome;
-use crate::soft::cpu::alu::{self, Binary, STATUS, Width};
+use crate::soft::cpu::alu::{self, Binary, Divide, Multiply, STATUS, Width};
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::operands::Place;
 use crate::soft::cpu::step::Step;
@@ -53,10 +53,7 @@ impl<B: Bus> Step<'_, B> {
     }
 
     /// `MUL`, and `IMUL` with one operand.
-    pub(super) fn multiply_accumulator(
-        &mut self,
-        operation: fn(Width, u64, u64) -> (u64, u64, bool),
-    ) -> Outcome {
+    pub(super) fn multiply_accumulator(&mut self, operation: Multiply) -> Outcome {
         let place = self.place(0)?;
         let width = place.width();
         let factor = self.read(place)?;
@@ -86,7 +83,7 @@ impl<B: Bus> Step<'_, B> {
         self.change_flags(STATUS, carry | others)
     }
 
-    pub(super) fn divide(&mut self, operation: fn(Width, u64, u64, u64) -> Option<(u64, u64)>) -> Outcome {
+    pub(super) fn divide(&mut self, operation: Divide) -> Outcome {
         let place = self.place(0)?;
         let width = place.width();
         let divisor = self.read(place)?;

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use crate::soft::Bus;
-use crate::soft::cpu::alu::{STATUS, Shift, Width};
+use crate::soft::cpu::alu::{DoubleShift, STATUS, Shift, Width};
 use crate::soft::cpu::step::Step;
 
 /// The count as the processor masks it: five bits, six for 64-bit operands.
@@ -21,7 +21,7 @@ impl<B: Bus> Step<'_, B> {
         self.change_flags(STATUS, flags)
     }
 
-    pub(super) fn double_shift(&mut self, operation: fn(Width, u64, u64, u32, u64) -> (u64, u64)) -> Outcome {
+    pub(super) fn double_shift(&mut self, operation: DoubleShift) -> Outcome {
         let place = self.place(0)?;
         let width = place.width();
         let fill = self.source(1, width)?;
