@@ -13,7 +13,9 @@ pub const MAX_TEXT: usize = 1 << 20;
 pub const MAX_MEMORY: u64 = 64 << 30;
 /// Regions lie below this guest-physical address.
 pub const MAX_GPA: u64 = 1 << 46;
-/// A list of pages may name this many.
+/// A list of expected pages may name this many: each keeps a chain.
+pub const MAX_EXPECTED: u64 = 1 << 16;
+/// A map may have this many pages.
 pub const MAX_PAGES: u64 = 1 << 20;
 /// The budget may be this long, in milliseconds.
 pub const MAX_TIME_MS: u64 = 600_000;
@@ -349,18 +351,18 @@ impl Manifest {
             map.check()?;
         }
         for pages in &self.expect.pages {
-            if !(1..=MAX_PAGES).contains(&pages.count) {
+            if !(1..=MAX_EXPECTED).contains(&pages.count) {
                 return Err(wrong(
                     "expect.pages.count",
-                    format!("{} is not within 1 to {MAX_PAGES}", pages.count),
+                    format!("{} is not within 1 to {MAX_EXPECTED}", pages.count),
                 ));
             }
         }
         for same in &self.expect.same_page {
-            if !(1..=MAX_PAGES).contains(&same.count) {
+            if !(1..=MAX_EXPECTED).contains(&same.count) {
                 return Err(wrong(
                     "expect.same_page.count",
-                    format!("{} is not within 1 to {MAX_PAGES}", same.count),
+                    format!("{} is not within 1 to {MAX_EXPECTED}", same.count),
                 ));
             }
         }
@@ -447,6 +449,11 @@ impl MapSpec {
         let pages = self.size.0 >> self.page.0.shift();
         if !(1..=MAX_PAGES).contains(&pages) {
             return Err(wrong(format!("{pages} pages are not within 1 to {MAX_PAGES}")));
+        }
+        for (key, first) in [("gva", self.gva.0), ("gpa", self.gpa.0)] {
+            if AddrRange::new(Gpa(first), self.size.0.into()).is_none() {
+                return Err(wrong(format!("{:#x} bytes from {key} {first:#x} wrap around", self.size.0)));
+            }
         }
         Ok(())
     }

@@ -1,4 +1,26 @@
 //! Boots guests and follows every page GVA -> GPA -> HVA -> HPA: the library behind the program `memvirt`.
+//!
+//! ```
+//! use harness::{Mmu, Verdict, run_guest};
+//! let guest = guest_tests::built_in().find(|guest| guest.name == "rom_write").unwrap();
+//! let image = guest_tests::Image::parse(guest.elf)?;
+//! let report = run_guest(guest.name, &image, Mmu::Ept)?;
+//! assert_eq!(report.verdict, Verdict::Pass);
+//! let page = &report.chains[0];
+//! assert_eq!(page.region.as_deref(), Some("rom"));
+//! assert_eq!(page.hpa, page.leaf.as_ref().map(|leaf| leaf.hpa));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | part | what |
+//! |---|---|
+//! | [`Machine`] | manifest -> address space -> slots -> VM -> vCPU, and the run |
+//! | [`Observer`], [`Chain`] | one address followed all the way, a witness for each link |
+//! | [`judge`], [`Report`] | from a run to a verdict |
+//! | [`Mmu`] | the machines there are, and whether they can run here |
+//!
+//! Known holes: one vCPU; no steps while a guest runs; `npt` and `shadow` are no machines yet; the second level of
+//! KVM is reported as not checked.
 
 mod chain;
 mod devices;

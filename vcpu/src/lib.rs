@@ -1,4 +1,56 @@
-//! VMs and vCPUs with one run loop: KVM, and a software x86 CPU with its own EPT.
+//! VMs and vCPUs with one run loop, whichever machine is behind them: KVM, or a software x86 CPU over `ept`'s MMU.
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use std::time::Duration;
+//! use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionTree};
+//! use slot_manager::SlotManager;
+//! use vcpu::boot::{GuestMap, LongMode, Ring};
+//! use vcpu::{Budget, Entry, Exit, HostView, Vcpu, Vm, Witness, soft::SoftVm};
+//!
+//! // 2 MiB of RAM, seen by a VM through a slot.
+//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+//! let ram = RamBlock::anonymous("ram", 0x20_0000)?;
+//! space.update(|tree| {
+//!     let ram = tree.ram("ram", ram.clone())?;
+//!     tree.add(tree.root(), 0, ram)
+//! })?;
+//! let vm = SoftVm::new()?;
+//! space.register(Arc::new(Mutex::new(SlotManager::new(vm.slots()))))?;
+//!
+//! // mov [0x180000], esp; mov al, 7; out 0xf4, al
+//! ram.write(0x10_0000, &[0x89, 0x24, 0x25, 0, 0, 0x18, 0, 0xb0, 7, 0xe6, 0xf4])?;
+//! let all = GuestMap {
+//!     gva: AddrRange::new(Gva(0x10_0000), 0x10_0000).unwrap(),
+//!     gpa: Gpa(0x10_0000),
+//!     page: PageSize::Size4K,
+//!     rights: ept::Rights::all(),
+//! };
+//! let guest = LongMode { entry: 0x10_0000, ring: Ring::User, handlers: vec![], maps: vec![all] };
+//! let (regs, system) = guest.install(&space.view())?;
+//! let mut vcpu = vm.create_vcpu(0)?;
+//! vcpu.set_system_regs(&system)?;
+//! vcpu.set_regs(&regs)?;
+//!
+//! let exit = vcpu.run(Entry::Resume, &Budget::time(Duration::from_secs(5)))?;
+//! assert_eq!(exit, Exit::IoOut { port: 0xf4, size: 1, data: vec![7] });
+//! // The page that the guest wrote has a frame, and the EPT leads to it.
+//! let hva = space.view().hva(Gpa(0x18_0000)).unwrap();
+//! let (Witness::Seen(hpa), Witness::Seen(leaf)) = (vm.frame(hva), vm.leaf(Gpa(0x18_0000))) else { panic!() };
+//! assert_eq!(leaf.hpa, hpa);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | part | what |
+//! |---|---|
+//! | [`Vm`], [`Vcpu`] | what every machine can do; [`Entry`] -> [`Exit`], always with a [`Budget`] |
+//! | [`KvmVm`] | the machine of `/dev/kvm` |
+//! | [`soft::SoftVm`] | the machine without one: CPU, EPT and host frames in software |
+//! | [`boot`] | a guest's first tables and registers, in long mode at ring 3 or 0 |
+//! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
+//!
+//! Known holes: one vCPU a software machine; no interrupts; the software CPU has no floating point or vectors, no
+//! 32-bit or real mode, and caches nothing; guests start in long mode only; KVM's own tables are not read yet.
 
 pub mod boot;
 mod error;

@@ -124,18 +124,24 @@ impl<B: Bus> Step<'_, B> {
     /// Delivers an exception, and those its delivery raises, until a handler is entered or the
     /// processor shuts down.
     pub(super) fn raise(&mut self, mut exception: Exception) -> Option<Exit> {
+        self.set_cr2(&exception);
         loop {
-            if let Some(address) = exception.address {
-                self.cpu.system.cr2 = address.raw();
-            }
-            match self.deliver(&exception) {
+            let second = match self.deliver(&exception) {
                 Ok(()) => return None,
-                Err(Abort::Exception(second)) => match exception.followed_by(second) {
-                    Some(next) => exception = next,
-                    None => return Some(Exit::Shutdown),
-                },
+                Err(Abort::Exception(second)) => second,
                 Err(abort) => return Some(self.exit_for(abort)),
+            };
+            self.set_cr2(&second);
+            match exception.followed_by(second) {
+                Some(next) => exception = next,
+                None => return Some(Exit::Shutdown),
             }
+        }
+    }
+
+    fn set_cr2(&mut self, exception: &Exception) {
+        if let Some(address) = exception.address {
+            self.cpu.system.cr2 = address.raw();
         }
     }
 

@@ -27,10 +27,10 @@ fn a_fault_in_ring_3_switches_to_the_stack_of_the_tss() {
 
 #[test]
 fn a_fault_in_ring_0_aligns_the_stack_it_is_on() {
-    let mut machine = Machine::new(0, UD2).with(Gpr::Rsp, 0xcff3);
+    let mut machine = Machine::new(0, UD2).with(Gpr::Rsp, 0xcffb);
     machine.step();
     assert_eq!((machine.vector(), machine.cpu.regs[Gpr::Rsp]), (Some(6), 0xcff0 - 40));
-    assert_eq!((machine.stack(3), machine.stack(4)), (0xcff3, RING0_DATA.into()));
+    assert_eq!((machine.stack(3), machine.stack(4)), (0xcffb, RING0_DATA.into()));
 }
 
 #[test]
@@ -123,6 +123,15 @@ fn a_page_fault_after_a_protection_fault_is_no_double_fault() {
     machine.step();
     assert_eq!((machine.vector(), machine.stack(0)), (Some(14), 2));
     assert_eq!(machine.cpu.system.cr2, ABSENT + 0x1000 - 48);
+}
+
+#[test]
+fn cr2_is_the_last_address_even_if_a_double_fault_comes_of_it() {
+    let mut machine = Machine::new(3, STORE).with(Gpr::Rax, ABSENT);
+    machine.flat.set_gate(14, 0x8e01);
+    machine.flat.put(TSS + 36, &(ABSENT + 0x1000).to_le_bytes());
+    machine.step();
+    assert_eq!((machine.vector(), machine.cpu.system.cr2), (Some(8), ABSENT + 0x1000 - 48));
 }
 
 #[test]
