@@ -171,6 +171,16 @@ fn bad_manifests_are_refused_in_one_line() {
             "[[region]]\nname = 'a'\nkind = 'alias'\ntarget = 'b'\ngpa = 0x2000000\nsize = '4K'",
             "no region `b` before it",
         ),
+        (
+            "map_wraps",
+            "[[map]]\ngva = '0xfffffffffffff000'\ngpa = 0\nsize = '8K'",
+            "map of 0xfffffffffffff000: 0x2000 bytes",
+        ),
+        (
+            "map_not_canonical",
+            "[[map]]\ngva = '0x800000000000'\ngpa = 0\nsize = '4K'",
+            "0x800000000000 is outside",
+        ),
         ("handler", "[handlers]\nmachine_check = 1", "`machine_check` is no exception"),
     ];
     for (name, manifest, says) in cases {

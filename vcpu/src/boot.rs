@@ -7,8 +7,8 @@
 //! | `0x00000` | never mapped: a null pointer faults | - |
 //! | `0x01000` | GDT | - |
 //! | `0x02000` | IDT | - |
-//! | `0x03000` | TSS | - |
-//! | `0x04000` | ring-0 stack, 16 KiB | - |
+//! | `0x03000` | TSS with an I/O bitmap that allows every port, 12 KiB | - |
+//! | `0x06000` | ring-0 stack, 8 KiB | - |
 //! | `0x08000` | page tables, 928 KiB | - |
 //! | `0xf0000` | the program's stack, 64 KiB | yes |
 
@@ -33,6 +33,12 @@ const KERNEL_DATA: u16 = 2 << 3;
 const USER_DATA: u16 = 3 << 3 | 3;
 const USER_CODE: u16 = 4 << 3 | 3;
 const TASK: u16 = 5 << 3;
+
+/// Where the I/O bitmap begins in the TSS: behind all else. IOPL 3 does not need it, but a KVM that runs ring 3
+/// without giving it IOPL 3 looks here.
+const IO_BITMAP: u64 = 0x68;
+/// One bit a port, and a last byte of ones (SDM vol. 1, 19.5.2).
+const TSS_LIMIT: u64 = IO_BITMAP + 0x2000;
 
 /// Guests are built for a processor that every host has: 4 levels, and physical addresses of 46 bits.
 const MAX_PHY_ADDR: MaxPhyAddr = match MaxPhyAddr::new(46) {
@@ -130,7 +136,7 @@ impl LongMode {
     fn descriptor_tables(&self, memory: &BootMemory<'_>) -> Result<(), BootError> {
         let write =
             |address, value| memory.write(address, value).map_err(|source| BootError::NoMemory { source });
-        let task = 0x0000_8900_0000_0067 | (TSS & 0xff_ffff) << 16;
+        let task = 0x8900 << 32 | (TSS & 0xff_ffff) << 16 | TSS_LIMIT;
         // Null, kernel code and data, user data and code: flat, present, accessed; the task takes two.
         let gdt = [
             0,
@@ -147,6 +153,8 @@ impl LongMode {
         // RSP0 is at offset 4 of the TSS: the two words around it.
         write(TSS, RING0_STACK_TOP << 32)?;
         write(TSS + 8, RING0_STACK_TOP >> 32)?;
+        write(TSS + 0x60, IO_BITMAP << 48)?;
+        write(TSS + TSS_LIMIT, 0xff)?;
         for &(vector, handler) in &self.handlers {
             if vector >= 32 {
                 return Err(BootError::Vector { vector });
@@ -187,7 +195,7 @@ impl LongMode {
             tr: Segment {
                 selector: TASK,
                 base: TSS,
-                limit: 0x67,
+                limit: TSS_LIMIT as u32,
                 kind: 0xb,
                 present: true,
                 ..Segment::default()

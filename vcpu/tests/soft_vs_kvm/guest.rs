@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::cases::{Case, Random};
 
-pub const MEMORY: usize = 8 << 20;
+pub const MEMORY: usize = 5 << 20;
 pub const ENTRY: u64 = 0x10_0000;
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;

@@ -3,6 +3,7 @@
 mod alu;
 mod atomicity;
 mod exceptions;
+mod instructions;
 mod io;
 mod mmio;
 mod programs;
