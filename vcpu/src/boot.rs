@@ -24,6 +24,7 @@ pub const RESERVED_BYTES: u64 = 0x10_0000;
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
+const RING0_STACK: u64 = 0x6000;
 const RING0_STACK_TOP: u64 = 0x8000;
 const TABLES: u64 = 0x8000;
 const STACK: u64 = 0xf_0000;
@@ -111,13 +112,14 @@ impl LongMode {
     /// Writes all tables into guest memory; gives the registers to start with.
     pub fn install(&self, view: &FlatView) -> Result<(Regs, SystemRegs), BootError> {
         let mut memory = BootMemory { guest: GuestTables(view), next_table: TABLES };
-        let root = self.page_tables(&mut memory)?;
         self.descriptor_tables(&memory)?;
+        let root = self.page_tables(&mut memory)?;
         Ok((self.regs(), self.system_regs(root)))
     }
 
     fn page_tables(&self, memory: &mut BootMemory<'_>) -> Result<u64, BootError> {
-        let root = memory.allocate_table().expect("nothing was allocated before");
+        let root = memory.allocate_table().ok_or(MemoryError::Absent { address: TABLES });
+        let root = root.map_err(|source| BootError::NoMemory { source })?;
         let mut mapper = Mapper::new(memory, paging(root));
         let own = |first, last, rights| GuestMap {
             gva: AddrRange::inclusive(Gva(first), Gva(last)).expect("written in order"),
@@ -136,6 +138,9 @@ impl LongMode {
     fn descriptor_tables(&self, memory: &BootMemory<'_>) -> Result<(), BootError> {
         let write =
             |address, value| memory.write(address, value).map_err(|source| BootError::NoMemory { source });
+        for frame in (GDT..RING0_STACK).step_by(PageSize::Size4K.bytes() as usize) {
+            memory.guest.zero(frame).map_err(|source| BootError::NoMemory { source })?;
+        }
         let task = 0x8900 << 32 | (TSS & 0xff_ffff) << 16 | TSS_LIMIT;
         // Null, kernel code and data, user data and code: flat, present, accessed; the task takes two.
         let gdt = [
@@ -267,6 +272,8 @@ impl FrameAllocator for BootMemory<'_> {
     fn allocate_table(&mut self) -> Option<u64> {
         let table = self.next_table;
         self.next_table = (table < STACK).then_some(table + PageSize::Size4K.bytes())?;
+        // A guest that is booted again finds the tables of the last time there.
+        self.guest.zero(table).ok()?;
         Some(table)
     }
 

@@ -14,6 +14,12 @@ impl GuestTables<'_> {
             .and_then(|range| Some((&**range.ram()?, range.region_offset(Gpa(address))?)));
         found.ok_or(MemoryError::Absent { address })
     }
+
+    /// Zeroes the 4 KiB frame at `address`.
+    pub(crate) fn zero(&self, address: u64) -> Result<(), MemoryError> {
+        let (block, offset) = self.block(address)?;
+        block.write(offset, &[0; 4096]).map_err(|_| MemoryError::Absent { address })
+    }
 }
 
 impl PhysMemory for GuestTables<'_> {
