@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use guest_tests::MmioSpec;
-use memory_model::{FlatView, Gpa, RegionKind};
+use memory_model::{Bus, FlatView, Gpa, Unassigned};
 use vcpu::{Entry, Exit, MmioData};
 
 use crate::Ending;
@@ -47,7 +47,7 @@ impl Devices {
             Exit::IoIn { size, count, .. } => Ok(Entry::Data(vec![0xff; usize::from(size) * count as usize])),
             Exit::MmioRead { gpa, size } => {
                 self.note(MmioSpec { at: gpa.0, size, write: None });
-                Ok(Entry::Data(self.read(gpa, size).to_le_bytes()[..usize::from(size)].to_vec()))
+                Ok(Entry::Data(self.read(gpa, size)))
             }
             Exit::MmioWrite { gpa, data } => {
                 self.note(MmioSpec {
@@ -64,21 +64,21 @@ impl Devices {
         }
     }
 
-    /// All ones where no device is: what a PC's bus gives.
-    fn read(&self, gpa: Gpa, size: u8) -> u64 {
-        match self.view.find(gpa).map(|range| (range.region_offset(gpa), &range.kind)) {
-            Some((Some(offset), RegionKind::Mmio(ops))) => ops.read(offset, size),
-            _ => u64::MAX,
-        }
+    /// What the machine answers: a guest is not told of an access that fails, it reads 0.
+    fn read(&self, gpa: Gpa, size: u8) -> Vec<u8> {
+        let mut data = vec![0; size.into()];
+        let _ = self.bus().read(gpa, &mut data);
+        data
     }
 
-    /// A write where no device is, or to ROM, is dropped.
+    /// A write that fails, to ROM say, is dropped, and the guest is not told either.
     fn write(&self, gpa: Gpa, data: MmioData) {
-        if let Some((Some(offset), RegionKind::Mmio(ops))) =
-            self.view.find(gpa).map(|range| (range.region_offset(gpa), &range.kind))
-        {
-            ops.write(offset, data.as_slice().len() as u8, data.value());
-        }
+        let _ = self.bus().write(gpa, data.as_slice());
+    }
+
+    /// All ones where no device is: what a PC's bus gives.
+    fn bus(&self) -> Bus<'_> {
+        self.view.bus().unassigned(Unassigned::AllOnes)
     }
 
     fn note(&mut self, access: MmioSpec) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use guest_tests::{BackingSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use memory_model::{
-    AddrRange, AddressSpace, FlatView, Gpa, Gva, MemoryError, MmioOps, PageSize, RamBlock, RegionId,
-    RegionTree,
+    AccessRules, AddrRange, AddressSpace, FlatView, Gpa, Gva, MemTxAttrs, MemTxError, MemoryError, MmioOps,
+    PageSize, RamBlock, RegionId, RegionTree,
 };
 use slot_manager::{SlotExecutor, SlotManager};
 use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring};
@@ -75,7 +75,7 @@ impl Machine {
         executor: Box<dyn SlotExecutor>,
     ) -> Result<Self, HarnessError> {
         let manifest = image.manifest();
-        let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+        let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
         space.update(|tree| add_regions(tree, manifest))?;
         let slots = Arc::new(Mutex::new(SlotManager::new(executor)));
         space.register(slots.clone())?;
@@ -178,10 +178,15 @@ fn create_region(
 struct FixedAnswer(u64);
 
 impl MmioOps for FixedAnswer {
-    fn read(&self, _offset: u64, _size: u8) -> u64 {
-        self.0
+    fn read(&self, _offset: u64, _size: u8, _attrs: MemTxAttrs) -> Result<u64, MemTxError> {
+        Ok(self.0)
     }
-    fn write(&self, _offset: u64, _size: u8, _value: u64) {}
+    fn write(&self, _offset: u64, _size: u8, _value: u64, _attrs: MemTxAttrs) -> Result<(), MemTxError> {
+        Ok(())
+    }
+    fn rules(&self) -> AccessRules {
+        AccessRules::ANY
+    }
 }
 
 /// Copies the program into memory, which is fresh and so zero where the file has no bytes.

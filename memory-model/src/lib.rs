@@ -5,7 +5,7 @@
 //! ```
 //! use memory_model::{AddressSpace, Gpa, MemoryError, RamBlock, RegionTree};
 //!
-//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
 //! space.update(|tree| {
 //!     let ram = tree.ram("pc.ram", RamBlock::anonymous("pc.ram", 0x20_0000)?)?;
 //!     tree.add(tree.root(), 0, ram)?;
@@ -27,38 +27,62 @@
 //! | part | what |
 //! |---|---|
 //! | [`Gva`] [`Gpa`] [`Hva`] [`Hpa`], [`AddrRange`] | the four addresses; all address arithmetic |
-//! | [`RegionTree`] | containers, RAM, ROM, devices, aliases; priority, enabled, read-only |
-//! | [`FlatView`] | what the guest sees: sorted, disjoint, merged |
-//! | [`AddressSpace`] | transactions, snapshots, listeners (feature `host`) |
-//! | [`RamBlock`] | memory this process mapped: anonymous or memfd (feature `host`) |
+//! | [`RegionTree`] | containers, RAM, ROM, devices, IOMMUs, reservations, aliases; priority, enabled, read-only |
+//! | [`FlatView`] | what the guest sees: sorted, disjoint, merged; one view shares with the next what stays |
+//! | [`Bus`] | reads and writes of a view by a CPU or device; [`MmioOps`] and [`IommuOps`] answer them |
+//! | [`AddressSpace`], [`ViewReader`] | transactions, snapshots without locks (feature `host`) |
+//! | [`MemoryListener`] | hears what changes: ranges, dirty logging, eventfds, coalesced writes |
+//! | [`RamBlock`], [`RamOptions`] | memory this process mapped: anonymous, memfd or file, of small or huge pages (feature `host`) |
+//! | [`DirtyBitmap`], [`DirtyClients`] | which pages were written, for each of those who ask |
+//! | [`RamDiscardManager`] | which parts of a block are populated (feature `host`) |
+//! | [`FlatView`], [`DmaView`] with vm-memory's traits | memory for loaders, and for devices (feature `host`) |
+//! | [`mtree`] | the text of QEMU's `info mtree`, both ways |
 //!
-//! Without the default feature `host` the crate is `no_std` + alloc: addresses, tree and view, over blocks
-//! that somebody else has mapped.
-//!
-//! Known holes: ROM devices, IOMMUs, reservations, MMIO access sizes, dirty logging, file and huge-page
-//! blocks are not here yet; an update renders the whole tree.
+//! Without the default feature `host` the crate is `no_std` + alloc: addresses, tree, view and devices, over
+//! blocks that somebody else has mapped.
 #![cfg_attr(not(any(feature = "host", test)), no_std)]
 
 extern crate alloc;
 
+mod access;
 mod addr;
+mod announce;
 mod error;
+mod event;
 mod flat;
 #[cfg(feature = "host")]
 mod guest_memory;
+mod iommu;
 mod listener;
+mod mmio;
+pub mod mtree;
 mod ram;
 mod region;
 #[cfg(feature = "host")]
 mod space;
 mod tree;
 
+pub use access::{AccessError, Bus, Unassigned};
+#[cfg(feature = "host")]
+pub use access::{BOUNCE_BYTES, BounceBudget, MapError, MappedMemory};
 pub use addr::{AddrRange, Address, Gpa, Gva, Hpa, Hva, PageSize};
 pub use error::MemoryError;
+pub use event::{Coalesced, Eventfd, FlatEventfd};
 pub use flat::{FlatRange, FlatView};
-pub use listener::{MemoryListener, Refusal};
-pub use ram::RamBlock;
-pub use region::{MmioOps, Region, RegionId, RegionKind};
 #[cfg(feature = "host")]
-pub use space::AddressSpace;
+pub use guest_memory::{DirtySlice, DmaView};
+pub use iommu::{Access, IommuEntry, IommuOps};
+#[cfg(feature = "host")]
+pub use iommu::{IommuNotifier, IommuNotifiers};
+pub use listener::{DirtySync, MemoryListener, Refusal};
+pub use mmio::{AccessRules, AccessSizes, Endianness, MAX_NESTING, MemTxAttrs, MemTxError, MmioOps, Reentry};
+#[cfg(feature = "host")]
+pub use ram::{
+    Backing, DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, NumaPolicy, Pages, RamDiscardListener,
+    RamDiscardManager, RamOptions,
+};
+pub use ram::{DirtyBitmap, DirtyClients, DirtySnapshot, RamBlock};
+pub use region::{Region, RegionId, RegionKind};
+#[cfg(feature = "host")]
+pub use space::{AddressSpace, ViewReader};
 pub use tree::RegionTree;

@@ -11,11 +11,13 @@ use crate::SlotOp;
 pub struct Errno(pub i32);
 
 /// The numbers that the slot ioctls are known to give.
-const NAMES: [(Errno, &str); 12] = [
+const NAMES: [(Errno, &str); 14] = [
     (Errno::EPERM, "EPERM"),
     (Errno::ENOENT, "ENOENT"),
     (Errno::EINTR, "EINTR"),
     (Errno::EIO, "EIO"),
+    (Errno::ENXIO, "ENXIO"),
+    (Errno::E2BIG, "E2BIG"),
     (Errno::EBADF, "EBADF"),
     (Errno::EAGAIN, "EAGAIN"),
     (Errno::ENOMEM, "ENOMEM"),
@@ -32,6 +34,8 @@ impl Errno {
     pub const ENOENT: Self = Self(libc::ENOENT);
     pub const EINTR: Self = Self(libc::EINTR);
     pub const EIO: Self = Self(libc::EIO);
+    pub const ENXIO: Self = Self(libc::ENXIO);
+    pub const E2BIG: Self = Self(libc::E2BIG);
     pub const EBADF: Self = Self(libc::EBADF);
     pub const EAGAIN: Self = Self(libc::EAGAIN);
     pub const ENOMEM: Self = Self(libc::ENOMEM);

@@ -9,7 +9,7 @@
 //! use memory_model::{AddressSpace, Gpa, MemoryError, RamBlock, RegionTree};
 //! use slot_manager::{KernelMemslots, SlotFlags, SlotManager, SlotRecord};
 //!
-//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
 //! let slots = Arc::new(Mutex::new(SlotManager::new(KernelMemslots::new())));
 //! space.register(slots.clone())?;
 //!
@@ -39,7 +39,8 @@
 //! | [`SlotRegistry`] | slots by number, guest address and host address |
 //! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all |
 //! | [`SlotExecutor`] | who does it: [`KvmSlots`], [`KernelMemslots`], [`Recorder`] |
-//! | [`KernelMemslots`] | the kernel's side in this process, with its errors in its order |
+//! | [`KernelMemslots`] | the kernel's side in this process: its errors in its order, its swaps, its dirty logs and rings |
+//! | [`KvmArch`] | an MMU behind it, told of each step |
 //!
 //! What the planner promises: slots that stay are not touched, dirty logging is switched in place, memory
 //! that moves is moved by one call, numbers are the lowest free ones, and a view that does not fit is an
@@ -47,9 +48,7 @@
 //!
 //! Known holes: dirty logs and rings (no view asks for `LOG_DIRTY_PAGES` yet, so a plan takes the flag away),
 //! guest_memfd, more than one address space, ioeventfds and coalesced MMIO are not here yet. The manager does
-//! not stop vCPUs, even where [`SlotPlan::needs_pause`] says that they would see a hole. The in-process kernel
-//! changes its slots in one step: nobody sees the INVALID slot that a real one shows while it deletes or moves.
-
+//! not stop vCPUs, even where [`SlotPlan::needs_pause`] says that they would see a hole.
 mod error;
 mod executor;
 mod kernel;
@@ -62,7 +61,10 @@ mod slot;
 
 pub use error::{Errno, SlotError};
 pub use executor::{SlotExecutor, SlotLimits};
-pub use kernel::{KernelMemslots, MAX_GFN, MAX_PAGES, Memslot, SlotChange, USER_END, USER_MEM_SLOTS};
+pub use kernel::{
+    DirtyGfn, DirtyRing, GENERATION_UPDATE, Ioctls, KernelCaps, KernelMemslots, KvmArch, MAX_GFN, MAX_PAGES,
+    MemfdRange, Memslot, MemslotSet, RESERVED_ENTRIES, SlotChange, SlotFault, USER_END, USER_MEM_SLOTS,
+};
 pub use kvm::KvmSlots;
 pub use manager::SlotManager;
 pub use plan::{SlotPlan, plan, plan_change};

@@ -85,6 +85,10 @@ impl<E: SlotExecutor> MemoryListener for SlotManager<E> {
         "slots"
     }
 
+    fn wants_nops(&self) -> bool {
+        self.torn
+    }
+
     fn begin(&mut self) {
         self.queue = Queue::default();
     }
@@ -94,10 +98,8 @@ impl<E: SlotExecutor> MemoryListener for SlotManager<E> {
     }
 
     fn region_nop(&mut self, range: &FlatRange) {
-        // What did not change needs no look, unless the slots are not those of the old view.
-        if self.torn {
-            self.queue.new.push(range.clone());
-        }
+        // What did not change needs a look only because the slots are not those of the old view.
+        self.queue.new.push(range.clone());
     }
 
     fn region_add(&mut self, range: &FlatRange) {

@@ -33,10 +33,10 @@ pub(crate) fn everything() -> AddrRange<Gpa> {
 /// `gone` and `new` are each ascending and without overlap, as a
 /// [`MemoryListener`](memory_model::MemoryListener) hears them. Guest addresses of `new` that are not in
 /// `gone` must have no slot.
-pub fn plan_change(
+pub fn plan_change<'a>(
     present: &SlotRegistry,
     gone: &[AddrRange<Gpa>],
-    new: &[FlatRange],
+    new: impl IntoIterator<Item = &'a FlatRange>,
     limits: &SlotLimits,
 ) -> Result<SlotPlan, SlotError> {
     let old = gone.iter().flat_map(|range| present.overlapping(*range));
@@ -98,7 +98,11 @@ impl<'a> Piece<'a> {
 }
 
 /// The slots that `ranges` need, ascending, not yet numbered. `others` slots stay besides.
-fn slots_for(ranges: &[FlatRange], limits: &SlotLimits, others: usize) -> Result<Vec<Slot>, SlotError> {
+fn slots_for<'a>(
+    ranges: impl IntoIterator<Item = &'a FlatRange>,
+    limits: &SlotLimits,
+    others: usize,
+) -> Result<Vec<Slot>, SlotError> {
     let page = PageSize::Size4K.bytes();
     let max_bytes = limits.max_bytes.max(page) & !(page - 1);
     let mut pieces = Vec::new();

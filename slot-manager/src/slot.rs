@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region,
+};
 use memory_model::{AddrRange, Gpa, Hva, RamBlock};
 
 use crate::SlotRecord;
@@ -27,6 +29,9 @@ bitflags::bitflags! {
         const LOG_DIRTY_PAGES = KVM_MEM_LOG_DIRTY_PAGES;
         /// A guest write leaves the guest as an MMIO exit. Stays as it is during a slot's life (rule R6).
         const READONLY = KVM_MEM_READONLY;
+        /// The slot has private memory as well, from a guest_memfd. Only for the second version of the call, alone,
+        /// and for good.
+        const GUEST_MEMFD = KVM_MEM_GUEST_MEMFD;
     }
 }
 

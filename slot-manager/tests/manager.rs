@@ -3,7 +3,10 @@
 use std::error::Error;
 use std::sync::{Arc, Mutex};
 
-use memory_model::{AddressSpace, Hva, MemoryError, MemoryListener, MmioOps, RamBlock, RegionId, RegionTree};
+use memory_model::{
+    AddressSpace, Hva, MemTxAttrs, MemTxError, MemoryError, MemoryListener, MmioOps, RamBlock, RegionId,
+    RegionTree,
+};
 use slot_manager::{
     Errno, KernelMemslots, Memslot, Recorder, SlotError, SlotExecutor, SlotLimits, SlotManager, SlotOp,
 };
@@ -11,10 +14,12 @@ use slot_manager::{
 struct NoDevice;
 
 impl MmioOps for NoDevice {
-    fn read(&self, _offset: u64, _size: u8) -> u64 {
-        0
+    fn read(&self, _offset: u64, _size: u8, _attrs: MemTxAttrs) -> Result<u64, MemTxError> {
+        Ok(0)
     }
-    fn write(&self, _offset: u64, _size: u8, _value: u64) {}
+    fn write(&self, _offset: u64, _size: u8, _value: u64, _attrs: MemTxAttrs) -> Result<(), MemTxError> {
+        Ok(())
+    }
 }
 
 struct Bench {
@@ -38,7 +43,7 @@ fn bench() -> Bench {
     tree.set_enabled(device, false).unwrap();
     let window = tree.alias("window", ram, 0x4_0000, 0x1_0000).unwrap();
     tree.add(tree.root(), 0x8000_0000, window).unwrap();
-    let space = AddressSpace::new("memory", tree);
+    let space = AddressSpace::new("memory", tree).unwrap();
     space.register(slots.clone()).unwrap();
     recorder.take();
     Bench { space, recorder, slots, device, window }
@@ -62,7 +67,7 @@ impl Bench {
         let view = self.space.view();
         let slots = self.slots.lock().unwrap();
         let registry = slots.registry();
-        assert_eq!(registry.len(), view.ranges().iter().filter(|range| range.ram().is_some()).count());
+        assert_eq!(registry.len(), view.ranges().filter(|range| range.ram().is_some()).count());
         for (slot, memslot) in registry.iter().zip(self.memslots()) {
             assert_eq!((slot.id, slot.gpa, slot.hva), (memslot.id, memslot.gpa, memslot.userspace_addr));
             let range = view.find(slot.gpa.first()).unwrap();
@@ -176,7 +181,7 @@ fn a_transaction_that_was_cut_short_leaves_nothing_for_the_next() {
     let view = bench.space.view();
     let mut slots = bench.slots.lock().unwrap();
     slots.begin();
-    slots.region_del(&view.ranges()[0]);
+    slots.region_del(view.ranges().next().unwrap());
     slots.begin();
     slots.commit().unwrap();
     assert_eq!(bench.recorder.take(), []);
@@ -188,7 +193,7 @@ fn the_memory_of_a_slot_stays_mapped_as_long_as_the_slot_lives() {
     let mut tree = RegionTree::new("system", 1 << 64).unwrap();
     let ram = tree.ram("ram", block.clone()).unwrap();
     tree.add(tree.root(), 0, ram).unwrap();
-    let space = AddressSpace::new("memory", tree);
+    let space = AddressSpace::new("memory", tree).unwrap();
     let slots = Arc::new(Mutex::new(SlotManager::new(KernelMemslots::new())));
     space.register(slots.clone()).unwrap();
     let memory = Arc::downgrade(&block);

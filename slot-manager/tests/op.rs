@@ -40,6 +40,9 @@ fn an_operation_leaves_the_slot_it_names_and_its_inverse_takes_it_back() {
             gpa,
             userspace_addr: hva,
             flags,
+            as_id: 0,
+            guest_memfd: None,
+            invalid: false,
         });
         assert_eq!(memslots(&kernel), Vec::from_iter(expected), "{op}");
         assert_ne!(memslots(&kernel), before, "{op}");

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use memory_model::{FlatView, Hva, MmioOps, PageSize, RamBlock, RegionId, RegionTree};
+use memory_model::{
+    FlatView, Hva, MemTxAttrs, MemTxError, MmioOps, PageSize, RamBlock, RegionId, RegionTree,
+};
 use slot_manager::{
     MAX_PAGES, Slot, SlotError, SlotFlags, SlotId, SlotLimits, SlotOp, SlotPlan, SlotRegistry, plan,
 };
@@ -13,10 +15,12 @@ const LIMITS: SlotLimits = SlotLimits { count: 32764, max_bytes: SlotLimits::MAX
 struct NoDevice;
 
 impl MmioOps for NoDevice {
-    fn read(&self, _offset: u64, _size: u8) -> u64 {
-        0
+    fn read(&self, _offset: u64, _size: u8, _attrs: MemTxAttrs) -> Result<u64, MemTxError> {
+        Ok(0)
     }
-    fn write(&self, _offset: u64, _size: u8, _value: u64) {}
+    fn write(&self, _offset: u64, _size: u8, _value: u64, _attrs: MemTxAttrs) -> Result<(), MemTxError> {
+        Ok(())
+    }
 }
 
 /// A tree with RAM of `bytes` bytes at `hva`, not yet placed.
@@ -34,7 +38,7 @@ fn registry(plan: &SlotPlan) -> SlotRegistry {
 
 /// The plan from nothing to what `tree` shows.
 fn first_plan(tree: &RegionTree, limits: &SlotLimits) -> Result<SlotPlan, SlotError> {
-    plan(&SlotRegistry::default(), &FlatView::render(tree), limits)
+    plan(&SlotRegistry::default(), &FlatView::render(tree).unwrap(), limits)
 }
 
 /// Number, first and last guest page, host address.
@@ -83,7 +87,7 @@ fn r2_the_lowest_free_numbers_are_given_out_and_come_back() {
     tree.set_enabled(places[1], false).unwrap();
     let new = tree.alias("new", ram, 0x8000, 0x2000).unwrap();
     tree.add(tree.root(), 0x80_0000, new).unwrap();
-    let plan = plan(&four, &FlatView::render(&tree), &LIMITS).unwrap();
+    let plan = plan(&four, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     let ids: Vec<_> = plan.ops.iter().map(|op| (op.slot().id.0, op.slot().gpa.first().0)).collect();
     assert_eq!(ids, [(1, 0x10_0000), (1, 0x80_0000)]);
 }
@@ -139,7 +143,7 @@ fn r6_read_only_is_a_new_slot_dirty_logging_is_not() {
     let present = registry(&first_plan(&tree, &LIMITS).unwrap());
     let slot = present.by_id(SlotId(0)).unwrap().clone();
     tree.set_readonly(ram, true).unwrap();
-    let readonly = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
+    let readonly = plan(&present, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     let new = Slot { flags: SlotFlags::READONLY, ..slot.clone() };
     assert_eq!(readonly.ops, [SlotOp::Delete(slot.clone()), SlotOp::Create(new)]);
     assert!(readonly.needs_pause);
@@ -148,7 +152,7 @@ fn r6_read_only_is_a_new_slot_dirty_logging_is_not() {
     let mut logged = present.clone();
     let start = SlotOp::SetFlags { slot: slot.clone(), flags: SlotFlags::LOG_DIRTY_PAGES };
     assert!(logged.apply(&start));
-    let stop = plan(&logged, &FlatView::render(&tree), &LIMITS).unwrap();
+    let stop = plan(&logged, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     assert_eq!(stop, SlotPlan { ops: vec![start.inverse()], needs_pause: false });
 }
 
@@ -159,13 +163,13 @@ fn r8_a_split_deletes_first_and_needs_a_pause_growth_elsewhere_does_not() {
     let present = registry(&first_plan(&tree, &LIMITS).unwrap());
     let mirror = tree.alias("mirror", ram, 0, 0x5000).unwrap();
     tree.add(tree.root(), 0x10_0000, mirror).unwrap();
-    let growth = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
+    let growth = plan(&present, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     assert_eq!((growth.ops.len(), growth.needs_pause), (1, false));
 
     let device = tree.mmio("device", 0x1000, Arc::new(NoDevice)).unwrap();
     tree.add_with_priority(tree.root(), 0x2000, device, 1).unwrap();
     tree.remove(mirror).unwrap();
-    let split = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
+    let split = plan(&present, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     let kinds: Vec<_> = split.ops.iter().map(|op| op.to_string()).collect();
     let expected = [
         "delete slot 0 (ram at 0x0-0x4fff -> 0x700000)",
@@ -183,7 +187,7 @@ fn memory_that_moves_is_moved_by_one_call_unless_its_new_place_is_taken() {
     let present = registry(&first_plan(&tree, &LIMITS).unwrap());
     for (to, needs_pause) in [(0x10_0000, false), (0x2000, true)] {
         tree.set_offset(ram, to).unwrap();
-        let plan = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
+        let plan = plan(&present, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
         let moved: Vec<_> = plan.ops.iter().map(|op| op.to_string()).collect();
         let last = to + 0x1fff;
         assert_eq!(moved, [format!("move slot 0 (ram at 0x1000-0x2fff -> 0x700000) to {to:#x}-{last:#x}")]);
@@ -198,7 +202,7 @@ fn memory_that_moves_is_moved_by_one_call_unless_its_new_place_is_taken() {
     assert!(blocks.iter().all(|op| present.apply(op)));
     tree.set_offset(ram, 0x5000).unwrap();
     tree.set_offset(other, 0x1000).unwrap();
-    let swap = plan(&present, &FlatView::render(&tree), &LIMITS).unwrap();
+    let swap = plan(&present, &FlatView::render(&tree).unwrap(), &LIMITS).unwrap();
     assert!(matches!(
         swap.ops[..],
         [SlotOp::Delete(_), SlotOp::Delete(_), SlotOp::Create(_), SlotOp::Create(_)]

@@ -106,7 +106,7 @@ fn slots_needed(view: &FlatView, limits: &SlotLimits) -> u64 {
         let own = (0..PAGES).filter(|page| range.range.contains(Gpa(page * PAGE)));
         own.filter(|&page| view_page(view, page, limits.readonly).is_some()).count() as u64
     };
-    view.ranges().iter().map(|range| pages_of(range).div_ceil(limits.max_bytes / PAGE)).sum()
+    view.ranges().map(|range| pages_of(range).div_ceil(limits.max_bytes / PAGE)).sum()
 }
 
 /// What a listener hears of a change.
@@ -177,7 +177,7 @@ fn check(places: &[Place], steps: &[Vec<(usize, Edit)>], limits: &SlotLimits) ->
             }
             .unwrap();
         }
-        let next = FlatView::render(&tree);
+        let next = FlatView::render(&tree).unwrap();
         let pages = view_pages(&next, limits);
         let planned = plan(&registry, &next, limits);
         let mut heard = Heard::default();

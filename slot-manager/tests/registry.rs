@@ -13,6 +13,9 @@ fn any_slot() -> impl Strategy<Value = Memslot> {
         gpa: AddrRange::new(Gpa(page << 12), u128::from(pages) << 12).unwrap(),
         userspace_addr: Hva(hva << 12),
         flags: SlotFlags::empty(),
+        as_id: 0,
+        guest_memfd: None,
+        invalid: false,
     })
 }
 

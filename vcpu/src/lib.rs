@@ -9,7 +9,7 @@
 //! use vcpu::{Budget, Entry, Exit, HostView, Vcpu, Vm, Witness, soft::SoftVm};
 //!
 //! // 2 MiB of RAM, seen by a VM through a slot.
-//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?);
+//! let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
 //! let ram = RamBlock::anonymous("ram", 0x20_0000)?;
 //! space.update(|tree| {
 //!     let ram = tree.ram("ram", ram.clone())?;

@@ -21,7 +21,7 @@ struct Machine {
 impl Machine {
     /// 4 MiB of RAM.
     fn new() -> Self {
-        let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap());
+        let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap()).unwrap();
         let block = RamBlock::anonymous("ram", 0x40_0000).unwrap();
         let add = |tree: &mut RegionTree| {
             let ram = tree.ram("ram", block.clone())?;

@@ -5,6 +5,7 @@ mod map;
 mod output;
 mod run;
 mod source;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ enum Command {
     Run(run::Args),
     /// Run a guest, then show the chain of an address, step by step.
     Map(map::Args),
+    /// Show a region tree from the text of QEMU's `info mtree`, or what the guest sees of it.
+    Tree(tree::Args),
     /// Say what this host offers, and what is missing for the rest.
     Host,
 }
@@ -41,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
     let status = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Map(args) => map::map(&args),
+        Command::Tree(args) => tree::tree(&args),
         Command::Host => host::host(),
     };
     match status {

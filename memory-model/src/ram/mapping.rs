@@ -1,4 +1,4 @@
-//! One `mmap` of guest memory: the only `unsafe` of this crate.
+//! One `mmap` of guest memory, and access to its bytes.
 //!
 //! No Rust reference to the mapped bytes is ever made, but for the instant of an atomic operation: the
 //! guest, a device or another process may change them at any time. Copies go through vm-memory's volatile
@@ -11,14 +11,24 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 use crate::{Hva, PageSize};
 
+/// What is mapped.
+pub(super) enum Source {
+    Anonymous,
+    Memfd(OwnedFd),
+    File { file: OwnedFd, offset: u64 },
+}
+
 /// Mapped, readable and writable bytes, unmapped on drop.
 pub(super) struct Mapping {
-    start: *mut c_void,
-    length: usize,
-    fd: Option<OwnedFd>,
+    pub(super) start: *mut c_void,
+    pub(super) length: usize,
+    pub(super) page: PageSize,
+    pub(super) shared: bool,
+    pub(super) source: Source,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and all access to its bytes is volatile or
@@ -28,10 +38,15 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes (whole pages, not zero), private or shared behind `fd`. From 2 MiB on the start is 2 MiB aligned,
-    /// so that huge pages can back memory whose guest address is aligned too.
-    pub(super) fn new(length: usize, fd: Option<OwnedFd>) -> rustix::io::Result<Self> {
-        let huge = PageSize::Size2M.bytes() as usize;
+    /// Maps `length` bytes (whole pages of that size, not zero). From 2 MiB on the start is at least 2 MiB
+    /// aligned, so that huge pages can back memory whose guest address is aligned too.
+    pub(super) fn new(
+        length: usize,
+        page: PageSize,
+        shared: bool,
+        source: Source,
+    ) -> rustix::io::Result<Self> {
+        let huge = page.bytes().max(PageSize::Size2M.bytes()) as usize;
         let slack = if length >= huge { huge } else { 0 };
         let reserved = length.checked_add(slack).ok_or(rustix::io::Errno::NOMEM)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other.
@@ -46,7 +61,7 @@ impl Mapping {
         let lead = reservation.align_offset(huge) * usize::from(slack > 0);
         let start = reservation.wrapping_byte_add(lead);
         // From here on the drop of `mapping` gives the range back; the slack goes at once.
-        let mapping = Self { start, length, fd };
+        let mapping = Self { start, length, page, shared, source };
         // SAFETY: both pieces lie inside the reservation, outside `mapping`, and nobody knows them.
         unsafe {
             if lead > 0 {
@@ -56,24 +71,27 @@ impl Mapping {
                 munmap(start.wrapping_byte_add(length), slack - lead)?;
             }
         }
-        mapping.populate()?;
+        mapping.fill()?;
         Ok(mapping)
     }
 
     /// Puts memory into the reserved range.
-    fn populate(&self) -> rustix::io::Result<()> {
+    fn fill(&self) -> rustix::io::Result<()> {
         let rights = ProtFlags::READ | ProtFlags::WRITE;
+        let sharing = if self.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // Huge pages are set aside now: without that, a page that is missing later is a bus error.
+        let (reserving, huge) = match self.page {
+            PageSize::Size4K => (MapFlags::NORESERVE, MapFlags::empty()),
+            PageSize::Size2M => (MapFlags::empty(), MapFlags::HUGETLB | MapFlags::HUGE_2MB),
+            PageSize::Size1G => (MapFlags::empty(), MapFlags::HUGETLB | MapFlags::HUGE_1GB),
+        };
+        let flags = sharing | reserving | MapFlags::FIXED;
         // SAFETY: replaces the reservation that this value owns, and nothing else.
         unsafe {
-            match &self.fd {
-                None => {
-                    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-                    mmap_anonymous(self.start, self.length, rights, flags)?
-                }
-                Some(fd) => {
-                    let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-                    mmap(self.start, self.length, rights, flags, fd, 0)?
-                }
+            match &self.source {
+                Source::Anonymous => mmap_anonymous(self.start, self.length, rights, flags | huge)?,
+                Source::Memfd(file) => mmap(self.start, self.length, rights, flags, file, 0)?,
+                Source::File { file, offset } => mmap(self.start, self.length, rights, flags, file, *offset)?,
             }
         };
         Ok(())
@@ -83,15 +101,29 @@ impl Mapping {
         Hva(self.start as u64)
     }
 
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+    /// The file behind the memory, and where in it the memory begins.
+    pub(super) fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        match &self.source {
+            Source::Anonymous => None,
+            Source::Memfd(file) => Some((file.as_fd(), 0)),
+            Source::File { file, offset } => Some((file.as_fd(), *offset)),
+        }
     }
 
-    /// `len` bytes at `offset`, which the caller has checked to be inside.
-    pub(super) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        assert!(offset <= self.length && len <= self.length - offset, "checked by RamBlock");
+    /// `len` bytes at `offset`, if they are inside; writes through the slice are noted in `bitmap`.
+    #[inline]
+    pub(super) fn slice<B: BitmapSlice>(
+        &self,
+        offset: u64,
+        len: usize,
+        bitmap: B,
+    ) -> Option<VolatileSlice<'_, B>> {
+        let offset = usize::try_from(offset).ok()?;
+        if offset > self.length || len > self.length - offset {
+            return None;
+        }
         // SAFETY: the range is mapped as long as `self` lives, and the slice borrows `self`.
-        unsafe { VolatileSlice::new(self.start.cast::<u8>().add(offset), len) }
+        Some(unsafe { VolatileSlice::with_bitmap(self.start.cast::<u8>().add(offset), len, bitmap, None) })
     }
 
     pub(super) fn load(&self, offset: usize) -> u64 {

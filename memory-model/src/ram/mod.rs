@@ -1,11 +1,36 @@
-//! RAM blocks: the host memory behind RAM regions (QEMU's `RAMBlock`).
+//! RAM blocks: the host memory behind RAM regions (QEMU's `RAMBlock`), with its dirty bits and discards.
+
+mod dirty;
 
 #[cfg(feature = "host")]
+mod access;
+#[cfg(feature = "host")]
+mod advice;
+#[cfg(feature = "host")]
+mod create;
+#[cfg(feature = "host")]
+mod discard;
+#[cfg(feature = "host")]
 mod mapping;
+#[cfg(feature = "host")]
+mod options;
+#[cfg(feature = "host")]
+mod populate;
+#[cfg(feature = "host")]
+mod resize;
 
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+pub use dirty::{DirtyBitmap, DirtyClients, DirtySnapshot};
+#[cfg(feature = "host")]
+pub use discard::{
+    DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, RamDiscardListener, RamDiscardManager,
+};
+#[cfg(feature = "host")]
+pub use options::{Backing, NumaPolicy, Pages, RamOptions};
 
 use crate::{Hva, MemoryError, PageSize};
 
@@ -14,22 +39,37 @@ use crate::{Hva, MemoryError, PageSize};
 pub struct RamBlock {
     name: Arc<str>,
     hva: Hva,
-    size: u64,
+    /// Changes only by [`RamBlock::resize`].
+    size: AtomicU64,
+    max_size: u64,
+    page: PageSize,
     #[cfg(feature = "host")]
+    host: HostSide,
+}
+
+/// What a block has where there is an operating system.
+#[cfg(feature = "host")]
+struct HostSide {
     mapping: Option<mapping::Mapping>,
+    guest_memfd: Option<rustix::fd::OwnedFd>,
+    dirty: dirty::DirtyMemory,
+    discards: std::sync::Mutex<discard::Discards>,
+    resizes: std::sync::Mutex<resize::Listeners>,
 }
 
 impl RamBlock {
     /// Describes memory that somebody else mapped (a hypervisor, another process). It can be placed,
     /// looked up and translated; its bytes cannot be read or written through this block.
     pub fn foreign(name: &str, hva: Hva, size: u64) -> Result<Arc<Self>, MemoryError> {
-        check_size(name, size)?;
+        check_size(name, size, PageSize::Size4K)?;
         Ok(Arc::new(Self {
             name: name.into(),
             hva,
-            size,
+            size: AtomicU64::new(size),
+            max_size: size,
+            page: PageSize::Size4K,
             #[cfg(feature = "host")]
-            mapping: None,
+            host: HostSide::new(size, None, None),
         }))
     }
 
@@ -43,14 +83,24 @@ impl RamBlock {
         self.hva
     }
 
-    /// Its size in bytes: whole pages.
+    /// Its size in bytes: whole pages. A resizeable block can change it.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The size to which it can grow (rule R42): that much address space is its own.
+    pub fn max_size(&self) -> u64 {
+        self.max_size
+    }
+
+    /// The size of the pages it is made of. Transparent huge pages are made of small ones.
+    pub fn page_size(&self) -> PageSize {
+        self.page
     }
 
     /// Bytes from the block's start to `hva`, if `hva` lies inside.
     pub fn offset_of(&self, hva: Hva) -> Option<u64> {
-        hva.checked_sub(self.hva).filter(|&offset| offset < self.size)
+        hva.checked_sub(self.hva).filter(|&offset| offset < self.size())
     }
 }
 
@@ -58,134 +108,92 @@ impl RamBlock {
 impl RamBlock {
     /// Private anonymous memory, zero until touched.
     pub fn anonymous(name: &str, size: u64) -> Result<Arc<Self>, MemoryError> {
-        Self::map(name, size, None)
+        Self::create(name, size, RamOptions::default())
     }
 
     /// Shared memory behind a memfd, so that other processes can map it too.
     pub fn memfd(name: &str, size: u64) -> Result<Arc<Self>, MemoryError> {
-        check_size(name, size)?;
-        let refused =
-            |action| move |source| MemoryError::Host { block: name.to_string(), size, action, source };
-        let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(refused("creating a memfd"))?;
-        rustix::fs::ftruncate(&fd, size).map_err(refused("sizing the memfd"))?;
-        Self::map(name, size, Some(fd))
+        Self::create(name, size, RamOptions { backing: Backing::Memfd, shared: true, ..Default::default() })
     }
 
-    fn map(name: &str, size: u64, fd: Option<rustix::fd::OwnedFd>) -> Result<Arc<Self>, MemoryError> {
-        check_size(name, size)?;
-        let refused = |source| MemoryError::Host { block: name.to_string(), size, action: "mapping", source };
-        let length = usize::try_from(size).map_err(|_| refused(rustix::io::Errno::NOMEM))?;
-        let mapping = mapping::Mapping::new(length, fd).map_err(refused)?;
-        Ok(Arc::new(Self { name: name.into(), hva: mapping.hva(), size, mapping: Some(mapping) }))
+    fn mapped_by(
+        name: &str,
+        size: u64,
+        page: PageSize,
+        mapping: mapping::Mapping,
+        guest_memfd: Option<rustix::fd::OwnedFd>,
+    ) -> Self {
+        let (hva, max_size) = (mapping.hva(), mapping.length as u64);
+        let host = HostSide::new(max_size, Some(mapping), guest_memfd);
+        Self { name: name.into(), hva, size: AtomicU64::new(size), max_size, page, host }
     }
 
-    /// The memfd behind a shared block.
+    /// The memfd or file behind the block. The block starts [`file_offset`](Self::file_offset) bytes into it.
     pub fn fd(&self) -> Option<rustix::fd::BorrowedFd<'_>> {
-        self.mapping.as_ref()?.fd()
+        Some(self.host.mapping.as_ref()?.file()?.0)
     }
 
-    /// Reads `buf.len()` bytes at `offset`. The guest may write them meanwhile: any mix of old and new
-    /// bytes can come.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        self.slice(offset, buf.len() as u64)?.copy_to(buf);
-        Ok(())
+    /// Where in its file the block begins, in bytes; 0 without a file.
+    pub fn file_offset(&self) -> u64 {
+        self.host.mapping.as_ref().and_then(mapping::Mapping::file).map_or(0, |(_, offset)| offset)
     }
 
-    /// Writes `data` at `offset`.
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), MemoryError> {
-        self.slice(offset, data.len() as u64)?.copy_from(data);
-        Ok(())
+    /// Whether writes reach the file and other processes.
+    pub fn is_shared(&self) -> bool {
+        self.host.mapping.as_ref().is_some_and(|mapping| mapping.shared)
     }
 
-    /// Reads the aligned 8-byte word at `offset` in one piece.
-    pub fn load_u64(&self, offset: u64) -> Result<u64, MemoryError> {
-        self.word(offset).map(|(mapping, offset)| mapping.load(offset))
+    /// The `guest_memfd` given at creation, which holds a confidential guest's private memory.
+    pub fn guest_memfd(&self) -> Option<rustix::fd::BorrowedFd<'_>> {
+        self.host.guest_memfd.as_ref().map(rustix::fd::AsFd::as_fd)
     }
 
-    /// Replaces the aligned 8-byte word at `offset` if it is still `old`; gives what was found there.
-    pub fn compare_exchange_u64(&self, offset: u64, old: u64, new: u64) -> Result<u64, MemoryError> {
-        self.word(offset).map(|(mapping, offset)| mapping.compare_exchange(offset, old, new))
+    /// Notes for `clients` that `len` bytes at `offset` were written. Whoever writes by
+    /// [`RamBlock::write`] or through an address decides who is told, so neither does it by itself.
+    #[inline]
+    pub fn mark_dirty(&self, offset: u64, len: u64, clients: DirtyClients) {
+        if !clients.is_empty() {
+            self.host.dirty.mark(offset, len, clients);
+        }
     }
 
-    /// The bytes as vm-memory sees them.
-    pub(crate) fn slice(&self, offset: u64, len: u64) -> Result<vm_memory::VolatileSlice<'_>, MemoryError> {
-        let mapping = self.mapped()?;
-        let end = offset.checked_add(len).filter(|&end| end <= self.size);
-        end.ok_or_else(|| self.out_of_block(offset, len))?;
-        Ok(mapping.slice(offset as usize, len as usize))
+    /// Whether one of `clients` has a page dirty that `len` bytes at `offset` touch.
+    pub fn is_dirty(&self, offset: u64, len: u64, clients: DirtyClients) -> bool {
+        self.host.dirty.is_dirty(offset, len, clients)
     }
 
-    fn word(&self, offset: u64) -> Result<(&mapping::Mapping, usize), MemoryError> {
-        let inside = offset.is_multiple_of(8) && offset < self.size;
-        if inside { Ok((self.mapped()?, offset as usize)) } else { Err(self.out_of_block(offset, 8)) }
-    }
-
-    fn mapped(&self) -> Result<&mapping::Mapping, MemoryError> {
-        self.mapping.as_ref().ok_or_else(|| MemoryError::NotMapped { block: self.name.to_string() })
-    }
-
-    fn out_of_block(&self, offset: u64, len: u64) -> MemoryError {
-        MemoryError::OutOfBlock { block: self.name.to_string(), size: self.size, offset, len }
+    /// Takes the dirty pages that `part` (offsets) touches from `client`, and leaves the other clients theirs
+    /// (rule R41).
+    pub fn snapshot_and_clear_dirty(
+        &self,
+        part: core::ops::Range<u64>,
+        client: DirtyClients,
+    ) -> DirtySnapshot {
+        self.host.dirty.snapshot_and_clear(part, client)
     }
 }
 
-fn check_size(name: &str, size: u64) -> Result<(), MemoryError> {
-    let page = PageSize::Size4K.bytes();
-    if size == 0 || !size.is_multiple_of(page) {
-        return Err(MemoryError::BlockSize { block: name.to_string(), size, page });
+#[cfg(feature = "host")]
+impl HostSide {
+    fn new(
+        max_size: u64,
+        mapping: Option<mapping::Mapping>,
+        guest_memfd: Option<rustix::fd::OwnedFd>,
+    ) -> Self {
+        let dirty = dirty::DirtyMemory::new(max_size);
+        Self { mapping, guest_memfd, dirty, discards: Default::default(), resizes: Default::default() }
+    }
+}
+
+fn check_size(name: &str, size: u64, page: PageSize) -> Result<(), MemoryError> {
+    if size == 0 || !size.is_multiple_of(page.bytes()) {
+        return Err(MemoryError::BlockSize { block: name.to_string(), size, page: page.bytes() });
     }
     Ok(())
 }
 
 impl fmt::Debug for RamBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RamBlock({} {:#x} bytes at {})", self.name, self.size, self.hva)
-    }
-}
-
-#[cfg(all(test, feature = "host"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_and_words_stay_inside_the_block() {
-        let block = RamBlock::anonymous("ram", 0x2000).unwrap();
-        block.write(0x1ffc, &[1, 2, 3, 4]).unwrap();
-        let mut bytes = [0; 4];
-        block.read(0x1ffc, &mut bytes).unwrap();
-        assert_eq!(bytes, [1, 2, 3, 4]);
-        assert_eq!(block.load_u64(0x1ff8).unwrap(), 0x0403_0201_0000_0000);
-        for (offset, len) in [(0x1ffd, 4), (0x2000, 1), (u64::MAX, 2)] {
-            let error = block.read(offset, &mut vec![0; len]).unwrap_err();
-            assert!(matches!(error, MemoryError::OutOfBlock { .. }), "{offset:#x}: {error}");
-        }
-        assert!(block.load_u64(0x1ffc).is_err() && block.load_u64(0x2000).is_err());
-    }
-
-    #[test]
-    fn compare_exchange_tells_what_it_found() {
-        let block = RamBlock::memfd("ram", 0x1000).unwrap();
-        assert!(block.fd().is_some());
-        assert_eq!(block.compare_exchange_u64(8, 0, 5).unwrap(), 0);
-        assert_eq!(block.compare_exchange_u64(8, 0, 6).unwrap(), 5);
-        assert_eq!(block.load_u64(8).unwrap(), 5);
-    }
-
-    #[test]
-    fn sizes_that_are_not_whole_pages_and_memory_that_is_not_ours_are_refused() {
-        for size in [0, 1, 0xfff, 0x1001] {
-            assert!(matches!(RamBlock::anonymous("ram", size), Err(MemoryError::BlockSize { .. })));
-        }
-        let error = RamBlock::anonymous("huge", 1 << 62).unwrap_err();
-        assert_eq!(error.to_string(), "RAM block huge of 0x4000000000000000 bytes: mapping failed");
-        let foreign = RamBlock::foreign("theirs", Hva(0x1000), 0x1000).unwrap();
-        assert!(matches!(foreign.read(0, &mut [0]), Err(MemoryError::NotMapped { .. })));
-    }
-
-    #[test]
-    fn large_blocks_start_at_a_huge_page() {
-        let block = RamBlock::anonymous("ram", 0x40_0000).unwrap();
-        assert!(block.hva().is_aligned(PageSize::Size2M));
+        write!(f, "RamBlock({} {:#x} bytes at {})", self.name, self.size(), self.hva)
     }
 }

@@ -1,88 +1,59 @@
 //! The kernel's side of memory slots, in this process: `struct kvm` and its `kvm_memslots`.
 
+mod arch;
+mod dirty_bitmap;
+mod dirty_ring;
+mod guest_memfd;
+mod memslot;
+mod sets;
 mod table;
+mod update;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use memory_model::{AddrRange, Gpa, Hva, PageSize};
+use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
+use memory_model::Gpa;
 
-use crate::{
-    Errno, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp, SlotRecord, SlotRegistry,
-};
+use crate::{Errno, SlotError, SlotExecutor, SlotFlags, SlotLimits, SlotOp, SlotRegistry};
 
-use table::{Call, Verdict};
+pub use arch::KvmArch;
+pub use dirty_ring::{DirtyGfn, DirtyRing, RESERVED_ENTRIES};
+pub use memslot::{MAX_GFN, MAX_PAGES, MemfdRange, Memslot, SlotChange, USER_END, USER_MEM_SLOTS};
+pub use sets::{GENERATION_UPDATE, MemslotSet};
 
-/// Slots a VM can have (`KVM_CAP_NR_MEMSLOTS` on x86): 2^15 - 1 less the kernel's own three.
-pub const USER_MEM_SLOTS: u32 = 32764;
-/// Pages in the longest slot.
-pub const MAX_PAGES: u64 = (1 << 31) - 1;
-/// The last guest page there can be: guest addresses have 52 bits at most.
-pub const MAX_GFN: u64 = (1 << 40) - 1;
-/// The first address above user space with 4-level paging (`TASK_SIZE_MAX`).
-pub const USER_END: Hva = Hva(0x7fff_ffff_f000);
+use dirty_bitmap::ManualProtect;
+use dirty_ring::Rings;
+use guest_memfd::Files;
+use sets::AddressSpace;
+use table::Call;
 
-/// A slot as the kernel keeps it (`kvm_memory_slot`).
+/// What the kernel and its processor have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Memslot {
-    /// Its number.
-    pub id: SlotId,
-    /// Where the guest sees it: whole pages.
-    pub gpa: AddrRange<Gpa>,
-    /// Where the VMM's process sees its first byte.
-    pub userspace_addr: Hva,
-    /// Its flags.
-    pub flags: SlotFlags,
+pub struct KernelCaps {
+    /// Address spaces of a VM (`KVM_CAP_MULTI_ADDRESS_SPACE`): 2 on x86 with SMM, for what SMM sees; else 1.
+    pub address_spaces: u32,
+    /// `KVM_CAP_READONLY_MEM`.
+    pub readonly: bool,
+    /// `KVM_CAP_GUEST_MEMFD`: the flags that a guest_memfd can be made with, if there are any.
+    pub guest_memfd: Option<u64>,
+    /// The last guest page: the processor's last, or [`MAX_GFN`] without hardware paging.
+    pub max_gfn: u64,
+    /// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP`: not on x86.
+    pub ring_with_bitmap: bool,
 }
 
-impl Memslot {
-    /// The number of its first guest page.
-    pub fn base_gfn(&self) -> u64 {
-        self.gpa.first().page_number()
-    }
-
-    /// How many pages it has.
-    pub fn npages(&self) -> u64 {
-        self.gpa.last().page_number() - self.base_gfn() + 1
-    }
-}
-
-impl SlotRecord for Memslot {
-    fn id(&self) -> SlotId {
-        self.id
-    }
-    fn gpa(&self) -> AddrRange<Gpa> {
-        self.gpa
-    }
-    fn hva(&self) -> Hva {
-        self.userspace_addr
+impl Default for KernelCaps {
+    /// Linux on x86 without SMM.
+    fn default() -> Self {
+        Self {
+            address_spaces: 1,
+            readonly: true,
+            guest_memfd: Some(0),
+            max_gfn: MAX_GFN,
+            ring_with_bitmap: false,
+        }
     }
 }
 
-/// What a call did (`enum kvm_mr_change`): what an MMU has to hear of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SlotChange {
-    /// A new slot.
-    Created(Memslot),
-    /// The slot is gone.
-    Deleted(Memslot),
-    /// The slot shows the same memory elsewhere; its flags may have changed as well.
-    Moved {
-        /// Before.
-        old: Memslot,
-        /// After.
-        new: Memslot,
-    },
-    /// Only the flags changed.
-    FlagsChanged {
-        /// Before.
-        old: Memslot,
-        /// After.
-        new: Memslot,
-    },
-    /// The slot was like that already.
-    Nothing,
-}
-
-/// The memory slots of one VM, address space 0, with the errors of the kernel in the kernel's order.
+/// The memory slots of one VM, with the errors of the kernel in the kernel's order.
 ///
 /// ```
 /// use kvm_bindings::kvm_userspace_memory_region;
@@ -103,91 +74,168 @@ pub enum SlotChange {
 ///
 /// let onto_it = kvm_userspace_memory_region { slot: 1, ..region };
 /// assert_eq!(kernel.set_user_memory_region(&onto_it), Err(Errno::EEXIST));
+///
+/// // The log of a slot's writes is a bitmap.
+/// let logged = kvm_userspace_memory_region { flags: 1, ..region };
+/// kernel.set_user_memory_region(&logged)?;
+/// assert!(kernel.mark_page_dirty(None, 0, Gpa(0x10_2008)));
+/// let mut bitmap = [0];
+/// kernel.get_dirty_log(0, &mut bitmap)?;
+/// assert_eq!(bitmap, [1 << 2]);
+/// # Ok::<(), Errno>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct KernelMemslots {
-    slots: SlotRegistry<Memslot>,
-    generation: u64,
+    caps: KernelCaps,
+    spaces: Vec<AddressSpace>,
+    manual_protect: ManualProtect,
+    rings: Rings,
+    files: Files,
+}
+
+impl Default for KernelMemslots {
+    fn default() -> Self {
+        Self::with_caps(KernelCaps::default())
+    }
+}
+
+/// What a fault on a guest page comes to, as far as slots decide (`kvm_faultin_pfn`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotFault<'a> {
+    /// The page of this slot is to be mapped.
+    Memory(&'a Memslot),
+    /// The slot is about to go or to move: the access is to be made again when it has (rule K4).
+    Retry,
+    /// No slot, or a write into a read-only one: the VMM emulates the access.
+    Mmio,
 }
 
 impl KernelMemslots {
-    /// A VM without memory.
+    /// A VM without memory, on a kernel like the one of [`KernelCaps::default`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// `KVM_SET_USER_MEMORY_REGION`. A failed call changes nothing (K5).
-    pub fn set_user_memory_region(
-        &mut self,
-        region: &kvm_userspace_memory_region,
-    ) -> Result<SlotChange, Errno> {
-        let call = Call::new(region, &self.slots);
-        let row = call.decide();
-        let old = call.old.copied();
-        match (row.map(|row| row.verdict), old) {
-            (Some(Verdict::Fail(errno)), _) => return Err(errno),
-            (Some(Verdict::Nothing), _) => return Ok(SlotChange::Nothing),
-            _ => {}
+    /// A VM without memory. It has one address space at least.
+    pub fn with_caps(caps: KernelCaps) -> Self {
+        let caps = KernelCaps { address_spaces: caps.address_spaces.max(1), ..caps };
+        Self {
+            caps,
+            spaces: (0..caps.address_spaces).map(AddressSpace::new).collect(),
+            manual_protect: ManualProtect::default(),
+            rings: Rings::default(),
+            files: Files::default(),
         }
-        let new = call.memslot().filter(|_| row.is_none());
-        if let Some(old) = old {
-            self.slots.remove(old.id);
-        }
-        if let Some(new) = new {
-            self.slots.insert(new);
-        }
-        let change = match (old, new) {
-            (None, None) => SlotChange::Nothing,
-            (None, Some(new)) => SlotChange::Created(new),
-            (Some(old), None) => SlotChange::Deleted(old),
-            (Some(old), Some(new)) if old.gpa != new.gpa => SlotChange::Moved { old, new },
-            (Some(old), Some(new)) => SlotChange::FlagsChanged { old, new },
-        };
-        // Each swap of the active and the inactive set counts, and what takes pages away from the guest
-        // swaps twice (K3, K4).
-        self.generation += match change {
-            SlotChange::Nothing => 0,
-            SlotChange::Created(_) | SlotChange::FlagsChanged { .. } => 1,
-            SlotChange::Deleted(_) | SlotChange::Moved { .. } => 2,
-        };
-        Ok(change)
+    }
+
+    /// The ioctls, with an MMU that hears of what they do.
+    pub fn on<'a, A: KvmArch>(&'a mut self, arch: &'a mut A) -> Ioctls<'a, A> {
+        Ioctls { kernel: self, arch }
     }
 
     /// What decides about a call, in words; `None` if the slot would be created or changed. EINVAL has a dozen
     /// causes, and the kernel does not say which it was.
     pub fn explain(&self, region: &kvm_userspace_memory_region) -> Option<&'static str> {
-        Call::new(region, &self.slots).decide().map(|row| row.condition)
+        Call::first(region, self).decide().map(|row| row.condition)
     }
 
-    /// The slot that holds `gpa`, which need not be the start of a page.
+    /// The same for the second version of the call.
+    pub fn explain2(&self, region: &kvm_userspace_memory_region2) -> Option<&'static str> {
+        Call::second(region, self).decide().map(|row| row.condition)
+    }
+
+    /// The set of slots that is in force in an address space.
+    pub fn address_space(&self, as_id: u32) -> Option<&MemslotSet> {
+        self.spaces.get(as_id as usize).map(AddressSpace::active)
+    }
+
+    /// The slot of address space 0 that holds `gpa`, which need not be the start of a page.
     pub fn gfn_to_memslot(&self, gpa: Gpa) -> Option<&Memslot> {
-        self.slots.by_gpa(gpa)
+        self.slots().by_gpa(gpa)
     }
 
-    /// All slots, by number, guest address and host address.
+    /// What a fault on `gpa` comes to. An address without a slot is MMIO, but one whose slot is INVALID is not.
+    pub fn fault(&self, as_id: u32, gpa: Gpa, write: bool) -> SlotFault<'_> {
+        match self.address_space(as_id).and_then(|set| set.gfn_to_memslot(gpa)) {
+            Some(slot) if slot.invalid => SlotFault::Retry,
+            Some(slot) if !(write && slot.flags.contains(SlotFlags::READONLY)) => SlotFault::Memory(slot),
+            Some(_) | None => SlotFault::Mmio,
+        }
+    }
+
+    /// All slots of address space 0, by number, guest address and host address.
     pub fn slots(&self) -> &SlotRegistry<Memslot> {
-        &self.slots
+        self.space(0).active().slots()
     }
 
-    /// Grows with each change: whoever cached a look-up compares it (`kvm_memslots::generation`).
+    /// The generation of address space 0 (`kvm_memslots::generation`).
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.space(0).active().generation()
+    }
+
+    /// One that is there: `as_id` was checked.
+    fn space(&self, as_id: u32) -> &AddressSpace {
+        &self.spaces[as_id as usize]
+    }
+
+    fn space_mut(&mut self, as_id: u32) -> &mut AddressSpace {
+        &mut self.spaces[as_id as usize]
+    }
+}
+
+/// The ioctls of a VM with its MMU: see [`KernelMemslots::on`].
+pub struct Ioctls<'a, A> {
+    kernel: &'a mut KernelMemslots,
+    arch: &'a mut A,
+}
+
+/// The ioctls of a VM without an MMU.
+impl KernelMemslots {
+    /// [`Ioctls::set_user_memory_region`]
+    pub fn set_user_memory_region(
+        &mut self,
+        region: &kvm_userspace_memory_region,
+    ) -> Result<SlotChange, Errno> {
+        self.on(&mut ()).set_user_memory_region(region)
+    }
+
+    /// [`Ioctls::set_user_memory_region2`]
+    pub fn set_user_memory_region2(
+        &mut self,
+        region: &kvm_userspace_memory_region2,
+    ) -> Result<SlotChange, Errno> {
+        self.on(&mut ()).set_user_memory_region2(region)
+    }
+
+    /// [`Ioctls::get_dirty_log`]
+    pub fn get_dirty_log(&mut self, slot: u32, bitmap: &mut [u64]) -> Result<(), Errno> {
+        self.on(&mut ()).get_dirty_log(slot, bitmap)
+    }
+
+    /// [`Ioctls::clear_dirty_log`]
+    pub fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first_page: u64,
+        num_pages: u32,
+        bitmap: &[u64],
+    ) -> Result<(), Errno> {
+        self.on(&mut ()).clear_dirty_log(slot, first_page, num_pages, bitmap)
+    }
+
+    /// [`Ioctls::reset_dirty_rings`]
+    pub fn reset_dirty_rings(&mut self) -> Result<u32, Errno> {
+        self.on(&mut ()).reset_dirty_rings()
     }
 }
 
 impl SlotExecutor for KernelMemslots {
     fn limits(&self) -> SlotLimits {
-        SlotLimits { count: USER_MEM_SLOTS, max_bytes: SlotLimits::MAX_BYTES, readonly: true }
+        SlotLimits { count: USER_MEM_SLOTS, max_bytes: SlotLimits::MAX_BYTES, readonly: self.caps.readonly }
     }
 
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         let answer = self.set_user_memory_region(&op.to_region());
         answer.map(drop).map_err(|errno| SlotError::refused(op, errno))
     }
-}
-
-/// `pages` pages from guest page `gfn` on.
-fn guest_pages(gfn: u64, pages: u64) -> Option<AddrRange<Gpa>> {
-    let shift = PageSize::Size4K.shift();
-    AddrRange::new(Gpa(gfn << shift), u128::from(pages) << shift)
 }

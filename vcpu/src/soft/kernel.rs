@@ -4,7 +4,9 @@
 use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, Tdp};
 use ept::{EptCaps, Eptp, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
-use slot_manager::{KernelMemslots, SlotChange, SlotError, SlotFlags, SlotOp, SlotRecord};
+use slot_manager::{
+    Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFlags, SlotOp, SlotRecord,
+};
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
 use super::frames::FrameTable;
@@ -39,31 +41,43 @@ impl SoftKernel {
         // The format does not depend on where the root lies; `Tdp` allocates that.
         let eptp = Eptp::for_root(0, Levels::Four, true, ept_caps(), MAX_PHY_ADDR)?;
         let tdp = Tdp::new(Format::ept(eptp, ept_caps(), MAX_PHY_ADDR), &mut frames)?;
-        Ok(Self { memslots: KernelMemslots::new(), frames, tdp })
+        let caps = KernelCaps { max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(), ..KernelCaps::default() };
+        Ok(Self { memslots: KernelMemslots::with_caps(caps), frames, tdp })
     }
 
-    /// `KVM_SET_USER_MEMORY_REGION`: what goes or moves leaves the second level at once (rule Z3), and a log that
-    /// starts makes its pages fault on their next write (rule D1).
+    /// The slots, and the MMU that hears of what happens to them.
+    fn parts(&mut self) -> (&mut KernelMemslots, SlotMmu<'_>) {
+        let Self { memslots, frames, tdp } = self;
+        (memslots, SlotMmu { frames, tdp })
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION`.
     pub(super) fn set_slot(&mut self, op: &SlotOp) -> Result<(), SlotError> {
-        let change = self.memslots.set_user_memory_region(&op.to_region());
+        let (memslots, mut mmu) = self.parts();
+        let change = memslots.on(&mut mmu).set_user_memory_region(&op.to_region());
         let change = change.map_err(|errno| SlotError::Refused { op: Box::new(op.clone()), errno })?;
-        match change {
-            SlotChange::Created(_) => self.frames.map(&op.slot().block),
-            SlotChange::Deleted(old) | SlotChange::Moved { old, .. } => self.zap(old.gpa()),
-            SlotChange::FlagsChanged { old, new } => {
-                if !old.flags.contains(SlotFlags::LOG_DIRTY_PAGES)
-                    && new.flags.contains(SlotFlags::LOG_DIRTY_PAGES)
-                {
-                    self.tdp.write_protect(new.gpa(), &mut self.frames).expect(OWN_TABLES);
-                }
-            }
-            SlotChange::Nothing => {}
+        if let SlotChange::Created(_) = change {
+            self.frames.map(&op.slot().block);
         }
         Ok(())
     }
 
-    fn zap(&mut self, range: AddrRange<Gpa>) {
-        self.tdp.zap(range, &mut self.frames).expect(OWN_TABLES);
+    /// `KVM_GET_DIRTY_LOG`: one bit a page. Without manual protect it starts the log anew.
+    pub fn get_dirty_log(&mut self, slot: u32, bitmap: &mut [u64]) -> Result<(), Errno> {
+        let (memslots, mut mmu) = self.parts();
+        memslots.on(&mut mmu).get_dirty_log(slot, bitmap)
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    pub fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first_page: u64,
+        num_pages: u32,
+        bitmap: &[u64],
+    ) -> Result<(), Errno> {
+        let (memslots, mut mmu) = self.parts();
+        memslots.on(&mut mmu).clear_dirty_log(slot, first_page, num_pages, bitmap)
     }
 
     /// What the second level says of `gpa`.
@@ -81,10 +95,54 @@ impl SoftKernel {
     }
 }
 
+/// The second level, as it hears of slots.
+struct SlotMmu<'a> {
+    frames: &'a mut FrameTable,
+    tdp: &'a mut Tdp,
+}
+
+impl SlotMmu<'_> {
+    fn write_protect(&mut self, range: AddrRange<Gpa>) {
+        self.tdp.write_protect(range, self.frames).expect(OWN_TABLES);
+    }
+}
+
+impl KvmArch for SlotMmu<'_> {
+    /// What goes or moves leaves the second level at once (rule Z3).
+    fn flush_shadow_memslot(&mut self, _kernel: &KernelMemslots, slot: &Memslot) {
+        self.tdp.zap(slot.gpa(), self.frames).expect(OWN_TABLES);
+    }
+
+    /// A log that starts makes its pages fault on their next write, unless it starts with all of them dirty
+    /// (rule D1).
+    fn commit_memory_region(&mut self, kernel: &KernelMemslots, change: &SlotChange) {
+        if let SlotChange::FlagsChanged { old, new } = change
+            && (new.flags - old.flags).contains(SlotFlags::LOG_DIRTY_PAGES)
+            && !kernel.logs_start_dirty()
+        {
+            self.write_protect(new.gpa());
+        }
+    }
+
+    fn enable_log_dirty(&mut self, slot: &Memslot, first_page: u64, mask: u64) {
+        let mut left = mask;
+        while left != 0 {
+            // Runs of pages, for a log is often dense.
+            let start = left.trailing_zeros();
+            let count = (left >> start).trailing_ones();
+            if let Some(pages) = slot.pages(first_page + u64::from(start), count.into()) {
+                self.write_protect(pages);
+            }
+            left &= u64::MAX.checked_shl(start + count).unwrap_or(0);
+        }
+    }
+}
+
 /// Zapping allocates nothing and reads only tables that this VM allocated.
 const OWN_TABLES: &str = "the second level's own tables are in the frame table";
 
-/// The slots as the MMU asks for them.
+/// The slots as the MMU asks for them. A slot that is INVALID for a moment (rule K4) never shows: who changes slots
+/// holds the VM until the change is made.
 pub(super) struct Slots<'a>(pub(super) &'a KernelMemslots);
 
 impl Memslots for Slots<'_> {
@@ -99,8 +157,11 @@ impl Memslots for Slots<'_> {
         })
     }
 
-    /// The slots keep no bitmap yet: a log that is on only makes pages fault.
-    fn mark_page_dirty(&self, _gpa: Gpa) {}
+    /// Into the slot's bitmap. A vCPU without a ring has nothing that could be full.
+    fn mark_page_dirty(&self, gpa: Gpa) {
+        let marked = self.0.mark_page_dirty(None, 0, gpa);
+        debug_assert!(marked, "only rings can be full");
+    }
 }
 
 impl HostFrames for FrameTable {

@@ -1,23 +1,10 @@
-//! The in-process kernel: its errors in order, its look-ups, its changes.
+//! The errors of setting a slot, in the kernel's order, and the look-ups.
 
 use kvm_bindings::kvm_userspace_memory_region as Region;
-use memory_model::{AddrRange, Gpa, Hva};
-use slot_manager::{Errno, KernelMemslots, MAX_GFN, MAX_PAGES, SlotChange, SlotFlags, SlotId, SlotRecord};
+use memory_model::{Gpa, Hva};
+use slot_manager::{Errno, KernelCaps, KernelMemslots, MAX_GFN, MAX_PAGES, SlotId, SlotRecord};
 
-const LOG: u32 = 1;
-const READONLY: u32 = 2;
-
-fn region(slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Region {
-    Region { slot, flags, guest_phys_addr: gpa, memory_size: size, userspace_addr: hva }
-}
-
-/// Slot 0 at 0x10000, slot 1 at 0x20000, four pages each.
-fn two_slots() -> KernelMemslots {
-    let mut kernel = KernelMemslots::new();
-    kernel.set_user_memory_region(&region(0, 0, 0x1_0000, 0x4000, 0x7f00_0000_0000)).unwrap();
-    kernel.set_user_memory_region(&region(1, LOG, 0x2_0000, 0x4000, 0x7f00_0000_0000)).unwrap();
-    kernel
-}
+use crate::{LOG, READONLY, region, two_slots};
 
 #[test]
 fn each_condition_decides_with_its_errno() {
@@ -88,39 +75,22 @@ fn of_two_faults_in_one_call_the_first_of_the_table_decides() {
 }
 
 #[test]
-fn k5_a_failed_call_changes_nothing() {
-    let mut kernel = two_slots();
-    let before: Vec<_> = kernel.slots().iter().copied().collect();
-    let generation = kernel.generation();
-    for call in [region(0, 0, 0x2_1000, 0x4000, 0x7f00_0000_0000), region(9, 0, 0, 0, 0)] {
-        kernel.set_user_memory_region(&call).unwrap_err();
-    }
-    assert_eq!(kernel.slots().iter().copied().collect::<Vec<_>>(), before);
-    assert_eq!(kernel.generation(), generation);
+fn row_4_a_kernel_without_read_only_slots_does_not_know_the_flag() {
+    let mut kernel = KernelMemslots::with_caps(KernelCaps { readonly: false, ..KernelCaps::default() });
+    let call = region(0, READONLY, 0, 0x1000, 0);
+    assert!(kernel.explain(&call).unwrap().starts_with("a flag this kernel does not have"));
+    assert_eq!(kernel.set_user_memory_region(&call), Err(Errno::EINVAL));
+    kernel.set_user_memory_region(&region(0, LOG, 0, 0x1000, 0)).unwrap();
 }
 
 #[test]
-fn k4_what_takes_pages_away_counts_twice_in_the_generation() {
-    let mut kernel = KernelMemslots::new();
-    let mut call = region(3, 0, 0x1000, 0x2000, 0x5000);
-    let step = |kernel: &mut KernelMemslots, call: &Region| {
-        let before = kernel.generation();
-        let change = kernel.set_user_memory_region(call).unwrap();
-        (change, kernel.generation() - before)
-    };
-    let (SlotChange::Created(first), 1) = step(&mut kernel, &call) else { panic!("created") };
-    assert_eq!((first.base_gfn(), first.npages(), first.userspace_addr), (1, 2, Hva(0x5000)));
-    assert_eq!(step(&mut kernel, &call), (SlotChange::Nothing, 0));
-    call.flags = LOG;
-    let second = slot_manager::Memslot { flags: SlotFlags::LOG_DIRTY_PAGES, ..first };
-    assert_eq!(step(&mut kernel, &call), (SlotChange::FlagsChanged { old: first, new: second }, 1));
-    // A move may overlap its own old place, and change LOG_DIRTY_PAGES in the same call.
-    (call.flags, call.guest_phys_addr) = (0, 0x2000);
-    let third = slot_manager::Memslot { gpa: AddrRange::new(Gpa(0x2000), 0x2000).unwrap(), ..first };
-    assert_eq!(step(&mut kernel, &call), (SlotChange::Moved { old: second, new: third }, 2));
-    call.memory_size = 0;
-    assert_eq!(step(&mut kernel, &call), (SlotChange::Deleted(third), 2));
-    assert!(kernel.slots().is_empty());
+fn row_22_the_last_guest_page_is_the_processors() {
+    let mut kernel = KernelMemslots::with_caps(KernelCaps { max_gfn: 0xff, ..KernelCaps::default() });
+    kernel.set_user_memory_region(&region(0, 0, 0xff000, 0x1000, 0)).unwrap();
+    // Over another slot's pages comes first.
+    assert_eq!(kernel.set_user_memory_region(&region(1, 0, 0xff000, 0x2000, 0)), Err(Errno::EEXIST));
+    assert_eq!(kernel.set_user_memory_region(&region(1, 0, 0x10_0000, 0x1000, 0)), Err(Errno::EINVAL));
+    kernel.set_user_memory_region(&region(0, LOG, 0xff000, 0x1000, 0)).unwrap();
 }
 
 #[test]
