@@ -78,7 +78,7 @@ fn addresses(count: u64, layout: Layout, local: bool) -> Vec<u64> {
     };
     let mut range = 0;
     let address = |index: u32| {
-        if !local || index % 64 == 0 {
+        if !local || index.is_multiple_of(64) {
             range = next() % count;
         }
         (layout.start)(range, count) + next() % RANGE

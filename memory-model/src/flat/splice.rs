@@ -25,7 +25,7 @@ impl FlatView {
             let done = windows.partition_point(|window| window.last().0.saturating_add(1) < chunk.first().0);
             windows = &windows[done..];
             let near = windows.first().map(|window| window.first().0.saturating_sub(1));
-            if near.is_some_and(|near| near <= chunk.ranges[chunk.ranges.len() - 1].range.last().0) {
+            if near.is_some_and(|near| chunk.ranges.iter().any(|range| near <= range.range.last().0)) {
                 for range in &chunk.ranges {
                     splicer.keep_outside(range, windows);
                 }
