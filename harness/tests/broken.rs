@@ -6,7 +6,7 @@ use ept::PhysMemory;
 use guest_tests::Image;
 use harness::{Ending, LinkKind, Machine, Mmu, Outcome, Report, Verdict, judge};
 use memory_model::{AddrRange, Gpa, Hva};
-use slot_manager::{Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
+use slot_manager::{DirtyLog, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
 use vcpu::soft::SoftVm;
 
@@ -115,6 +115,8 @@ struct OffByOnePage {
     inner: Box<dyn SlotExecutor>,
     region: &'static str,
 }
+
+impl DirtyLog for OffByOnePage {}
 
 impl SlotExecutor for OffByOnePage {
     fn limits(&self) -> SlotLimits {

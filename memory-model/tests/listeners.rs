@@ -208,6 +208,33 @@ fn r20_an_error_or_a_panic_leaves_the_old_view_in_force() {
 }
 
 #[test]
+fn r20_a_panic_of_a_listener_leaves_tree_and_view_in_step() {
+    let f = fixture();
+    let recorder = f.listen("l", 0);
+    let in_step = |f: &Fixture| {
+        let full = f.space.with_tree(|tree| memory_model::FlatView::render(tree).unwrap()).unwrap();
+        full.same_as(&f.space.view())
+    };
+    for (ranges_seen, left) in [(3, 3), (2, 2)] {
+        // Panics before the new view is published, or after.
+        let space = f.space.clone();
+        recorder.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).look = Some(Box::new(move || {
+            assert_ne!(space.view().len(), ranges_seen);
+            String::new()
+        }));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            f.space.update(|tree| {
+                tree.add_eventfd(f.b, Eventfd { offset: 0, size: 1, data: None, fd: 1 })?;
+                tree.remove(f.a)
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(f.space.view().len(), left);
+        assert!(in_step(&f));
+    }
+}
+
+#[test]
 fn r21_a_change_of_eventfds_alone_needs_no_begin_and_commit() {
     let f = fixture();
     f.listen("l", 0);
@@ -331,6 +358,8 @@ fn r25_other_loggers_are_no_other_range_but_other_rights_are() {
     f.listen("l", 0).lock().unwrap().nops = false;
     f.update(|tree| tree.set_dirty_log(f.a, DirtyClients::VGA));
     assert_eq!(f.heard(), ["l begin", "l log_start a 0x0->0x1", "l commit"]);
+    f.update(|tree| tree.set_dirty_log(f.a, DirtyClients::empty()));
+    assert_eq!(f.heard(), ["l begin", "l log_stop a 0x1->0x0", "l commit"]);
     for set in [RegionTree::set_readonly, RegionTree::set_nonvolatile, RegionTree::set_unmergeable] {
         f.update(|tree| set(tree, f.a, true));
         assert_eq!(f.heard(), ["l begin", "l del a", "l add a", "l commit"]);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use memory_model::{
     AddrRange, AddressSpace, DirtyClients, FlatView, Gpa, Hva, MemoryError, RamBlock, RegionId, RegionTree,
 };
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 fn tree() -> RegionTree {
     RegionTree::new("system", 1 << 64).unwrap()
@@ -109,6 +111,7 @@ fn r18_roots_that_reduce_to_one_region_share_one_view() {
     let window = tree.alias("window", memory, 0, 1 << 64).unwrap();
     tree.add(bus_master, 0, window).unwrap();
     let part = tree.alias("part", memory, 0, 0x8000).unwrap();
+    let shifted = tree.alias("shifted", memory, 0x1000, 1 << 64).unwrap();
     let rom = tree.alias("rom", memory, 0, 1 << 64).unwrap();
     tree.set_readonly(rom, true).unwrap();
 
@@ -117,6 +120,7 @@ fn r18_roots_that_reduce_to_one_region_share_one_view() {
     let shares = |other: &AddressSpace| Arc::ptr_eq(&system.view(), &other.view());
     assert!(shares(&device) && shares(&system.sibling("memory", memory).unwrap()));
     assert!(!shares(&system.sibling("part", part).unwrap()), "an alias of a part");
+    assert!(!shares(&system.sibling("shifted", shifted).unwrap()), "an alias that begins elsewhere");
     let readonly = system.sibling("rom", rom).unwrap();
     assert!(!shares(&readonly), "read-only would be lost");
     assert!(readonly.view().find(Gpa(0x1000)).unwrap().readonly);
@@ -152,8 +156,12 @@ fn r18_a_child_off_the_start_or_too_long_is_no_reduction() {
     let system = AddressSpace::new("system", tree).unwrap();
     assert_eq!(text(&system.view()), ["0x1000-0x1fff child@0x0"]);
     // Where a root is placed does not matter to the space that shows it.
-    assert_eq!(text(&system.sibling("child", child).unwrap().view()), ["0x0-0xfff child@0x0"]);
-    assert_eq!(text(&system.sibling("alone", alone).unwrap().view()), ["0x0-0x7ff child@0x0"]);
+    let whole = system.sibling("child", child).unwrap();
+    assert_eq!(text(&whole.view()), ["0x0-0xfff child@0x0"]);
+    let cut = system.sibling("alone", alone).unwrap();
+    assert_eq!(text(&cut.view()), ["0x0-0x7ff child@0x0"]);
+    system.update(|tree| tree.set_readonly(child, true)).unwrap();
+    assert_eq!(text(&cut.view()), ["0x0-0x7ff child@0x0"]);
 }
 
 #[test]
@@ -197,6 +205,20 @@ fn ten_thousand_nested_containers_and_aliases_overflow_nothing() {
     let space = AddressSpace::new("memory", tree).unwrap();
     space.update(|tree| tree.set_enabled(leaf, false)).unwrap();
     assert!(space.view().is_empty());
+    // So many edits so far down that a full render is the shorter way.
+    let edits = |tree: &mut RegionTree| {
+        tree.set_enabled(leaf, true)?;
+        (1..=20).try_for_each(|size| tree.set_size(leaf, size))?;
+        let innermost = tree.get(leaf)?.container().expect("it was placed");
+        let last = tree.reservation("last", 1)?;
+        tree.add(innermost, 0x10_0001, last)
+    };
+    space.update(edits).unwrap();
+    let expected = [
+        format!("{DEPTH:#x}-{:#x} leaf@0x0", DEPTH + 19),
+        format!("{0:#x}-{0:#x} last@0x0", DEPTH + 0x10_0000),
+    ];
+    assert_eq!(text(&space.view()), expected);
 }
 
 #[test]
@@ -241,4 +263,63 @@ fn a_window_finds_the_ranges_it_touches() {
     assert_eq!(firsts(0, u64::MAX).len(), 1000);
     assert!(firsts(u64::MAX, u64::MAX).is_empty());
     assert_eq!(view.ranges().next_back().unwrap().range.first(), Gpa(999 * 0x100));
+}
+
+/// Pages of one RAM block side by side, which join where both are shown, and regions between them that do not:
+/// enough for many chunks, whose seams move.
+fn patchwork() -> (AddressSpace, Vec<RegionId>) {
+    const PIECES: u64 = 600;
+    let mut tree = tree();
+    let block = RamBlock::foreign("ram", Hva(0x7000_0000_0000), PIECES * 0x1000).unwrap();
+    let ram = tree.ram("ram", block).unwrap();
+    let mut pieces = Vec::new();
+    for index in 0..PIECES {
+        let piece = match index % 3 {
+            0 => tree.reservation("gap", 0x1000).unwrap(),
+            _ => tree.alias("piece", ram, index * 0x1000, 0x1000).unwrap(),
+        };
+        tree.add(tree.root(), index * 0x1000, piece).unwrap();
+        pieces.push(piece);
+    }
+    // Below it all, so that a gap that is hidden shows RAM that joins its neighbours.
+    tree.add_with_priority(tree.root(), 0, ram, -1).unwrap();
+    (AddressSpace::new("memory", tree).unwrap(), pieces)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn r16_many_chunks_spliced_are_what_a_full_render_gives(
+        transactions in vec(vec((0..600_usize, 0..6_u8), 1..8), 1..40),
+    ) {
+        let (space, pieces) = patchwork();
+        for edits in transactions {
+            space.update(|tree| {
+                for (piece, what) in edits {
+                    let id = pieces[piece];
+                    let region = tree.get(id)?;
+                    let (enabled, readonly, at) = (region.enabled(), region.readonly(), region.offset());
+                    match what {
+                        0..3 => tree.set_enabled(id, !enabled)?,
+                        3 => tree.set_readonly(id, !readonly)?,
+                        4 => tree.set_offset(id, at ^ 0x1000)?,
+                        // A run of gaps at once.
+                        _ => for id in pieces.iter().skip(piece).take(100).step_by(3) {
+                            tree.set_enabled(*id, false)?;
+                        },
+                    }
+                }
+                Ok::<_, MemoryError>(())
+            }).unwrap();
+            let full = space.with_tree(|tree| FlatView::render(tree).unwrap()).unwrap();
+            let view = space.view();
+            prop_assert_eq!(text(&view), text(&full));
+            prop_assert!(view.same_as(&full) && view.len() == full.len());
+            for range in full.ranges() {
+                let found = view.find(range.range.last()).unwrap();
+                prop_assert!(found.same_as(range));
+            }
+        }
+    }
 }

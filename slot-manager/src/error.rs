@@ -2,22 +2,20 @@
 
 use std::fmt;
 
-use memory_model::{AddrRange, Gpa, Hva};
+use memory_model::{AddrRange, FlatEventfd, Gpa, Hva};
 
-use crate::SlotOp;
+use crate::{Capability, DirtyMethod, Slot, SlotOp};
 
 /// An error number of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
 /// The numbers that the slot ioctls are known to give.
-const NAMES: [(Errno, &str); 14] = [
+const NAMES: [(Errno, &str); 15] = [
     (Errno::EPERM, "EPERM"),
     (Errno::ENOENT, "ENOENT"),
     (Errno::EINTR, "EINTR"),
     (Errno::EIO, "EIO"),
-    (Errno::ENXIO, "ENXIO"),
-    (Errno::E2BIG, "E2BIG"),
     (Errno::EBADF, "EBADF"),
     (Errno::EAGAIN, "EAGAIN"),
     (Errno::ENOMEM, "ENOMEM"),
@@ -26,6 +24,9 @@ const NAMES: [(Errno, &str); 14] = [
     (Errno::EEXIST, "EEXIST"),
     (Errno::EINVAL, "EINVAL"),
     (Errno::ENOTTY, "ENOTTY"),
+    (Errno::ENXIO, "ENXIO"),
+    (Errno::E2BIG, "E2BIG"),
+    (Errno::EOVERFLOW, "EOVERFLOW"),
 ];
 
 #[expect(missing_docs, reason = "the names are the kernel's")]
@@ -34,8 +35,6 @@ impl Errno {
     pub const ENOENT: Self = Self(libc::ENOENT);
     pub const EINTR: Self = Self(libc::EINTR);
     pub const EIO: Self = Self(libc::EIO);
-    pub const ENXIO: Self = Self(libc::ENXIO);
-    pub const E2BIG: Self = Self(libc::E2BIG);
     pub const EBADF: Self = Self(libc::EBADF);
     pub const EAGAIN: Self = Self(libc::EAGAIN);
     pub const ENOMEM: Self = Self(libc::ENOMEM);
@@ -44,6 +43,9 @@ impl Errno {
     pub const EEXIST: Self = Self(libc::EEXIST);
     pub const EINVAL: Self = Self(libc::EINVAL);
     pub const ENOTTY: Self = Self(libc::ENOTTY);
+    pub const ENXIO: Self = Self(libc::ENXIO);
+    pub const E2BIG: Self = Self(libc::E2BIG);
+    pub const EOVERFLOW: Self = Self(libc::EOVERFLOW);
 }
 
 impl fmt::Display for Errno {
@@ -90,6 +92,80 @@ pub enum SlotError {
         /// The byte behind it.
         hva: Hva,
     },
+    /// Private memory cannot be logged or read-only (rule R6). Nothing was changed.
+    #[error("{region} at {range}: memory with a guest_memfd cannot be {wanted}")]
+    Private {
+        /// The region's name.
+        region: String,
+        /// Where the guest was to see it.
+        range: AddrRange<Gpa>,
+        /// What it was to be.
+        wanted: &'static str,
+    },
+    /// The kernel cannot do what was asked.
+    #[error("{capability}")]
+    Missing {
+        /// What it lacks.
+        capability: Capability,
+    },
+    /// No `guest_memfd` could be made.
+    #[error("cannot make a guest_memfd of {size:#x} bytes: {errno}")]
+    GuestMemfd {
+        /// Its size.
+        size: u64,
+        /// Why not.
+        errno: Errno,
+    },
+    /// How pages are logged is chosen once; and manual protection with rings would lose pages (rule D6).
+    #[error("dirty pages are logged by {present:?} already, so not by {wanted:?}")]
+    DirtyMethodFixed {
+        /// What was chosen before.
+        present: DirtyMethod,
+        /// What was asked for now.
+        wanted: DirtyMethod,
+    },
+    /// The kernel does not log pages in that way.
+    #[error("cannot log dirty pages by {wanted:?}: {errno}")]
+    DirtyMethodRefused {
+        /// What was asked for.
+        wanted: DirtyMethod,
+        /// Why not.
+        errno: Errno,
+    },
+    /// A slot's log could not be read or cleared.
+    #[error("cannot read the dirty log of {slot}: {errno}")]
+    DirtyLog {
+        /// Whose log.
+        slot: Slot,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The rings could not be mapped or reset.
+    #[error("cannot use the dirty rings: {errno}")]
+    DirtyRings {
+        /// Why not.
+        errno: Errno,
+    },
+    /// An ioeventfd could not be added or removed.
+    #[error("cannot {} an ioeventfd at {} of width {}: {errno}", verb(.remove), .eventfd.range, .eventfd.size)]
+    Eventfd {
+        /// Which.
+        eventfd: FlatEventfd,
+        /// Removed, not added.
+        remove: bool,
+        /// Why not.
+        errno: Errno,
+    },
+    /// A zone of coalesced MMIO could not be added or removed.
+    #[error("cannot {} coalesced MMIO at {zone}: {errno}", verb(.remove))]
+    Coalesced {
+        /// Which.
+        zone: AddrRange<Gpa>,
+        /// Removed, not added.
+        remove: bool,
+        /// Why not.
+        errno: Errno,
+    },
     /// The slot's addresses are not memory that its block has mapped in this process.
     #[error("cannot {op}: RAM block {block} does not map that memory in this process")]
     NotMapped {
@@ -123,6 +199,10 @@ impl SlotError {
     pub(crate) fn refused(op: &SlotOp, errno: Errno) -> Self {
         Self::Refused { op: Box::new(op.clone()), errno }
     }
+}
+
+fn verb(remove: &bool) -> &'static str {
+    if *remove { "remove" } else { "add" }
 }
 
 fn list(standing: &[(SlotOp, SlotError)]) -> String {

@@ -1,6 +1,6 @@
 //! Who carries slot operations out.
 
-use crate::{SlotError, SlotOp};
+use crate::{DirtyLog, SlotError, SlotOp};
 
 /// What the kernel behind an executor can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,7 +20,7 @@ impl SlotLimits {
 }
 
 /// A kernel's side of memory slots: real, in-process or a recorder.
-pub trait SlotExecutor: Send {
+pub trait SlotExecutor: DirtyLog + Send {
     /// What it can do. Stays the same.
     fn limits(&self) -> SlotLimits;
     /// Does one operation. After an error nothing has changed.

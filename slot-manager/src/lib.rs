@@ -37,8 +37,11 @@
 //! |---|---|
 //! | [`plan`], [`plan_change`] | slots present and a view -> ordered [`SlotOp`]s, and whether vCPUs must pause |
 //! | [`SlotRegistry`] | slots by number, guest address and host address |
-//! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all |
+//! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all; collects dirty pages |
 //! | [`SlotExecutor`] | who does it: [`KvmSlots`], [`KernelMemslots`], [`Recorder`] |
+//! | [`DirtyLog`], [`DirtyMethod`] | how they log: bitmaps, bitmaps cleared by hand, rings with a [`Reaper`] |
+//! | [`Capability`] | what a kernel may lack, and what is missing then |
+//! | [`KvmDoorbells`] | ioeventfds and coalesced MMIO of an address space |
 //! | [`KernelMemslots`] | the kernel's side in this process: its errors in its order, its swaps, its dirty logs and rings |
 //! | [`KvmArch`] | an MMU behind it, told of each step |
 //!
@@ -46,9 +49,14 @@
 //! that moves is moved by one call, numbers are the lowest free ones, and a view that does not fit is an
 //! error before the first call.
 //!
-//! Known holes: dirty logs and rings (no view asks for `LOG_DIRTY_PAGES` yet, so a plan takes the flag away),
-//! guest_memfd, more than one address space, ioeventfds and coalesced MMIO are not here yet. The manager does
-//! not stop vCPUs, even where [`SlotPlan::needs_pause`] says that they would see a hole.
+//! What the manager promises: vCPUs are stopped exactly when they would see a hole, or when a slot that is logged
+//! goes ([`SlotManager::pause_by`]); and a page written while its slot was logged is collected, though slots split,
+//! merge and move meanwhile.
+//!
+//! Known holes: conversion between private and shared memory, the private half of a slot of [`KernelMemslots`]
+//! through the manager, and rings with a bitmap besides, which x86 has not.
+
+mod dirty;
 mod error;
 mod executor;
 mod kernel;
@@ -59,13 +67,14 @@ mod recorder;
 mod registry;
 mod slot;
 
+pub use dirty::{DirtyLog, DirtyMethod, DirtyPages, Reaper, SlotPages};
 pub use error::{Errno, SlotError};
 pub use executor::{SlotExecutor, SlotLimits};
 pub use kernel::{
     DirtyGfn, DirtyRing, GENERATION_UPDATE, Ioctls, KernelCaps, KernelMemslots, KvmArch, MAX_GFN, MAX_PAGES,
     MemfdRange, Memslot, MemslotSet, RESERVED_ENTRIES, SlotChange, SlotFault, USER_END, USER_MEM_SLOTS,
 };
-pub use kvm::KvmSlots;
+pub use kvm::{Capability, KvmDoorbells, KvmRings, KvmSlots, create_guest_memfd};
 pub use manager::SlotManager;
 pub use plan::{SlotPlan, plan, plan_change};
 pub use recorder::Recorder;

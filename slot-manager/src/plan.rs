@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use memory_model::{AddrRange, FlatRange, FlatView, Gpa, Hva, PageSize, RamBlock};
+use memory_model::{AddrRange, FlatRange, FlatView, Gpa, Hva, PageSize, RamBlock, RegionKind};
 
 use crate::{Slot, SlotError, SlotFlags, SlotId, SlotLimits, SlotOp, SlotRegistry};
 
@@ -14,7 +14,8 @@ pub struct SlotPlan {
     /// The operations.
     pub ops: Vec<SlotOp>,
     /// Whether a page that has memory before and after is without it in between, be it inside a single call
-    /// that moves a slot onto its own old place. A vCPU that ran meanwhile could take its access for MMIO.
+    /// that moves a slot onto its own old place: a vCPU that ran meanwhile could take its access for MMIO (rule
+    /// R8). Or whether a slot goes that is logged: a vCPU could write after its log was read (rule R9).
     pub needs_pause: bool,
 }
 
@@ -30,8 +31,7 @@ pub(crate) fn everything() -> AddrRange<Gpa> {
 
 /// Plans a change: the slots inside `gone` make room for those of `new`; all others stay untouched.
 ///
-/// `gone` and `new` are each ascending and without overlap, as a
-/// [`MemoryListener`](memory_model::MemoryListener) hears them. Guest addresses of `new` that are not in
+/// `new` is ascending and without overlap, as a [`MemoryListener`](memory_model::MemoryListener) hears it. Guest addresses of `new` that are not in
 /// `gone` must have no slot.
 pub fn plan_change<'a>(
     present: &SlotRegistry,
@@ -43,8 +43,10 @@ pub fn plan_change<'a>(
     let old: BTreeMap<Gpa, &Slot> = old.map(|slot| (slot.gpa.first(), slot)).collect();
     let new = slots_for(new, limits, present.len() - old.len())?;
     let Difference { mut deletes, mut creates, flags } = Difference::between(old, new);
-    let needs_pause = any_overlap(&deletes, &creates);
+    let overlap = any_overlap(&deletes, &creates);
     let moves = pair_moves(present, &mut deletes, &mut creates);
+    let logged = deletes.iter().any(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES));
+    let needs_pause = overlap || logged;
     number(present, &deletes, &mut creates);
     let ops = deletes.into_iter().cloned().map(SlotOp::Delete);
     let ops = ops.chain(moves).chain(creates.into_iter().map(SlotOp::Create)).chain(flags);
@@ -57,6 +59,7 @@ struct Piece<'a> {
     block: &'a Arc<RamBlock>,
     pages: AddrRange<Gpa>,
     hva: Hva,
+    flags: SlotFlags,
 }
 
 impl<'a> Piece<'a> {
@@ -65,14 +68,32 @@ impl<'a> Piece<'a> {
     fn of(range: &'a FlatRange, limits: &SlotLimits) -> Result<Option<Self>, SlotError> {
         let pages = range.range.pages_within(PageSize::Size4K);
         let (Some(block), Some(pages)) = (range.ram(), pages) else { return Ok(None) };
-        let Some(hva) = range.hva(pages.first()).filter(|_| limits.readonly || !range.readonly) else {
+        let (rom_device, traps) = match range.kind {
+            RegionKind::RomDevice { .. } => (true, !range.romd),
+            _ => (false, false),
+        };
+        let readonly = range.readonly || rom_device;
+        let Some(hva) = range.hva(pages.first()).filter(|_| !traps && (limits.readonly || !readonly)) else {
             return Ok(None);
         };
         if !hva.is_aligned(PageSize::Size4K) {
             let (region, gpa) = (range.name.to_string(), pages.first());
             return Err(SlotError::Misaligned { region, range: range.range, gpa, hva });
         }
-        Ok(Some(Self { range, block, pages, hva }))
+        let flags = [
+            (readonly, SlotFlags::READONLY, "read-only"),
+            (!range.dirty_mask.is_empty(), SlotFlags::LOG_DIRTY_PAGES, "logged"),
+        ];
+        let set = flags.iter().filter(|(holds, ..)| *holds);
+        let flags = match (block.guest_memfd(), set.clone().next()) {
+            (None, _) => set.map(|&(_, flag, _)| flag).collect(),
+            (Some(_), None) => SlotFlags::GUEST_MEMFD,
+            (Some(_), Some(&(_, _, wanted))) => {
+                let region = range.name.to_string();
+                return Err(SlotError::Private { region, range: range.range, wanted });
+            }
+        };
+        Ok(Some(Self { range, block, pages, hva, flags }))
     }
 
     fn slot_count(&self, max_bytes: u64) -> u64 {
@@ -89,7 +110,7 @@ impl<'a> Piece<'a> {
                 id: SlotId::default(),
                 gpa: AddrRange::new(rest.first(), rest.bytes().min(max_bytes.into()))?,
                 hva: self.hva.checked_add(start)?,
-                flags: if self.range.readonly { SlotFlags::READONLY } else { SlotFlags::empty() },
+                flags: self.flags,
                 name: self.range.name.clone(),
                 block: self.block.clone(),
             })
@@ -140,8 +161,8 @@ impl<'a> Difference<'a> {
         for slot in new {
             let twin = old.get(&slot.gpa.first()).filter(|old| old.same_memory(&slot));
             match twin.map(|old| old.flags ^ slot.flags) {
-                // READONLY cannot change during a slot's life (rule R6).
-                Some(changed) if !changed.contains(SlotFlags::READONLY) => {
+                // Nothing else can change during a slot's life (rule R6).
+                Some(changed) if SlotFlags::LOG_DIRTY_PAGES.contains(changed) => {
                     let kept = old.remove(&slot.gpa.first());
                     let logged = kept.filter(|_| !changed.is_empty()).cloned();
                     flags.extend(logged.map(|old| SlotOp::SetFlags { slot: old, flags: slot.flags }));
@@ -163,10 +184,10 @@ fn any_overlap(one: &[&Slot], two: &[Slot]) -> bool {
 }
 
 /// Makes a move of each deletion and creation of the same memory, if the new place is free as things are.
-/// One call does for two, and the dirty bitmap is kept.
+/// One call does for two, and the dirty bitmap is kept. A private half cannot move.
 fn pair_moves(present: &SlotRegistry, deletes: &mut Vec<&Slot>, creates: &mut Vec<Slot>) -> Vec<SlotOp> {
     let mut sources: BTreeMap<(Hva, SlotFlags), Vec<&Slot>> = BTreeMap::new();
-    for slot in deletes.iter() {
+    for slot in deletes.iter().filter(|slot| !slot.flags.contains(SlotFlags::GUEST_MEMFD)) {
         sources.entry((slot.hva, slot.flags)).or_default().push(slot);
     }
     let mut moves = Vec::new();
@@ -187,9 +208,13 @@ fn pair_moves(present: &SlotRegistry, deletes: &mut Vec<&Slot>, creates: &mut Ve
 /// Gives each new slot the lowest free number (rule R2).
 fn number(present: &SlotRegistry, deletes: &[&Slot], creates: &mut [Slot]) {
     let freed: BTreeSet<SlotId> = deletes.iter().map(|slot| slot.id).collect();
-    let mut used = present.ids().filter(|id| !freed.contains(id)).peekable();
-    let free = (0..).map(SlotId).filter(|id| used.next_if_eq(id).is_none());
-    for (slot, id) in creates.iter_mut().zip(free) {
-        slot.id = id;
+    let (mut freed, mut free) = (freed.into_iter().peekable(), present.free_ids().peekable());
+    for slot in creates {
+        let lowest = match (freed.peek(), free.peek()) {
+            (Some(first), Some(other)) if first > other => free.next(),
+            (Some(_), _) => freed.next(),
+            (None, _) => free.next(),
+        };
+        slot.id = lowest.expect("there are more numbers than slots");
     }
 }

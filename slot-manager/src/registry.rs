@@ -1,10 +1,13 @@
 //! Slots by number, by guest address and by host address.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod hva;
+mod sorted;
 
 use memory_model::{AddrRange, Gpa, Hva};
 
 use crate::{Slot, SlotId, SlotOp};
+use hva::HvaIndex;
+use sorted::Sorted;
 
 /// What a registry needs to know of a slot.
 pub trait SlotRecord {
@@ -35,88 +38,148 @@ pub trait SlotRecord {
 }
 
 /// The slots of one address space. Guest ranges never overlap; host ranges may (rule K1).
+///
+/// The slots lie in no order. Three sorted arrays lead to them: of numbers, of first guest
+/// addresses, of host ranges. A look-up is one binary search; a change shifts what lies behind it, which costs
+/// less than the ioctl that it stands for.
 #[derive(Clone, Debug)]
 pub struct SlotRegistry<S = Slot> {
-    by_gpa: BTreeMap<Gpa, S>,
-    by_id: BTreeMap<SlotId, Gpa>,
+    slots: Vec<S>,
+    by_id: Sorted,
+    by_gpa: Sorted,
     by_hva: HvaIndex,
 }
 
+/// An index of `slots`.
+type Place = u32;
+
 impl<S> Default for SlotRegistry<S> {
     fn default() -> Self {
-        Self { by_gpa: BTreeMap::new(), by_id: BTreeMap::new(), by_hva: HvaIndex::default() }
+        let (by_id, by_gpa, by_hva) = Default::default();
+        Self { slots: Vec::new(), by_id, by_gpa, by_hva }
     }
 }
 
 impl<S: SlotRecord> SlotRegistry<S> {
     /// How many slots there are.
     pub fn len(&self) -> usize {
-        self.by_gpa.len()
+        self.by_id.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_gpa.is_empty()
+        self.len() == 0
     }
 
     /// All slots, by ascending guest address.
     pub fn iter(&self) -> impl Iterator<Item = &S> {
-        self.by_gpa.values()
+        self.by_gpa.entries(0).iter().map(|entry| self.at(entry.place))
     }
 
     /// The numbers in use, ascending.
     pub fn ids(&self) -> impl Iterator<Item = SlotId> {
-        self.by_id.keys().copied()
+        self.by_id.firsts().iter().map(|&id| SlotId(id as u32))
+    }
+
+    /// The numbers not in use, ascending, without a look at those in use (rule R2).
+    pub fn free_ids(&self) -> impl Iterator<Item = SlotId> {
+        let (mut used, mut next) = (self.by_id.firsts(), 0);
+        std::iter::from_fn(move || {
+            while used.first() == Some(&next) {
+                let run = dense_run(used);
+                next += run as u64;
+                used = &used[run..];
+            }
+            let free = u32::try_from(next).ok().map(SlotId);
+            next += 1;
+            free
+        })
     }
 
     /// The slot with that number.
     pub fn by_id(&self, id: SlotId) -> Option<&S> {
-        self.by_gpa.get(self.by_id.get(&id)?)
+        Some(self.at(self.place_of(id)?))
     }
 
     /// The slot that holds `gpa`.
+    #[inline]
     pub fn by_gpa(&self, gpa: Gpa) -> Option<&S> {
-        let (_, slot) = self.by_gpa.range(..=gpa).next_back()?;
-        slot.gpa().contains(gpa).then_some(slot)
+        let entry = self.by_gpa.last_not_above(gpa.0)?;
+        (gpa.0 <= entry.last).then(|| self.at(entry.place))
     }
 
-    /// Every slot that shows the byte at `hva`, by ascending number: the same memory can be seen at several
-    /// places.
+    /// Every slot that shows the byte at `hva`, in no order: the same memory can be seen at several places.
+    #[inline]
     pub fn by_hva(&self, hva: Hva) -> impl Iterator<Item = &S> {
         self.overlapping_hva(AddrRange::inclusive(hva, hva).expect("an address is not below itself"))
     }
 
     /// The slots that share a byte with `range`, by ascending guest address.
     pub fn overlapping(&self, range: AddrRange<Gpa>) -> impl Iterator<Item = &S> {
-        let before = self.by_gpa.range(..range.first()).next_back();
-        let before = before.map(|(_, slot)| slot).filter(move |slot| slot.gpa().overlaps(range));
-        let within = self.by_gpa.range(range.first()..=range.last()).map(|(_, slot)| slot);
-        before.into_iter().chain(within)
+        let from = self.by_gpa.count_not_above(range.first().0).saturating_sub(1);
+        let slots = self.by_gpa.entries(from).iter().map(|entry| self.at(entry.place));
+        slots
+            .skip_while(move |slot| slot.gpa().last() < range.first())
+            .take_while(move |slot| slot.gpa().first() <= range.last())
     }
 
-    /// The slots that show a byte of `range`, by ascending number: whom an MMU notifier concerns.
+    /// The slots that show a byte of `range`, in no order: whom an MMU notifier concerns.
+    #[inline]
     pub fn overlapping_hva(&self, range: AddrRange<Hva>) -> impl Iterator<Item = &S> {
-        self.by_hva.overlapping(range).into_iter().filter_map(|id| self.by_id(id))
+        self.by_hva.overlapping(range).map(|place| self.at(place))
     }
 
     /// Adds a slot. False, and nothing changed, if the number is taken or the guest range not free.
     pub fn insert(&mut self, slot: S) -> bool {
         let (id, gpa) = (slot.id(), slot.gpa());
-        if self.by_id.contains_key(&id) || self.overlapping(gpa).next().is_some() {
+        if self.place_of(id).is_some() || self.overlapping(gpa).next().is_some() {
             return false;
         }
-        self.by_hva.insert(slot.hva_range(), id);
-        self.by_id.insert(id, gpa.first());
-        self.by_gpa.insert(gpa.first(), slot);
+        let place = Place::try_from(self.slots.len()).expect("numbers are unique and have 32 bits");
+        self.by_hva.insert(slot.hva_range(), place);
+        self.by_id.insert(id.0.into(), id.0.into(), place);
+        self.by_gpa.insert(gpa.first().0, gpa.last().0, place);
+        self.slots.push(slot);
         true
     }
 
     /// Takes a slot out.
     pub fn remove(&mut self, id: SlotId) -> Option<S> {
-        let slot = self.by_gpa.remove(&self.by_id.remove(&id)?)?;
-        self.by_hva.remove(slot.hva_range(), id);
+        let place = self.place_of(id)?;
+        let slot = self.slots.swap_remove(place as usize);
+        self.by_id.remove(id.0.into(), place);
+        self.by_gpa.remove(slot.gpa().first().0, place);
+        self.by_hva.remove(slot.hva_range(), place);
+        // The last slot has taken its place.
+        if let Some(moved) = self.slots.get(place as usize) {
+            let from = self.slots.len() as Place;
+            self.by_id.relocate(moved.id().0.into(), from, place);
+            self.by_gpa.relocate(moved.gpa().first().0, from, place);
+            self.by_hva.relocate(moved.hva_range(), from, place);
+        }
         Some(slot)
     }
+
+    fn place_of(&self, id: SlotId) -> Option<Place> {
+        let entry = self.by_id.last_not_above(id.0.into())?;
+        (entry.last == u64::from(id.0)).then_some(entry.place)
+    }
+
+    #[inline]
+    fn at(&self, place: Place) -> &S {
+        &self.slots[place as usize]
+    }
+}
+
+/// How many numbers follow one another without a gap, of some that ascend: each of them is as far from the
+/// first as its index is.
+fn dense_run(ascending: &[u64]) -> usize {
+    let (mut dense, mut gap) = (1, ascending.len());
+    while dense < gap {
+        let middle = dense + (gap - dense) / 2;
+        if ascending[middle] - ascending[0] == middle as u64 { dense = middle + 1 } else { gap = middle }
+    }
+    dense
 }
 
 impl SlotRegistry {
@@ -133,55 +196,5 @@ impl SlotRegistry {
             self.insert(old);
         }
         done
-    }
-}
-
-/// Host ranges, which may overlap, by what they hold (the kernel uses an interval tree).
-///
-/// Ranges are sorted by length class, the number of bits of the length. Inside a class no range is longer
-/// than twice another, so those that reach an address start within a short stretch before it.
-#[derive(Clone, Debug, Default)]
-struct HvaIndex {
-    classes: BTreeMap<u32, BTreeSet<(AddrRange<Hva>, SlotId)>>,
-}
-
-impl HvaIndex {
-    fn class(range: AddrRange<Hva>) -> u32 {
-        (range.last().raw() - range.first().raw()).checked_ilog2().unwrap_or(0)
-    }
-
-    fn insert(&mut self, range: AddrRange<Hva>, id: SlotId) {
-        self.classes.entry(Self::class(range)).or_default().insert((range, id));
-    }
-
-    fn remove(&mut self, range: AddrRange<Hva>, id: SlotId) {
-        let class = Self::class(range);
-        if let Some(ranges) = self.classes.get_mut(&class) {
-            ranges.remove(&(range, id));
-            if ranges.is_empty() {
-                self.classes.remove(&class);
-            }
-        }
-    }
-
-    /// Who shares a byte with `range`, by ascending number.
-    fn overlapping(&self, range: AddrRange<Hva>) -> Vec<SlotId> {
-        let mut found: Vec<_> = self
-            .classes
-            .iter()
-            .flat_map(|(&class, ranges)| {
-                // The longest range of the class is 2^(class + 1) bytes.
-                let longest = u64::MAX >> (63 - class);
-                let lowest = Hva(range.first().0.saturating_sub(longest));
-                let from = AddrRange::inclusive(lowest, lowest).expect("an address is not below itself");
-                ranges
-                    .range((from, SlotId(0))..)
-                    .take_while(|(candidate, _)| candidate.first() <= range.last())
-                    .filter(|(candidate, _)| candidate.overlaps(range))
-                    .map(|&(_, id)| id)
-            })
-            .collect();
-        found.sort_unstable();
-        found
     }
 }

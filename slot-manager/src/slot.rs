@@ -1,17 +1,19 @@
 //! A memory slot, and the four things that can happen to one.
 
 use std::fmt;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
 };
 use memory_model::{AddrRange, Gpa, Hva, RamBlock};
 
 use crate::SlotRecord;
 
 /// The number of a slot, unique inside a VM. The kernel takes it in the low 16 bits; the high 16 bits
-/// name the address space, and there is only address space 0 so far (rule R7).
+/// name the address space, which is the executor's (rule R7).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct SlotId(pub u32);
 
@@ -22,15 +24,15 @@ impl fmt::Display for SlotId {
 }
 
 bitflags::bitflags! {
-    /// The flags of `KVM_SET_USER_MEMORY_REGION`, with the kernel's values.
+    /// The flags of `KVM_SET_USER_MEMORY_REGION2`, with the kernel's values. The first version of the call has
+    /// the first two.
     #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
     pub struct SlotFlags: u32 {
         /// The kernel keeps a dirty bitmap. Can be changed during a slot's life.
         const LOG_DIRTY_PAGES = KVM_MEM_LOG_DIRTY_PAGES;
         /// A guest write leaves the guest as an MMIO exit. Stays as it is during a slot's life (rule R6).
         const READONLY = KVM_MEM_READONLY;
-        /// The slot has private memory as well, from a guest_memfd. Only for the second version of the call, alone,
-        /// and for good.
+        /// The slot has a private half in its block's `guest_memfd`. Excludes both others (rule R6).
         const GUEST_MEMFD = KVM_MEM_GUEST_MEMFD;
     }
 }
@@ -65,6 +67,11 @@ impl SlotRecord for Slot {
 }
 
 impl Slot {
+    /// How many pages it has.
+    pub(crate) fn pages(&self) -> u64 {
+        self.gpa.last().page_number() - self.gpa.first().page_number() + 1
+    }
+
     /// Whether the kernel would see no difference, the number aside.
     pub(crate) fn same_mapping(&self, other: &Self) -> bool {
         self.gpa == other.gpa && self.flags == other.flags && self.same_memory(other)
@@ -151,6 +158,24 @@ impl SlotOp {
                 Self::SetFlags { slot: Slot { flags: *flags, ..slot.clone() }, flags: slot.flags }
             }
             Self::Delete(slot) => Self::Create(slot.clone()),
+        }
+    }
+
+    /// The argument of `KVM_SET_USER_MEMORY_REGION2`: the same, and the block's private half.
+    pub fn to_region2(&self) -> kvm_userspace_memory_region2 {
+        let kvm_userspace_memory_region { slot, flags, guest_phys_addr, memory_size, userspace_addr } =
+            self.to_region();
+        let Slot { block, hva, .. } = self.slot();
+        let fd = block.guest_memfd().map_or(-1, |fd| fd.as_raw_fd());
+        kvm_userspace_memory_region2 {
+            slot,
+            flags,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+            guest_memfd: fd as u32,
+            guest_memfd_offset: block.offset_of(*hva).unwrap_or(0),
+            ..Default::default()
         }
     }
 

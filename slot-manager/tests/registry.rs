@@ -3,25 +3,48 @@
 use memory_model::{AddrRange, Gpa, Hva, RamBlock};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use slot_manager::{Memslot, Slot, SlotFlags, SlotId, SlotOp, SlotRecord, SlotRegistry};
+use slot_manager::{Slot, SlotFlags, SlotId, SlotOp, SlotRecord, SlotRegistry};
 
-fn any_slot() -> impl Strategy<Value = Memslot> {
+/// The least that a registry can keep.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Record {
+    id: SlotId,
+    gpa: AddrRange<Gpa>,
+    hva: Hva,
+}
+
+impl SlotRecord for Record {
+    fn id(&self) -> SlotId {
+        self.id
+    }
+    fn gpa(&self) -> AddrRange<Gpa> {
+        self.gpa
+    }
+    fn hva(&self) -> Hva {
+        self.hva
+    }
+}
+
+fn any_slot() -> impl Strategy<Value = Record> {
     let gpa = (0..40u64, prop_oneof![1..4u64, 1..40u64]);
     let hva = prop_oneof![9 => 0..40u64, 1 => Just(u64::MAX >> 12)];
-    (0..10u32, gpa, hva).prop_map(|(id, (page, pages), hva)| Memslot {
+    (0..10u32, gpa, hva).prop_map(|(id, (page, pages), hva)| Record {
         id: SlotId(id),
         gpa: AddrRange::new(Gpa(page << 12), u128::from(pages) << 12).unwrap(),
-        userspace_addr: Hva(hva << 12),
-        flags: SlotFlags::empty(),
-        as_id: 0,
-        guest_memfd: None,
-        invalid: false,
+        hva: Hva(hva << 12),
     })
+}
+
+/// By number: look-ups by host address have no order.
+fn by_id<'a>(slots: impl Iterator<Item = &'a Record>) -> Vec<Record> {
+    let mut slots: Vec<_> = slots.copied().collect();
+    slots.sort_by_key(|slot| slot.id);
+    slots
 }
 
 #[derive(Clone, Debug)]
 enum Edit {
-    Insert(Memslot),
+    Insert(Record),
     Remove(SlotId),
 }
 
@@ -62,7 +85,7 @@ proptest! {
     #[test]
     fn look_ups_find_what_a_list_holds(edits in vec(any_edit(), 1..40), from in 0..60u64, pages in 1..60u64) {
         let mut registry = SlotRegistry::default();
-        let mut list: Vec<Memslot> = Vec::new();
+        let mut list: Vec<Record> = Vec::new();
         for edit in edits {
             match edit {
                 Edit::Insert(slot) => {
@@ -86,11 +109,15 @@ proptest! {
         prop_assert!(registry.overlapping(gpa).eq(list.iter().filter(|slot| slot.gpa.overlaps(gpa))));
         prop_assert_eq!(registry.by_gpa(gpa.last()), list.iter().find(|slot| slot.gpa.contains(gpa.last())));
 
-        list.sort_by_key(|slot| slot.id);
+        let used: Vec<_> = by_id(list.iter()).iter().map(|slot| slot.id).collect();
+        prop_assert!(registry.ids().eq(used.iter().copied()));
+        let free = (0..).map(SlotId).filter(|id| !used.contains(id));
+        prop_assert!(registry.free_ids().take(20).eq(free.take(20)));
+
         let hva = AddrRange::new(Hva(from << 12), u128::from(pages) << 12).unwrap();
-        let shows = |slot: &&Memslot, hva: AddrRange<Hva>| slot.hva_range().overlaps(hva);
-        prop_assert!(registry.overlapping_hva(hva).eq(list.iter().filter(|slot| shows(slot, hva))));
+        let showing = |hva| by_id(list.iter().filter(|slot| slot.hva_range().overlaps(hva)));
+        prop_assert_eq!(by_id(registry.overlapping_hva(hva)), showing(hva));
         let top = AddrRange::page_of(Hva(u64::MAX), memory_model::PageSize::Size4K);
-        prop_assert!(registry.by_hva(Hva(u64::MAX)).eq(list.iter().filter(|slot| shows(slot, top))));
+        prop_assert_eq!(by_id(registry.by_hva(Hva(u64::MAX))), showing(top));
     }
 }

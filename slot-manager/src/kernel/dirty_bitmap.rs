@@ -43,7 +43,7 @@ impl ManualProtect {
     const ENABLE: u64 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
     const INITIALLY_SET: u64 = KVM_DIRTY_LOG_INITIALLY_SET as u64;
 
-    fn enabled(self) -> bool {
+    pub(super) fn enabled(self) -> bool {
         self.0 & Self::ENABLE != 0
     }
 

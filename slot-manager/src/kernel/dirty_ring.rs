@@ -131,7 +131,7 @@ pub(super) struct Rings {
     /// Bitmaps are kept besides, for writes that no vCPU makes.
     pub(super) with_bitmap: bool,
     vcpus: u32,
-    rings: Vec<Arc<DirtyRing>>,
+    pub(super) rings: Vec<Arc<DirtyRing>>,
 }
 
 /// A condition under which rings of that many bytes cannot be enabled.

@@ -4,6 +4,7 @@ mod arch;
 mod dirty_bitmap;
 mod dirty_ring;
 mod guest_memfd;
+mod log;
 mod memslot;
 mod sets;
 mod table;
@@ -23,7 +24,7 @@ use dirty_bitmap::ManualProtect;
 use dirty_ring::Rings;
 use guest_memfd::Files;
 use sets::AddressSpace;
-use table::Call;
+use table::{Call, split_number};
 
 /// What the kernel and its processor have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,8 @@ use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, Tdp};
 use ept::{EptCaps, Eptp, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 use slot_manager::{
-    Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFlags, SlotOp, SlotRecord,
+    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFlags, SlotOp,
+    SlotRecord,
 };
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
@@ -60,6 +61,12 @@ impl SoftKernel {
             self.frames.map(&op.slot().block);
         }
         Ok(())
+    }
+
+    /// Lets `act` do something with the dirty logs.
+    pub(super) fn with_log<T>(&mut self, act: impl FnOnce(&mut dyn DirtyLog) -> T) -> T {
+        let (memslots, mut mmu) = self.parts();
+        act(&mut memslots.on(&mut mmu))
     }
 
     /// `KVM_GET_DIRTY_LOG`: one bit a page. Without manual protect it starts the log anew.

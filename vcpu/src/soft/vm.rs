@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memory_model::{Gpa, Hpa, Hva};
-use slot_manager::{KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord};
+use slot_manager::{
+    DirtyLog, DirtyMethod, Errno, KernelMemslots, SlotError, SlotExecutor, SlotId, SlotLimits, SlotOp,
+    SlotRecord,
+};
 
 use super::cpu::{Cpu, CpuError};
 use super::kernel::SoftKernel;
@@ -76,6 +79,30 @@ impl SlotExecutor for SoftSlots {
 
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         self.0.kernel().set_slot(op)
+    }
+}
+
+impl DirtyLog for SoftSlots {
+    fn dirty_method(&self) -> DirtyMethod {
+        self.0.kernel().memslots.dirty_method()
+    }
+    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
+        self.0.kernel().with_log(|log| log.set_dirty_method(method))
+    }
+    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
+        self.0.kernel().with_log(|log| log.get_dirty_log(slot, bitmap))
+    }
+    fn clear_dirty_log(
+        &mut self,
+        slot: SlotId,
+        first_page: u64,
+        num_pages: u32,
+        bitmap: &[u64],
+    ) -> Result<(), Errno> {
+        self.0.kernel().with_log(|log| log.clear_dirty_log(slot, first_page, num_pages, bitmap))
+    }
+    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
+        self.0.kernel().with_log(|log| log.reap_dirty_rings(found))
     }
 }
 
