@@ -193,9 +193,12 @@ fn bad_manifests_are_refused_in_one_line() {
 fn unknown_guests_and_machines_are_refused() {
     assert_refused(&memvirt(&["run", "no_such_guest"]), "no built-in guest of this name");
     assert_refused(&memvirt(&["map", "first_touch", "no_such_symbol"]), "no symbol `no_such_symbol`");
-    let output = memvirt(&["run", "first_touch", "--mmu", "sideways"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no MMU `sideways`: use ept, kvm or all"));
+    assert_refused(
+        &memvirt(&["run", "first_touch", "--mmu", "sideways"]),
+        "no MMU `sideways`: use ept, kvm or all",
+    );
+    assert_refused(&memvirt(&["run", "--sideways"]), "unexpected argument '--sideways' found");
+    assert_refused(&memvirt(&["map", "first_touch"]), "not provided: <GVA>");
 }
 
 #[test]

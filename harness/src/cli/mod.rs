@@ -41,7 +41,11 @@ pub(crate) enum Status {
 
 /// Reads the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
-    let status = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return wrong_use(&error),
+    };
+    let status = match command {
         Command::Run(args) => run::run(&args),
         Command::Map(args) => map::map(&args),
         Command::Tree(args) => tree::tree(&args),
@@ -58,4 +62,22 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Help goes out as it is; what is wrong with the arguments is one line, as every other complaint.
+fn wrong_use(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody is left to be told if this cannot be written.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    let text = error.to_string();
+    let reason = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+    let words: Vec<_> = reason.split_whitespace().collect();
+    output::complain(&words.join(" "));
+    ExitCode::from(2)
 }
