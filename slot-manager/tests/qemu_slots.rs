@@ -186,8 +186,9 @@ const READONLY_BY_ALIAS: [(&str, usize); 4] =
 
 #[test]
 fn commit_by_commit_our_calls_are_qemus() {
+    let Some(recordings) = recordings() else { return };
     let mut departures = BTreeMap::new();
-    for path in recordings() {
+    for path in recordings {
         let recording = recording(&path);
         let blocks = recording.blocks();
         let (mut registry, mut theirs) = (SlotRegistry::default(), BTreeMap::new());
@@ -231,15 +232,16 @@ fn commit_by_commit_our_calls_are_qemus() {
     assert_eq!(departures, listed.collect());
 }
 
-fn recordings() -> Vec<PathBuf> {
+/// The recordings, if they are here: they are no part of this repository.
+fn recordings() -> Option<Vec<PathBuf>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/qemu");
     let Ok(entries) = std::fs::read_dir(&folder) else {
         println!("not checked: QEMU's slot calls: no folder {}", folder.display());
-        return Vec::new();
+        return None;
     };
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.to_str().is_some_and(|path| path.ends_with(".slots.txt")));
     paths.sort();
     assert!(!paths.is_empty(), "no recordings in {}", folder.display());
-    paths
+    Some(paths)
 }
