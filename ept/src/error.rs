@@ -40,6 +40,26 @@ pub enum Error {
         /// The bits that must be zero.
         bits: u64,
     },
+    /// The control registers select no paging mode: paging without protection, or long mode without PAE.
+    #[error("no paging mode has CR0 {cr0:#x}, CR4 {cr4:#x}, EFER {efer:#x}")]
+    PagingMode {
+        /// CR0.
+        cr0: u64,
+        /// CR4.
+        cr4: u64,
+        /// EFER.
+        efer: u64,
+    },
+    /// Rule I2: reserved bits are set in a page-directory pointer of PAE paging.
+    #[error("page-directory pointer {index} is {pdpte:#x}, with reserved bits {bits:#x} set")]
+    PdpteReservedBits {
+        /// Which, 0 to 3.
+        index: u8,
+        /// Its value.
+        pdpte: u64,
+        /// The bits that must be zero.
+        bits: u64,
+    },
     /// An address is not a multiple of the page size.
     #[error("{address:#x} does not start a {size} page")]
     Misaligned {

@@ -75,22 +75,26 @@ mod access;
 mod error;
 mod fault;
 mod format;
+mod judge;
 mod mapper;
 mod mappings;
 pub mod mmu;
 mod nested;
 mod phys;
+mod quick;
+mod registers;
 mod walk;
 
-pub use access::{Access, Controls, Rights};
+pub use access::{Access, Controls, ProtectionKeys, Rights};
 pub use error::Error;
 pub use fault::{Fault, PageFaultCode, Qualification};
 pub use format::{
-    Attributes, Caching, Cr3, Entry, EptCaps, Eptp, Format, Ia32e, Kind, Levels, MaxPhyAddr, MemoryType,
-    Misconfiguration, Role,
+    Attributes, Caching, Cr3, Entry, Ept, EptCaps, Eptp, Format, Ia32e, Kind, Legacy32, Levels, MaxPhyAddr,
+    MemoryType, Misconfiguration, Pae, Pat, PatType, Role, effective_memory_type,
 };
 pub use mapper::Mapper;
 pub use mappings::{Mapping, Mappings, mappings};
-pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_walk};
+pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_walk};
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};
+pub use registers::{Processor, Registers, pdptes};
 pub use walk::{Flags, Leaf, Paging, Path, Step, Walk, translate, walk};

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::format::{Attributes, Entry, MAX_LEVEL};
 use crate::mappings::Mapping;
 use crate::phys::{FrameAllocator, PhysMemory};
-use crate::walk::{Paging, Path, Step, index_of};
+use crate::walk::{Paging, Path, Step};
 
 /// Builds the tables of one root, in any format. It is their only writer but for the flags that hardware sets. A
 /// refused change has changed nothing; translations that a processor keeps are the caller's to flush.
@@ -17,8 +17,7 @@ use crate::walk::{Paging, Path, Step, index_of};
 /// use memory_model::PageSize;
 /// let mut memory = SparseMemory::allocating_from(0x10_0000);
 /// let cr3 = Cr3::new(memory.allocate_table().unwrap(), MaxPhyAddr::MAX)?;
-/// let processor =
-///     Ia32e { levels: Levels::Four, max_phy_addr: MaxPhyAddr::MAX, no_execute: true, page_1g: true };
+/// let processor = Ia32e::new(Levels::Four, MaxPhyAddr::MAX);
 /// let paging = Paging::ia32e(cr3, processor, Controls::WP);
 ///
 /// let mut mapper = Mapper::new(&mut memory, paging);
@@ -91,7 +90,7 @@ impl<'a, M: PhysMemory + FrameAllocator> Mapper<'a, M> {
         let format = self.paging.format;
         self.check_input(address)?;
         loop {
-            let index = index_of(level, address);
+            let index = format.index(level, address);
             let place = match *last {
                 Some(last) if last.level == level && index > 0 && last.index == index - 1 => {
                     let step = Step { index, ..last };
@@ -142,7 +141,7 @@ impl<'a, M: PhysMemory + FrameAllocator> Mapper<'a, M> {
         let mut merged = u64::MAX;
         let mut at = format.levels();
         loop {
-            let mut step = Step { level: at, index: index_of(at, address), table, entry: 0 };
+            let mut step = format.step(at, table, address);
             step.entry = self.memory.read_entry(step.entry_address())?;
             merged &= format.mergeable(step.entry);
             match format.decode(at, step.entry) {
@@ -179,7 +178,7 @@ impl<'a, M: PhysMemory + FrameAllocator> Mapper<'a, M> {
         for level in levels {
             let table = self.memory.allocate_table().ok_or(Error::OutOfTables)?;
             built.push(table);
-            let step = Step { level, index: index_of(level, address), table, entry: 0 };
+            let step = self.paging.format.step(level, table, address);
             self.memory.compare_exchange(step.entry_address(), 0, entry)?;
             entry = self.paging.format.table(table)?;
         }
@@ -206,7 +205,7 @@ impl<'a, M: PhysMemory + FrameAllocator> Mapper<'a, M> {
                 return Err(Error::Misaligned { address, size });
             }
             if self.memory.compare_exchange(step.entry_address(), entry, new(level, entry)?)? {
-                let rights = format.merged_rights(merged);
+                let rights = format.merged_rights(merged, entry);
                 return Ok((Mapping { address, size, frame, rights, step }, above));
             }
         }

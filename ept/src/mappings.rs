@@ -3,7 +3,7 @@
 use memory_model::PageSize;
 
 use crate::access::Rights;
-use crate::format::{Entry, MAX_LEVEL, shift_of};
+use crate::format::{Entry, MAX_LEVEL};
 use crate::phys::PhysMemory;
 use crate::walk::{Paging, Step};
 
@@ -63,10 +63,10 @@ impl<M: PhysMemory> Iterator for Mappings<'_, M> {
             }
             let Open { table, level, next: index, base, merged } = *open;
             open.next += 1;
-            let mut step = Step { level, index, table, entry: 0 };
+            let mut step = format.step_at(level, table, index);
             let Ok(entry) = self.memory.read_entry(step.entry_address()) else { continue };
             step.entry = entry;
-            let base = base | u64::from(index) << shift_of(level);
+            let base = base | u64::from(index) << format.shift(level);
             let merged = merged & format.mergeable(entry);
             match format.decode(level, entry) {
                 Entry::Absent | Entry::Malformed(_) => {}
@@ -75,7 +75,7 @@ impl<M: PhysMemory> Iterator for Mappings<'_, M> {
                     self.depth += 1;
                 }
                 Entry::Leaf(frame, size) => {
-                    let rights = format.merged_rights(merged);
+                    let rights = format.merged_rights(merged, entry);
                     return Some(Mapping { address: format.extend(base), size, frame, rights, step });
                 }
             }

@@ -6,10 +6,11 @@
 use memory_model::{Gpa, Gva, Hpa};
 
 use crate::access::{Access, Rights};
-use crate::fault::{Fault, PageFaultCode, Qualification};
-use crate::format::Kind;
+use crate::fault::{Fault, PageFaultCode, Qualification, violation};
+use crate::format::{Caching, Cr3, Kind, MemoryType, Pat, PatType, effective_memory_type};
+use crate::judge::{GUEST_FLAG_UPDATE, final_access, guest_table_access};
 use crate::phys::PhysMemory;
-use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, walk_entries, walk_into};
+use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, is_convertible, walk_entries, walk_into};
 
 /// Why a two-dimensional walk has no translation, told apart as the processor tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -52,10 +53,19 @@ pub struct NestedLeaf {
 impl NestedLeaf {
     /// What both levels grant together. EPT has no USER right, so there the guest's decides.
     pub fn rights(&self) -> Rights {
-        match self.guest {
-            Some(guest) => guest.rights & (self.second.rights | Rights::USER),
-            None => self.second.rights,
-        }
+        let second = self.second.rights();
+        self.guest.map_or(second, |guest| guest.rights() & (second | Rights::USER))
+    }
+
+    /// Rule MT1: the memory type of the access, with the guest's PAT and its CR0.CD. `None` in NPT, where the host's
+    /// PAT counts too.
+    pub fn memory_type(&self, guest_pat: Pat, cache_disable: bool) -> Option<MemoryType> {
+        let Caching::Ept { memory_type, ignore_pat } = self.second.caching() else { return None };
+        let pat = match self.guest.map(|guest| guest.caching()) {
+            Some(Caching::Pat(index)) => guest_pat.get(index),
+            _ => PatType::WriteBack,
+        };
+        Some(effective_memory_type(memory_type, ignore_pat, pat, cache_disable))
     }
 }
 
@@ -72,6 +82,18 @@ pub struct NestedWalk {
     pub outcome: Result<NestedLeaf, NestedFault>,
 }
 
+impl NestedWalk {
+    /// Whether the walk ended with a violation that becomes a virtualization exception, if those are on (rule V2).
+    pub fn is_convertible(&self) -> bool {
+        match self.outcome {
+            Err(NestedFault::Table { fault, .. } | NestedFault::Final { fault, .. }) => {
+                is_convertible(&self.second, fault)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Walks for one access at `gva`. `memory` is the host's; `guest` is `None` while the guest has paging off (CR0.PG).
 pub fn nested_walk(
     memory: &impl PhysMemory,
@@ -81,10 +103,28 @@ pub fn nested_walk(
     access: Access,
     flags: Flags,
 ) -> NestedWalk {
-    let mut behind = Behind { memory, second, flags, path: Path::default(), references: 0 };
+    let mut behind = Behind::new(memory, second, flags);
     let mut path = Path::default();
     let outcome = behind.nested(guest, gva, access, &mut path);
     NestedWalk { guest: path, second: behind.path, references: behind.references, outcome }
+}
+
+/// Reads the four page-directory pointers that a MOV to CR3 loads in PAE paging. These are reads even where other
+/// accesses to guest tables count as writes, and have no linear address (rule A2).
+pub fn nested_pdptes(
+    memory: &impl PhysMemory,
+    second: &Paging,
+    cr3: Cr3,
+    flags: Flags,
+) -> Result<[u64; 4], NestedFault> {
+    let mut behind = Behind::new(memory, second, flags);
+    let mut pdptes = [0; 4];
+    for (index, pdpte) in pdptes.iter_mut().enumerate() {
+        let gpa = cr3.page_directory_pointers() + 8 * index as u64;
+        let leaf = behind.second(gpa, Access::READ, Target::Register)?;
+        *pdpte = behind.load(gpa, &leaf)?;
+    }
+    Ok(pdptes)
 }
 
 /// Guest-physical memory, seen through the second level.
@@ -94,9 +134,15 @@ struct Behind<'a, M> {
     flags: Flags,
     path: Path,
     references: u32,
+    /// All guest tables so far lie in pages with paging-write.
+    verified: bool,
 }
 
-impl<M: PhysMemory> Behind<'_, M> {
+impl<'a, M: PhysMemory> Behind<'a, M> {
+    fn new(memory: &'a M, second: &'a Paging, flags: Flags) -> Self {
+        Self { memory, second, flags, path: Path::default(), references: 0, verified: true }
+    }
+
     fn nested(
         &mut self,
         guest: Option<&Paging>,
@@ -113,7 +159,19 @@ impl<M: PhysMemory> Behind<'_, M> {
             },
         };
         let gpa = leaf.map_or(gva.raw(), |leaf| leaf.address);
-        let second = self.second(gpa, access, Target::Final)?;
+        let rights = leaf.map(|leaf| leaf.rights());
+        let access = final_access(&self.second.format, rights, access);
+        let target = Target::Final(rights);
+        let second = self.second(gpa, access, target)?;
+        if !self.verified && self.second.format.verifies_guest_paging(&second) {
+            // Rule X4.
+            let fault = violation(access, second.rights());
+            return Err(target.fault(
+                self.second,
+                gpa,
+                with(fault, Qualification::GUEST_PAGING_VERIFICATION),
+            ));
+        }
         Ok(NestedLeaf { guest: leaf, gpa: Gpa(gpa), second, hpa: Hpa(second.address) })
     }
 
@@ -121,7 +179,14 @@ impl<M: PhysMemory> Behind<'_, M> {
     fn second(&mut self, gpa: u64, access: Access, target: Target) -> Result<Leaf, NestedFault> {
         let outcome = walk_into(&mut self.path, self.memory, self.second, gpa, access, self.flags);
         self.references += self.path.len() as u32;
-        outcome.map_err(|fault| target.fault(self.second.format.kind(), Gpa(gpa), fault))
+        outcome.map_err(|fault| target.fault(self.second, gpa, fault))
+    }
+
+    /// Reads a guest's entry from where the second level puts it.
+    fn load(&mut self, gpa: u64, leaf: &Leaf) -> Result<u64, NestedFault> {
+        self.references += 1;
+        let entry = self.memory.read_entry(leaf.address);
+        entry.map_err(|error| NestedFault::Table { gpa: Gpa(gpa), fault: error.into() })
     }
 }
 
@@ -129,53 +194,77 @@ impl<M: PhysMemory> Entries for Behind<'_, M> {
     type Error = NestedFault;
 
     fn read(&mut self, gpa: u64) -> Result<u64, NestedFault> {
-        let leaf = self.second(gpa, self.second.format.guest_table_access(), Target::Table)?;
-        self.references += 1;
-        self.memory.read_entry(leaf.address).map_err(|error| Target::Table.memory(gpa, error.into()))
+        let leaf = self.second(gpa, guest_table_access(&self.second.format), Target::Table)?;
+        self.verified &= leaf.rights().contains(Rights::PAGING_WRITE);
+        self.load(gpa, &leaf)
     }
 
-    /// Setting a flag in a guest entry is a read-modify-write and needs W, whatever rule A2 says of reads. It goes to
-    /// where the read went: no further reference is counted.
+    /// Setting a flag goes to where the read went: no further reference is counted.
     fn compare_exchange(&mut self, gpa: u64, current: u64, new: u64) -> Result<bool, NestedFault> {
         let references = self.references;
-        let leaf = self.second(gpa, Access::READ_WRITE, Target::Table)?;
+        let leaf = self.second(gpa, GUEST_FLAG_UPDATE, Target::Table)?;
         self.references = references;
         let done = self.memory.compare_exchange(leaf.address, current, new);
-        done.map_err(|error| Target::Table.memory(gpa, error.into()))
+        done.map_err(|error| NestedFault::Table { gpa: Gpa(gpa), fault: error.into() })
     }
 }
 
 /// What a second-level translation is for.
 #[derive(Clone, Copy)]
 enum Target {
+    /// A page-directory pointer, for a register.
+    Register,
+    /// A guest's entry.
     Table,
-    Final,
+    /// The access itself; what the guest's tables grant, unless paging is off.
+    Final(Option<Rights>),
 }
 
 impl Target {
     /// The fault with the bits that say what the translation was for.
-    fn fault(self, kind: Kind, gpa: Gpa, mut fault: Fault) -> NestedFault {
-        match (&mut fault, kind) {
-            (Fault::EptViolation { qualification }, _) => {
-                *qualification |= Qualification::LINEAR_VALID;
-                qualification.set(Qualification::FINAL, matches!(self, Self::Final));
-            }
-            (Fault::PageFault { code }, Kind::Npt) => {
-                *code |= match self {
-                    Self::Table => PageFaultCode::NPT_TABLE,
-                    Self::Final => PageFaultCode::NPT_FINAL,
-                };
-            }
-            _ => {}
-        }
-        self.memory(gpa.raw(), fault)
-    }
-
-    fn memory(self, gpa: u64, fault: Fault) -> NestedFault {
+    fn fault(self, second: &Paging, gpa: u64, fault: Fault) -> NestedFault {
         let gpa = Gpa(gpa);
+        let bits = match self {
+            Self::Register => Qualification::empty(),
+            Self::Table => Qualification::LINEAR_VALID,
+            Self::Final(guest) => {
+                let told = second.format.advanced_exit_info();
+                Qualification::LINEAR_VALID
+                    | Qualification::FINAL
+                    | if told { guest_rights(guest) } else { Qualification::empty() }
+            }
+        };
+        let fault = match fault {
+            Fault::PageFault { code } if second.format.kind() == Kind::Npt => {
+                let target = match self {
+                    Self::Register | Self::Table => PageFaultCode::NPT_TABLE,
+                    Self::Final(_) => PageFaultCode::NPT_FINAL,
+                };
+                Fault::PageFault { code: code | target }
+            }
+            fault => with(fault, bits),
+        };
         match self {
-            Self::Table => NestedFault::Table { gpa, fault },
-            Self::Final => NestedFault::Final { gpa, fault },
+            Self::Register | Self::Table => NestedFault::Table { gpa, fault },
+            Self::Final(_) => NestedFault::Final { gpa, fault },
         }
+    }
+}
+
+/// Bits 11:9 of a qualification.
+fn guest_rights(guest: Option<Rights>) -> Qualification {
+    let rights = guest.unwrap_or(Rights::all());
+    let mut bits = Qualification::empty();
+    bits.set(Qualification::GUEST_USER, rights.contains(Rights::USER));
+    bits.set(Qualification::GUEST_WRITABLE, rights.contains(Rights::WRITE));
+    bits.set(Qualification::GUEST_NO_EXECUTE, !rights.contains(Rights::EXEC));
+    bits
+}
+
+/// A violation with more bits; any other fault as it is.
+fn with(fault: Fault, bits: Qualification) -> Fault {
+    match fault {
+        Fault::EptViolation { qualification } => Fault::EptViolation { qualification: qualification | bits },
+        fault => fault,
     }
 }

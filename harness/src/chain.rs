@@ -151,7 +151,7 @@ impl Observer<'_> {
                 note.ok("mapped by the guest's tables");
                 note.compare("guest-physical address", known.gpa, Gpa(leaf.address));
                 note.compare("guest page size", known.guest_page, leaf.size);
-                note.allows("rights in the guest's tables", known.access, leaf.rights);
+                note.allows("rights in the guest's tables", known.access, leaf.rights());
             }
             Err(fault) => note.wrong("mapped by the guest's tables", guest_fault(fault)),
         }
@@ -247,8 +247,7 @@ impl Observer<'_> {
 
 /// The guest's tables, as the boot set them up.
 fn guest_paging(root: u64) -> Paging {
-    let processor =
-        Ia32e { levels: Levels::Four, max_phy_addr: MaxPhyAddr::MAX, no_execute: true, page_1g: true };
+    let processor = Ia32e::new(Levels::Four, MaxPhyAddr::MAX);
     let cr3 = Cr3::new(root & MaxPhyAddr::MAX.last(), MaxPhyAddr::MAX).expect("the bits were just cut off");
     Paging::ia32e(cr3, processor, ept::Controls::WP)
 }

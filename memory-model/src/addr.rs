@@ -111,19 +111,21 @@ address! {
     Hpa
 }
 
-/// The page sizes of x86-64 paging and of EPT.
+/// The page sizes of x86 paging and of EPT.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PageSize {
     /// 4 KiB: a leaf at level 1.
     Size4K,
     /// 2 MiB: a leaf at level 2.
     Size2M,
+    /// 4 MiB: a leaf at level 2 of 32-bit paging, and nowhere else.
+    Size4M,
     /// 1 GiB: a leaf at level 3.
     Size1G,
 }
 
 impl PageSize {
-    /// All sizes, smallest first.
+    /// The sizes of 64-bit paging, of EPT, and of the host's memory: smallest first.
     pub const ALL: [Self; 3] = [Self::Size4K, Self::Size2M, Self::Size1G];
 
     /// log2 of the size in bytes.
@@ -131,6 +133,7 @@ impl PageSize {
         match self {
             Self::Size4K => 12,
             Self::Size2M => 21,
+            Self::Size4M => 22,
             Self::Size1G => 30,
         }
     }
@@ -144,12 +147,12 @@ impl PageSize {
     pub const fn level(self) -> u8 {
         match self {
             Self::Size4K => 1,
-            Self::Size2M => 2,
+            Self::Size2M | Self::Size4M => 2,
             Self::Size1G => 3,
         }
     }
 
-    /// The size of a leaf at `level`, or `None` where no leaf exists (level 0 and above 3).
+    /// The size of a leaf at `level` in 64-bit paging and in EPT, or `None` where no leaf exists (level 0 and above 3).
     pub const fn of_level(level: u8) -> Option<Self> {
         match level {
             1 => Some(Self::Size4K),
@@ -165,6 +168,7 @@ impl fmt::Display for PageSize {
         f.write_str(match self {
             Self::Size4K => "4K",
             Self::Size2M => "2M",
+            Self::Size4M => "4M",
             Self::Size1G => "1G",
         })
     }

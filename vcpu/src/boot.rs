@@ -218,8 +218,7 @@ impl LongMode {
 
 /// The guest's tables below `root`, as [`LongMode`] builds them.
 fn paging(root: u64) -> ept::Paging {
-    let processor =
-        ept::Ia32e { levels: ept::Levels::Four, max_phy_addr: MAX_PHY_ADDR, no_execute: true, page_1g: true };
+    let processor = ept::Ia32e::new(ept::Levels::Four, MAX_PHY_ADDR);
     let cr3 = ept::Cr3::new(root, MAX_PHY_ADDR).expect("tables lie below 1 MiB");
     ept::Paging::ia32e(cr3, processor, Controls::WP)
 }

@@ -24,7 +24,7 @@
 //!     gva: AddrRange::new(Gva(0x10_0000), 0x10_0000).unwrap(),
 //!     gpa: Gpa(0x10_0000),
 //!     page: PageSize::Size4K,
-//!     rights: ept::Rights::all(),
+//!     rights: ept::Rights::RWX | ept::Rights::USER,
 //! };
 //! let guest = LongMode { entry: 0x10_0000, ring: Ring::User, handlers: vec![], maps: vec![all] };
 //! let (regs, system) = guest.install(&space.view())?;

@@ -44,7 +44,7 @@ impl Machine {
             gva: AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap(),
             gpa: Gpa(CODE),
             page: PageSize::Size4K,
-            rights: ept::Rights::all(),
+            rights: ept::Rights::RWX | ept::Rights::USER,
         };
         let guest = LongMode { entry: CODE, ring: Ring::Kernel, handlers: vec![], maps: vec![all] };
         let (regs, system) = guest.install(&space.view()).unwrap();

@@ -54,7 +54,7 @@ fn guest(maps: Vec<GuestMap>) -> LongMode {
 
 fn identity(first: u64, bytes: u128) -> GuestMap {
     let gva = AddrRange::new(Gva(first), bytes).unwrap();
-    GuestMap { gva, gpa: Gpa(first), page: PageSize::Size4K, rights: ept::Rights::all() }
+    GuestMap { gva, gpa: Gpa(first), page: PageSize::Size4K, rights: ept::Rights::RWX | ept::Rights::USER }
 }
 
 fn soon() -> Budget {

@@ -1,116 +1,302 @@
 //! From rows to masks: what a [`Format`] computes once.
 
-use super::fields::{self, Field, bits_of, known_bits};
+use super::fields::{self, Features, Field, Role, bits_of, known_bits};
 use super::{
-    EptCaps, Eptp, Format, Ia32e, Kind, LevelMasks, Levels, MAX_LEVEL, MaxPhyAddr, MemoryType, Role,
+    EptCaps, Eptp, FRAME_HIGH_SHIFT, Format, Kind, LevelMasks, Levels, MAX_LEVEL, MaxPhyAddr, MemoryType,
+    RIGHTS,
 };
 
-impl Format {
-    /// EPT, as that EPTP selects it on a processor with these capabilities. Its root does not matter here.
-    pub const fn ept(eptp: Eptp, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Self {
-        let sizes = [caps.contains(EptCaps::PAGE_2M), caps.contains(EptCaps::PAGE_1G)];
-        let mut format = Self::from_rows(Kind::Ept, fields::EPT, eptp.levels(), max_phy_addr, sizes, 0);
-        if !eptp.accessed_dirty() {
-            format.accessed = 0;
-            format.dirty = 0;
+/// What a processor's IA-32e paging offers: the inputs of [`Format::ia32e`] and [`Format::npt`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ia32e {
+    /// CR4.LA57.
+    pub levels: Levels,
+    /// MAXPHYADDR of the processor that walks.
+    pub max_phy_addr: MaxPhyAddr,
+    /// EFER.NXE; without it bit 63 is reserved.
+    pub no_execute: bool,
+    /// CPUID: 1 GiB pages.
+    pub page_1g: bool,
+    /// Whether AMD made it: then bit 8 of PML5 and PML4 entries is reserved (rule I1).
+    pub amd: bool,
+}
+
+impl Ia32e {
+    /// A processor with NX and 1 GiB pages.
+    pub const fn new(levels: Levels, max_phy_addr: MaxPhyAddr) -> Self {
+        Self { levels, max_phy_addr, no_execute: true, page_1g: true, amd: false }
+    }
+}
+
+/// What a processor's PAE paging offers: the inputs of [`Format::pae`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pae {
+    /// MAXPHYADDR.
+    pub max_phy_addr: MaxPhyAddr,
+    /// EFER.NXE; without it bit 63 is reserved.
+    pub no_execute: bool,
+}
+
+/// What a processor's 32-bit paging offers: the inputs of [`Format::legacy32`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Legacy32 {
+    /// CR4.PSE: 4 MiB pages.
+    pub page_4m: bool,
+    /// CPUID: PSE-36, with as many address bits as MAXPHYADDR says, at most 40.
+    pub pse_36: Option<MaxPhyAddr>,
+}
+
+/// What selects an EPT format: the EPTP without its root, the processor, and VM-execution controls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ept {
+    /// Levels of the table: EPTP bits 5:3.
+    pub levels: Levels,
+    /// Accessed and dirty flags: EPTP bit 6.
+    pub accessed_dirty: bool,
+    /// Bit 60 lets supervisor shadow-stack accesses through: EPTP bit 7 (rule X2).
+    pub supervisor_shadow_stack: bool,
+    /// IA32_VMX_EPT_VPID_CAP.
+    pub caps: EptCaps,
+    /// The host's MAXPHYADDR.
+    pub max_phy_addr: MaxPhyAddr,
+    /// "Mode-based execute control for EPT": bit 10 is XU (rule X1).
+    pub mode_based_execute: bool,
+    /// "EPT paging-write": bit 58 (rule X3).
+    pub paging_write: bool,
+    /// "Guest-paging verification": bit 57 (rule X4).
+    pub guest_paging_verification: bool,
+    /// "Sub-page write permissions for EPT": bit 61.
+    pub sub_page_write: bool,
+}
+
+impl Ept {
+    /// Without flags and without any of the controls.
+    pub const fn new(levels: Levels, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Self {
+        Self {
+            levels,
+            accessed_dirty: false,
+            supervisor_shadow_stack: false,
+            caps,
+            max_phy_addr,
+            mode_based_execute: false,
+            paging_write: false,
+            guest_paging_verification: false,
+            sub_page_write: false,
         }
-        format.malformed = malformed_ept(caps.contains(EptCaps::EXECUTE_ONLY));
-        format
+    }
+
+    /// As that EPTP says, without any of the controls.
+    pub const fn of(eptp: Eptp, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Self {
+        Self {
+            accessed_dirty: eptp.accessed_dirty(),
+            supervisor_shadow_stack: eptp.supervisor_shadow_stack(),
+            ..Self::new(eptp.levels(), caps, max_phy_addr)
+        }
+    }
+
+    const fn features(self) -> Features {
+        let caps = self.caps;
+        with(Features::PAGE_2M, caps.contains(EptCaps::PAGE_2M))
+            .union(with(Features::PAGE_1G, caps.contains(EptCaps::PAGE_1G)))
+            .union(with(Features::EXECUTE_ONLY, caps.contains(EptCaps::EXECUTE_ONLY)))
+            .union(with(Features::ADVANCED_EXIT_INFO, caps.contains(EptCaps::ADVANCED_EXIT_INFO)))
+            .union(with(Features::ACCESSED_DIRTY, self.accessed_dirty))
+            .union(with(Features::SUPERVISOR_SHADOW_STACK, self.supervisor_shadow_stack))
+            .union(with(Features::MODE_BASED_EXECUTE, self.mode_based_execute))
+            .union(with(Features::PAGING_WRITE, self.paging_write))
+            .union(with(Features::GUEST_PAGING_VERIFICATION, self.guest_paging_verification))
+            .union(with(Features::SUB_PAGE_WRITE, self.sub_page_write))
+    }
+}
+
+const fn with(feature: Features, on: bool) -> Features {
+    if on { feature } else { Features::empty() }
+}
+
+impl Format {
+    /// EPT.
+    pub const fn ept(ept: Ept) -> Self {
+        Self::from_rows(Kind::Ept, ept.features(), ept.levels as u8, ept.max_phy_addr)
     }
 
     /// A guest's or host's own IA-32e paging.
     pub const fn ia32e(paging: Ia32e) -> Self {
-        let dropped = if paging.no_execute { 0 } else { bits_of(fields::IA32E, Role::NoExecute, 1, true) };
-        let sizes = [true, paging.page_1g];
-        Self::from_rows(Kind::Ia32e, fields::IA32E, paging.levels, paging.max_phy_addr, sizes, dropped)
+        Self::of_ia32e(Kind::Ia32e, paging)
     }
 
     /// AMD's nested page tables: entries as in the host's own paging (rules N1, N2).
     pub const fn npt(host: Ia32e) -> Self {
-        let mut format = Self::ia32e(host);
-        format.kind = Kind::Npt;
-        format
+        Self::of_ia32e(Kind::Npt, host)
     }
 
-    /// `large`: whether there are 2 MiB and 1 GiB leaves. `dropped`: bits that have a row, but not here.
-    const fn from_rows(
-        kind: Kind,
-        rows: &'static [Field],
-        levels: Levels,
-        max_phy_addr: MaxPhyAddr,
-        large: [bool; 2],
-        dropped: u64,
-    ) -> Self {
-        let present = bits_of(rows, Role::Present, 1, true);
-        let inverted = bits_of(rows, Role::NoExecute, 1, true) & !dropped;
-        let [read, write, exec, user] = [
-            bits_of(rows, Role::Read, 1, true),
-            bits_of(rows, Role::Write, 1, true),
-            bits_of(rows, Role::Execute, 1, true) | inverted,
-            bits_of(rows, Role::User, 1, true),
-        ];
+    const fn of_ia32e(kind: Kind, paging: Ia32e) -> Self {
+        let features = Features::PAGE_2M
+            .union(with(Features::PAGE_1G, paging.page_1g))
+            .union(with(Features::NO_EXECUTE, paging.no_execute))
+            .union(with(Features::AMD, paging.amd));
+        Self::from_rows(kind, features, paging.levels as u8, paging.max_phy_addr)
+    }
+
+    /// PAE paging: the two levels below the page-directory pointers.
+    pub const fn pae(paging: Pae) -> Self {
+        let features = Features::PAGE_2M.union(with(Features::NO_EXECUTE, paging.no_execute));
+        Self::from_rows(Kind::Pae, features, 2, paging.max_phy_addr)
+    }
+
+    /// 32-bit paging.
+    pub const fn legacy32(paging: Legacy32) -> Self {
+        let features = with(Features::PAGE_4M, paging.page_4m);
+        match paging.pse_36 {
+            Some(width) => Self::from_rows(Kind::Legacy32, features.union(Features::PSE_36), 2, width),
+            None => Self::from_rows(Kind::Legacy32, features, 2, MaxPhyAddr(32)),
+        }
+    }
+
+    const fn from_rows(kind: Kind, features: Features, levels: u8, max_phy_addr: MaxPhyAddr) -> Self {
+        let rows = kind.rows();
+        let grants = kind.grants();
+        let off = if features.contains(Features::MODE_BASED_EXECUTE) { 0 } else { grants[4] };
+        let leaf_grants = bits_of(rows, features, Role::SupervisorShadowStack, 1, true)
+            | bits_of(rows, features, Role::PagingWrite, 1, true);
+        let present = bits_of(rows, features, Role::Present, 1, true);
+        let present =
+            if present == 0 { grants[0] | grants[1] | grants[2] | grants[4] & !off } else { present };
+        let well_formed = well_formed(kind, features);
         let mut format = Self {
             kind,
             fields: rows,
+            features,
             levels,
             max_phy_addr,
-            present: if present == 0 { read | write | exec } else { present },
-            inverted,
-            // Where a right has no bit of its own, being present grants it.
-            grants: [or_else(read, present), write, or_else(exec, present), user],
-            accessed: bits_of(rows, Role::Accessed, 1, true),
-            dirty: bits_of(rows, Role::Dirty, 1, true),
-            level: [LevelMasks { reserved: [0; 2], leaf: 0, frame: 0, page_size: 0, page_attribute: 0 };
-                MAX_LEVEL + 1],
-            ignore_pat: bits_of(rows, Role::IgnorePat, 1, true),
-            cache_bits: [
-                bits_of(rows, Role::WriteThrough, 1, true),
-                bits_of(rows, Role::CacheDisable, 1, true),
-            ],
-            malformed: 0,
+            index_bits: if matches!(kind, Kind::Legacy32) { 10 } else { 9 },
+            input_bias: 0,
+            input_last: 0,
+            present,
+            inverted: bits_of(rows, Features::NO_EXECUTE, Role::NoExecute, 1, true),
+            grants,
+            leaf_grants,
+            all_grants: (grants[0] | grants[1] | grants[2] | grants[3] | grants[4]) & !off | leaf_grants,
+            accessed: bits_of(rows, features, Role::Accessed, 1, true),
+            dirty: bits_of(rows, features, Role::Dirty, 1, true),
+            level: [LevelMasks {
+                reserved: [0; 2],
+                leaf: 0,
+                plain_table: 0,
+                frame: 0,
+                frame_high: 0,
+                page_size: 0,
+            }; MAX_LEVEL + 1],
+            well_formed,
+            plain_leaf: plain_leaf(present, well_formed, features),
         };
+        format.input_last = (1 << format.input_bits()) - 1;
+        if matches!(kind, Kind::Ia32e) {
+            format.input_bias = 1 << (format.input_bits() - 1);
+        }
         let mut level = 1;
         while level <= MAX_LEVEL {
-            let wide = !max_phy_addr.last() & bits_of(rows, Role::Frame, 1, true);
-            let number = level as u8;
-            let page_size = match number {
-                2 if large[0] => bits_of(rows, Role::PageSize, 2, true),
-                3 if large[1] => bits_of(rows, Role::PageSize, 3, true),
-                _ => 0,
-            };
-            format.level[level] = LevelMasks {
-                reserved: [
-                    !known_bits(rows, number, false) | dropped | wide,
-                    !known_bits(rows, number, true) | dropped | wide,
-                ],
-                leaf: if number == 1 { u64::MAX } else { page_size },
-                frame: bits_of(rows, Role::Frame, number, true),
-                page_size,
-                page_attribute: bits_of(rows, Role::PageAttribute, number, true),
-            };
+            format.level[level] = level_masks(rows, features, level as u8, max_phy_addr);
             level += 1;
         }
         format
     }
 }
 
-const fn or_else(bit: u64, other: u64) -> u64 {
-    if bit == 0 { other } else { bit }
+const fn level_masks(
+    rows: &'static [Field],
+    features: Features,
+    level: u8,
+    max_phy_addr: MaxPhyAddr,
+) -> LevelMasks {
+    let page_size = bits_of(rows, features, Role::PageSize, level, true);
+    let frame_high = bits_of(rows, features, Role::FrameHigh, level, true);
+    let wide_high = (!max_phy_addr.last() >> FRAME_HIGH_SHIFT) & frame_high;
+    let wide = !max_phy_addr.last() & bits_of(rows, features, Role::Frame, 1, true) | wide_high;
+    let leaf = if level == 1 { u64::MAX } else { page_size };
+    let table_reserved = !known_bits(rows, features, level, false) | wide;
+    LevelMasks {
+        reserved: [table_reserved, !known_bits(rows, features, level, true) | wide],
+        leaf,
+        plain_table: table_reserved | leaf | 1,
+        frame: bits_of(rows, features, Role::Frame, level, true),
+        frame_high: frame_high & !wide_high,
+        page_size,
+    }
 }
 
-/// Rules M1, M2 and M4 for all values of bits 5:0: rights in 2:0, memory type in 5:3.
-const fn malformed_ept(execute_only: bool) -> u64 {
+impl Kind {
+    const fn rows(self) -> &'static [Field] {
+        match self {
+            Self::Ia32e | Self::Npt => fields::IA32E,
+            Self::Pae => fields::PAE,
+            Self::Legacy32 => fields::LEGACY32,
+            Self::Ept => fields::EPT,
+        }
+    }
+
+    /// By right, lowest first: the bit that grants it once bits such as NX are inverted, offered or not; zero
+    /// where there is no such right.
+    pub(super) const fn grants(self) -> [u64; RIGHTS] {
+        const TABLE: [[u64; RIGHTS]; 5] = [
+            grants_of(Kind::Ia32e),
+            grants_of(Kind::Pae),
+            grants_of(Kind::Legacy32),
+            grants_of(Kind::Npt),
+            grants_of(Kind::Ept),
+        ];
+        TABLE[self as usize]
+    }
+}
+
+const fn grants_of(kind: Kind) -> [u64; RIGHTS] {
+    const fn or_else(bit: u64, other: u64) -> u64 {
+        if bit == 0 { other } else { bit }
+    }
+    const fn bit(kind: Kind, role: Role) -> u64 {
+        bits_of(kind.rows(), Features::all(), role, 1, true)
+    }
+    // Where a right has no bit of its own, being present grants it.
+    let present = bit(kind, Role::Present);
+    [
+        or_else(bit(kind, Role::Read), present),
+        bit(kind, Role::Write),
+        or_else(bit(kind, Role::Execute) | bit(kind, Role::NoExecute), present),
+        bit(kind, Role::User),
+        bit(kind, Role::UserExecute),
+        bit(kind, Role::SupervisorShadowStack),
+        bit(kind, Role::PagingWrite),
+    ]
+}
+
+/// Rules M1, M2 and M4 for all values of bits 5:0 of a present entry: rights in 2:0, memory type in 5:3. With no
+/// right in 2:0 it is XU that makes the entry present.
+const fn well_formed(kind: Kind, features: Features) -> u64 {
+    if !matches!(kind, Kind::Ept) {
+        return u64::MAX;
+    }
     let mut bitmap = 0;
     let mut low = 0;
     while low < 64 {
-        let rights = low & 0x7;
-        let write_without_read = rights & 0b011 == 0b010;
-        let bad_execute_only = rights == 0b100 && !execute_only;
-        let bad_type = MemoryType::from_raw((low >> 3) as u8).is_none();
-        if write_without_read || bad_execute_only || bad_type {
+        let readable = low & 0b001 != 0;
+        let execute_only = low & 0b011 == 0 && features.contains(Features::EXECUTE_ONLY);
+        if (readable || execute_only) && MemoryType::from_raw((low >> 3) as u8).is_some() {
             bitmap |= 1 << low;
         }
         low += 1;
     }
     bitmap
+}
+
+/// The same, without what XU alone makes present and without what rule M5 may find fault with.
+const fn plain_leaf(present: u64, well_formed: u64, features: Features) -> u64 {
+    let mut bitmap = 0;
+    let mut low = 0;
+    while low < 64 {
+        let readable = low & 0b001 != 0 || !features.contains(Features::PAGING_WRITE);
+        if low & present != 0 && readable {
+            bitmap |= 1 << low;
+        }
+        low += 1;
+    }
+    bitmap & well_formed
 }

@@ -2,7 +2,8 @@
 
 use memory_model::PageSize;
 
-use super::{Caching, Entry, Format, Kind, MemoryType, Role};
+use super::memory_type::pat_bits;
+use super::{Caching, Entry, FRAME_HIGH_SHIFT, Format, Kind, Role};
 use crate::access::Rights;
 use crate::error::Error;
 
@@ -22,7 +23,7 @@ impl Attributes {
     pub const fn ram(kind: Kind, rights: Rights) -> Self {
         let caching = match kind {
             Kind::Ept => Caching::EPT_RAM,
-            Kind::Ia32e | Kind::Npt => Caching::PAT_RAM,
+            _ => Caching::PAT_RAM,
         };
         Self { rights, caching, software: 0 }
     }
@@ -32,8 +33,9 @@ impl Format {
     /// An entry that points to the table at that physical address, and grants everything.
     pub fn table(&self, table: u64) -> Result<u64, Error> {
         self.check_output(table, PageSize::Size4K)?;
-        let all = self.grants.into_iter().fold(self.present, |bits, grant| bits | grant);
-        Ok(table | all & !self.inverted)
+        // P where there is one; NX is among the granting bits, and granting when clear.
+        let present = self.bits(Role::Present, 1, true);
+        Ok(table | present | self.all_grants & !self.leaf_grants & !self.inverted)
     }
 
     /// A leaf of that size for the page at physical address `frame`.
@@ -48,23 +50,19 @@ impl Format {
         if software & !free != 0 {
             return Err(Error::SoftwareBits { bits: software & !free, size });
         }
-        let fixed =
-            frame | self.level[level as usize].page_size | software | self.caching_bits(caching, level)?;
+        let masks = &self.level[level as usize];
+        let frame = frame & masks.frame | frame >> FRAME_HIGH_SHIFT & masks.frame_high;
+        let fixed = frame | masks.page_size | software | self.caching_bits(caching, level)?;
         self.with_rights(level, fixed, rights)
     }
 
     /// The same leaf with other rights.
     pub(crate) fn with_rights(&self, level: u8, leaf: u64, rights: Rights) -> Result<u64, Error> {
-        let order = [Rights::READ, Rights::WRITE, Rights::EXEC, Rights::USER];
-        let mut granting = leaf ^ self.inverted;
-        // Absent bits first: a right that shares its bit with "present" must not take it away again.
-        for granted in [false, true] {
-            for (right, bit) in order.into_iter().zip(self.grants) {
-                match rights.contains(right) {
-                    true if granted => granting |= bit,
-                    false if !granted => granting &= !bit,
-                    _ => {}
-                }
+        // All off first: several rights may share one bit with "present".
+        let mut granting = leaf & !self.all_grants;
+        for (n, bit) in self.grants.into_iter().enumerate() {
+            if rights.bits() >> n & 1 != 0 {
+                granting |= bit & self.all_grants;
             }
         }
         let entry = granting ^ self.inverted;
@@ -76,64 +74,49 @@ impl Format {
 
     /// Entry `index` of the table that takes the place of a large leaf at `level` (2 or 3).
     pub(crate) fn split(&self, level: u8, leaf: u64, index: u16) -> u64 {
-        let below = level - 1;
-        let pat = leaf & self.level[level as usize].page_attribute;
-        let kept = leaf & !self.level[level as usize].frame & !self.level[level as usize].page_size & !pat;
-        let page_size = self.level[below as usize].page_size;
-        let pat = if pat == 0 { 0 } else { self.level[below as usize].page_attribute };
-        let frame = (leaf & self.level[level as usize].frame) + (u64::from(index) << shift_of(below));
-        kept | page_size | pat | frame
+        let [below, large] = [level - 1, level].map(|level| &self.level[level as usize]);
+        let pat = leaf & self.bits(Role::PageAttribute, level, true);
+        let kept = leaf & !large.frame & !large.page_size & !pat;
+        let pat = if pat == 0 { 0 } else { self.bits(Role::PageAttribute, level - 1, true) };
+        let frame = (leaf & large.frame) + (u64::from(index) << self.shift(level - 1));
+        kept | below.page_size | pat | frame
     }
 
     /// What kind of memory a leaf maps.
     #[inline]
-    pub fn caching(&self, level: u8, leaf: u64) -> Caching {
-        match self.kind {
-            Kind::Ept => Caching::Ept {
-                memory_type: MemoryType::from_raw((leaf >> 3 & 0x7) as u8).unwrap_or(MemoryType::Uncacheable),
-                ignore_pat: leaf & self.ignore_pat != 0,
-            },
-            Kind::Ia32e | Kind::Npt => {
-                let bits = self.pat_bits(level).map(|bit| u8::from(leaf & bit != 0));
-                Caching::Pat(bits[0] | bits[1] << 1 | bits[2] << 2)
-            }
-        }
+    pub const fn caching(&self, level: u8, leaf: u64) -> Caching {
+        self.kind.caching(level, leaf)
     }
 
     fn caching_bits(&self, caching: Caching, level: u8) -> Result<u64, Error> {
         match (self.kind, caching) {
             (Kind::Ept, Caching::Ept { memory_type, ignore_pat }) => {
-                Ok((memory_type as u64) << 3 | if ignore_pat { self.ignore_pat } else { 0 })
+                let ignore_pat = if ignore_pat { self.bits(Role::IgnorePat, level, true) } else { 0 };
+                Ok((memory_type as u64) << 3 | ignore_pat)
             }
-            (Kind::Ia32e | Kind::Npt, Caching::Pat(index)) if index < 8 => {
-                let set = self.pat_bits(level).into_iter().enumerate().filter(|(n, _)| index >> n & 1 != 0);
+            (Kind::Ept, Caching::Pat(_)) | (_, Caching::Ept { .. }) => Err(Error::Caching),
+            (_, Caching::Pat(index)) if index < 8 => {
+                let set = pat_bits(level).into_iter().enumerate().filter(|(n, _)| index >> n & 1 != 0);
                 Ok(set.fold(0, |bits, (_, bit)| bits | bit))
             }
             _ => Err(Error::Caching),
         }
     }
 
-    /// The bits of a PAT index in a leaf, lowest first.
-    #[inline]
-    const fn pat_bits(&self, level: u8) -> [u64; 3] {
-        [self.cache_bits[0], self.cache_bits[1], self.level[level as usize].page_attribute]
-    }
-
     fn check_output(&self, address: u64, size: PageSize) -> Result<(), Error> {
         if address & (size.bytes() - 1) != 0 {
             return Err(Error::Misaligned { address, size });
         }
-        if address > self.max_phy_addr.last() {
-            return Err(Error::OutputRange { address, bits: self.max_phy_addr.bits() });
+        let bits = match (self.kind, size) {
+            (Kind::Legacy32, PageSize::Size4K) => 32,
+            (Kind::Legacy32, _) => self.max_phy_addr.bits().min(40),
+            _ => self.max_phy_addr.bits(),
+        };
+        match address >> bits {
+            0 => Ok(()),
+            _ => Err(Error::OutputRange { address, bits }),
         }
-        Ok(())
     }
-}
-
-/// log2 of what one entry at `level` spans.
-#[inline]
-pub(crate) const fn shift_of(level: u8) -> u32 {
-    12 + 9 * (level as u32 - 1)
 }
 
 #[cfg(test)]
@@ -144,9 +127,7 @@ mod tests {
     /// The PAT bit lies elsewhere in a PTE than in a large leaf.
     #[test]
     fn the_pieces_of_a_large_leaf_map_the_same_memory() {
-        let max_phy_addr = MaxPhyAddr::MAX;
-        let format =
-            Format::ia32e(Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true });
+        let format = Format::ia32e(Ia32e::new(Levels::Four, MaxPhyAddr::MAX));
         let rights = Rights::READ | Rights::USER;
         for (index, size, piece) in (0..8).flat_map(|index| {
             [(index, PageSize::Size2M, PageSize::Size4K), (index, PageSize::Size1G, PageSize::Size2M)]

@@ -4,6 +4,7 @@
 //! frames and reserved bits follow from the rows: a bit without a row is reserved.
 
 mod build;
+mod decode;
 mod encode;
 mod fields;
 mod memory_type;
@@ -11,13 +12,13 @@ mod root;
 
 use memory_model::PageSize;
 
-use crate::access::{Access, Controls, Rights, first_level_grants, second_level_grants};
-use fields::{Field, bits_of};
+use fields::{Features, Field, bits_of};
 
+pub use build::{Ept, Ia32e, Legacy32, Pae};
+pub use decode::{Entry, Misconfiguration};
 pub use encode::Attributes;
-pub(crate) use encode::shift_of;
 pub use fields::Role;
-pub use memory_type::{Caching, MemoryType};
+pub use memory_type::{Caching, MemoryType, Pat, PatType, effective_memory_type};
 pub use root::{Cr3, EptCaps, Eptp};
 
 /// How many levels a table has.
@@ -58,55 +59,16 @@ impl MaxPhyAddr {
 /// Whose rules judge the entries, and which event a fault is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
-    /// A guest's or host's own paging: faults are #PF.
+    /// A guest's or host's own 4- or 5-level paging: faults are #PF.
     Ia32e,
+    /// PAE paging: two levels below the four page-directory pointers, which are registers.
+    Pae,
+    /// 32-bit paging: two levels of 32-bit entries.
+    Legacy32,
     /// AMD's nested paging: IA-32e entries, each access one of user mode, faults are exits with a #PF code.
     Npt,
     /// Intel's EPT: faults are violations (exit 48) and misconfigurations (exit 49).
     Ept,
-}
-
-/// What a processor's IA-32e paging offers: the inputs of [`Format::ia32e`] and [`Format::npt`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ia32e {
-    /// CR4.LA57.
-    pub levels: Levels,
-    /// MAXPHYADDR of the processor that walks.
-    pub max_phy_addr: MaxPhyAddr,
-    /// EFER.NXE; without it bit 63 is reserved.
-    pub no_execute: bool,
-    /// CPUID: 1 GiB pages.
-    pub page_1g: bool,
-}
-
-/// What is wrong with a present entry. In EPT this is a misconfiguration, elsewhere a reserved-bit #PF.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
-pub enum Misconfiguration {
-    /// Rule M1: W without R.
-    #[error("writable but not readable")]
-    WriteWithoutRead,
-    /// Rule M2: X alone, on a processor without execute-only pages.
-    #[error("execute-only, which the processor lacks")]
-    ExecuteOnly,
-    /// Rules M3, I1: these bits must be zero.
-    #[error("reserved bits {0:#x} set")]
-    ReservedBits(u64),
-    /// Rule M4: no such memory type.
-    #[error("memory type {0}")]
-    MemoryType(u8),
-}
-
-/// What an entry turns out to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    /// Not present: all other bits are free.
-    Absent,
-    /// Present, and malformed.
-    Malformed(Misconfiguration),
-    /// Points to the next table, at that physical address.
-    Table(u64),
-    /// Maps a page: its first physical address, and its size.
-    Leaf(u64, PageSize),
 }
 
 /// One table format on one processor.
@@ -114,24 +76,34 @@ pub enum Entry {
 pub struct Format {
     kind: Kind,
     fields: &'static [Field],
-    levels: Levels,
+    features: Features,
+    levels: u8,
     max_phy_addr: MaxPhyAddr,
+    /// log2 of the entries in a table: 9, or 10 in 32-bit paging.
+    index_bits: u32,
+    /// An input address can be translated if, with `input_bias` added, it is at most `input_last`.
+    input_bias: u64,
+    input_last: u64,
     /// Any of these: present.
     present: u64,
     /// Bits that take a right away when set.
     inverted: u64,
-    /// READ, WRITE, EXEC, USER: the bit that grants it, after `inverted`; zero where there is no such right.
-    grants: [u64; 4],
+    /// By [`Rights`](crate::Rights), lowest bit first: the bit that grants it, after `inverted`; zero where
+    /// there is no such right.
+    grants: [u64; RIGHTS],
+    /// Those of `grants` that are in leaves alone.
+    leaf_grants: u64,
+    /// All of `grants`.
+    all_grants: u64,
     accessed: u64,
     dirty: u64,
     /// By level, 1 to 5; 0 is unused.
     level: [LevelMasks; MAX_LEVEL + 1],
-    /// IPAT; zero outside EPT.
-    ignore_pat: u64,
-    /// PWT and PCD; zero in EPT.
-    cache_bits: [u64; 2],
-    /// Bit `n` is set if an entry whose low six bits are `n` is misconfigured (rules M1, M2, M4).
-    malformed: u64,
+    /// Bit `n` is set if a present entry whose low six bits are `n` is well formed, but for reserved bits (rules
+    /// M1, M2, M4).
+    well_formed: u64,
+    /// Bit `n` is set if any entry whose low six bits are `n` is present, and well formed whatever its high bits.
+    plain_leaf: u64,
 }
 
 /// What differs from level to level.
@@ -141,16 +113,24 @@ struct LevelMasks {
     reserved: [u64; 2],
     /// A present entry with any of these is a leaf: PS, all bits at level 1, none where there are no leaves.
     leaf: u64,
+    /// An entry of which these bits are 1 is the plainest table pointer: P or R, and nothing reserved, no leaf.
+    plain_table: u64,
     /// The frame of a leaf.
     frame: u64,
+    /// Where a leaf keeps bits 39:32 of its frame; zero but for 4 MiB pages.
+    frame_high: u64,
     /// PS of a leaf.
     page_size: u64,
-    /// PAT of a leaf; zero in EPT.
-    page_attribute: u64,
 }
 
 /// The highest level there is: PML5.
 pub(crate) const MAX_LEVEL: usize = 5;
+
+/// From where a 4 MiB leaf keeps bits 39:32 of its frame (20:13) to their place.
+const FRAME_HIGH_SHIFT: u32 = 19;
+
+/// How many bits [`Rights`](crate::Rights) has.
+const RIGHTS: usize = 7;
 
 impl Format {
     /// Whose rules judge the entries.
@@ -158,10 +138,10 @@ impl Format {
         self.kind
     }
 
-    /// Levels of the table.
+    /// Levels of tables in memory: 4 or 5; 2 in PAE and 32-bit paging.
     #[inline]
     pub const fn levels(&self) -> u8 {
-        self.levels as u8
+        self.levels
     }
 
     /// MAXPHYADDR.
@@ -169,10 +149,46 @@ impl Format {
         self.max_phy_addr
     }
 
-    /// Bits of input address that the table translates.
+    /// Bits of input address that the table translates; the two highest of PAE select the register.
     #[inline]
     pub const fn input_bits(&self) -> u32 {
-        12 + 9 * self.levels() as u32
+        match self.kind {
+            Kind::Pae | Kind::Legacy32 => 32,
+            Kind::Ia32e | Kind::Npt | Kind::Ept => 12 + 9 * self.levels as u32,
+        }
+    }
+
+    /// log2 of what one entry at that level (1 to 5) spans.
+    #[inline]
+    pub const fn shift(&self, level: u8) -> u32 {
+        12 + self.index_bits * (level as u32 - 1)
+    }
+
+    /// The index of `address` in a table of that level.
+    #[inline]
+    pub const fn index(&self, level: u8, address: u64) -> u16 {
+        (address >> self.shift(level)) as u16 & (self.entries() - 1)
+    }
+
+    /// How many entries a table has: 512, or 1024 in 32-bit paging.
+    #[inline]
+    pub const fn entries(&self) -> u16 {
+        1 << self.index_bits
+    }
+
+    /// Bytes of an entry: 8, or 4 in 32-bit paging.
+    #[inline]
+    pub const fn entry_bytes(&self) -> u8 {
+        if self.index_bits == 10 { 4 } else { 8 }
+    }
+
+    /// Bits 51:12, of which reserved ones are zero in a good entry of any format but that of 32-bit paging.
+    pub(crate) const FRAME: u64 = bits_of(fields::IA32E, Features::empty(), Role::Frame, 1, true);
+
+    /// The bits of a table pointer that are the table's address.
+    #[inline]
+    pub(crate) const fn table_frame(&self) -> u64 {
+        self.level[1].frame
     }
 
     /// Whether hardware sets accessed and dirty flags.
@@ -180,15 +196,24 @@ impl Format {
         self.accessed != 0
     }
 
-    /// Whether the format has leaves of that size.
-    pub const fn has_size(&self, size: PageSize) -> bool {
-        self.level[size.level() as usize].leaf != 0
+    /// The size of a leaf at that level; `None` where there are no leaves.
+    pub const fn page_size(&self, level: u8) -> Option<PageSize> {
+        match self.level[level as usize].leaf {
+            0 => None,
+            _ if matches!(self.kind, Kind::Legacy32) && level == 2 => Some(PageSize::Size4M),
+            _ => PageSize::of_level(level),
+        }
     }
 
-    /// The bits of that role in entries of that level (1 to 5), as a mask: the row of the format, whether
-    /// or not this processor offers it.
+    /// Whether the format has leaves of that size.
+    pub fn has_size(&self, size: PageSize) -> bool {
+        self.page_size(size.level()) == Some(size)
+    }
+
+    /// The bits of that role in entries of that level (1 to 5), as a mask; zero where the processor does not
+    /// offer it.
     pub const fn bits(&self, role: Role, level: u8, leaf: bool) -> u64 {
-        bits_of(self.fields, role, level, leaf)
+        bits_of(self.fields, self.features, role, level, leaf)
     }
 
     /// The bits that must be zero in a present entry of that level (1 to 5), as a mask.
@@ -197,14 +222,10 @@ impl Format {
         self.level[level as usize].reserved[leaf as usize]
     }
 
-    /// Whether the input address can be translated at all: canonical for IA-32e, narrow enough for EPT and
-    /// NPT (rule M9).
+    /// Whether the input address can be translated at all: canonical for IA-32e, narrow enough elsewhere (rule M9).
     #[inline]
     pub const fn translates(&self, address: u64) -> bool {
-        match self.kind {
-            Kind::Ia32e => self.extend(address) == address,
-            Kind::Npt | Kind::Ept => address >> self.input_bits() == 0,
-        }
+        address.wrapping_add(self.input_bias) <= self.input_last
     }
 
     /// `address` with the bits above the table's width filled in: the sign for IA-32e, zeroes otherwise.
@@ -213,85 +234,16 @@ impl Format {
         let unused = 64 - self.input_bits();
         match self.kind {
             Kind::Ia32e => (((address << unused) as i64) >> unused) as u64,
-            Kind::Npt | Kind::Ept => (address << unused) >> unused,
+            _ => (address << unused) >> unused,
         }
     }
 
-    /// Whether the entry is present.
-    #[inline]
-    pub const fn is_present(&self, entry: u64) -> bool {
-        entry & self.present != 0
-    }
-
-    /// What the entry is, at that level (1 to 5). The order is that of rules M6 and F1: absent, then malformed.
-    #[inline]
-    pub fn decode(&self, level: u8, entry: u64) -> Entry {
-        if !self.is_present(entry) {
-            return Entry::Absent;
-        }
-        let masks = &self.level[level as usize];
-        let leaf = entry & masks.leaf != 0;
-        let reserved = entry & masks.reserved[usize::from(leaf)];
-        // In a table pointer bits 5:3 are no memory type, but then they are reserved.
-        if reserved != 0 || self.malformed >> (entry & 0x3f) & 1 != 0 {
-            return Entry::Malformed(self.misconfiguration(entry, reserved));
-        }
-        match PageSize::of_level(level) {
-            Some(size) if leaf => Entry::Leaf(entry & masks.frame, size),
-            _ => Entry::Table(entry & self.level[1].frame),
-        }
-    }
-
-    #[cold]
-    fn misconfiguration(&self, entry: u64, reserved: u64) -> Misconfiguration {
-        let combination = self.malformed >> (entry & 0x7) & 1 != 0;
-        if combination && entry & self.grants[1] != 0 {
-            Misconfiguration::WriteWithoutRead
-        } else if combination {
-            Misconfiguration::ExecuteOnly
-        } else if reserved != 0 {
-            Misconfiguration::ReservedBits(reserved)
-        } else {
-            Misconfiguration::MemoryType((entry >> 3 & 0x7) as u8)
-        }
-    }
-
-    /// What one entry grants by itself.
-    pub fn rights(&self, entry: u64) -> Rights {
-        self.merged_rights(entry ^ self.inverted)
-    }
-
-    /// An entry in the shape whose AND over a walk is what the walk grants (rule I4: NX is ORed).
-    #[inline]
-    pub(crate) const fn mergeable(&self, entry: u64) -> u64 {
-        entry ^ self.inverted
-    }
-
-    /// The rights in an AND of [`mergeable`](Self::mergeable) entries.
-    #[inline]
-    pub(crate) fn merged_rights(&self, merged: u64) -> Rights {
-        const ORDER: [Rights; 4] = [Rights::READ, Rights::WRITE, Rights::EXEC, Rights::USER];
-        let granted = ORDER.into_iter().zip(self.grants).filter(|&(_, bit)| merged & bit != 0);
-        granted.fold(Rights::empty(), |rights, (right, _)| rights | right)
-    }
-
-    /// Whether these rights allow the access.
-    #[inline]
-    pub(crate) fn grants(&self, rights: Rights, access: Access, controls: Controls) -> bool {
-        match self.kind {
-            Kind::Ia32e => first_level_grants(rights, access, controls),
-            Kind::Npt | Kind::Ept => second_level_grants(rights, access, self.grants[3] != 0),
-        }
-    }
-
-    /// How a read of a guest's own table counts in this second-level table: rules A2 and N2.
-    #[inline]
-    pub(crate) const fn guest_table_access(&self) -> Access {
-        match self.kind {
-            Kind::Npt => Access::READ_WRITE,
-            Kind::Ept if self.has_accessed_dirty() => Access::READ_WRITE,
-            Kind::Ept | Kind::Ia32e => Access::READ,
-        }
+    /// Whether all entries of a walk have A, and the leaf D if the access writes. `merged` is the AND of
+    /// [`mergeable`](Self::mergeable) entries.
+    #[inline(always)]
+    pub(crate) const fn is_marked(&self, merged: u64, leaf: u64, write: bool) -> bool {
+        let dirty = if write { self.dirty } else { 0 };
+        !merged & self.accessed | !leaf & dirty == 0
     }
 
     /// The entry with the flags that an access sets: A, and D in a leaf that is written.
@@ -302,6 +254,11 @@ impl Format {
 
     /// Whether a fetch shows in a #PF code because of EFER.NXE (rule F2).
     pub(crate) const fn no_execute(&self) -> bool {
-        self.inverted != 0
+        self.features.contains(Features::NO_EXECUTE)
+    }
+
+    /// Whether a violation tells what the guest's own tables grant (qualification bits 11:9).
+    pub(crate) const fn advanced_exit_info(&self) -> bool {
+        self.features.contains(Features::ADVANCED_EXIT_INFO)
     }
 }

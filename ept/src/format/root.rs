@@ -23,12 +23,43 @@ bitflags! {
         const PAGE_2M = 1 << 16;
         /// 1 GiB leaves.
         const PAGE_1G = 1 << 17;
+        /// INVEPT.
+        const INVEPT = 1 << 20;
         /// Accessed and dirty flags.
         const ACCESSED_DIRTY = 1 << 21;
+        /// A violation tells what the guest's own tables grant (qualification bits 11:9).
+        const ADVANCED_EXIT_INFO = 1 << 22;
+        /// EPTP bit 7: supervisor shadow-stack control. Editions of the SDM disagree about whether a VM entry takes
+        /// that bit: without this one it is refused (rule E4).
+        const SUPERVISOR_SHADOW_STACK = 1 << 23;
+        /// INVEPT of a single context.
+        const INVEPT_SINGLE = 1 << 25;
+        /// INVEPT of all contexts.
+        const INVEPT_ALL = 1 << 26;
+        /// INVVPID.
+        const INVVPID = 1 << 32;
+        /// INVVPID of one address.
+        const INVVPID_ADDRESS = 1 << 40;
+        /// INVVPID of a single context.
+        const INVVPID_SINGLE = 1 << 41;
+        /// INVVPID of all contexts.
+        const INVVPID_ALL = 1 << 42;
+        /// INVVPID of a single context but for its global translations.
+        const INVVPID_SINGLE_NON_GLOBAL = 1 << 43;
+        /// How many high bits of a linear address select HLAT: see [`hlat_prefix_size`](Self::hlat_prefix_size).
+        const HLAT_PREFIX_SIZE = 0x3f << 48;
     }
 }
 
-/// An extended-page-table pointer that a VM entry accepts: `N-1:12 root | A/D (6) | levels - 1 (5:3) | type (2:0)`.
+impl EptCaps {
+    /// The largest HLAT prefix size (bits 53:48, rule E5).
+    pub const fn hlat_prefix_size(self) -> u8 {
+        (self.intersection(Self::HLAT_PREFIX_SIZE).bits() >> 48) as u8
+    }
+}
+
+/// An extended-page-table pointer that a VM entry accepts:
+/// `N-1:12 root | SSS (7) | A/D (6) | levels - 1 (5:3) | type (2:0)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Eptp(u64);
 
@@ -36,9 +67,10 @@ impl Eptp {
     const TYPE: u64 = 0x7;
     const LEVELS: u64 = 0x7 << 3;
     const ACCESSED_DIRTY: u64 = 1 << 6;
+    const SUPERVISOR_SHADOW_STACK: u64 = 1 << 7;
     const ROOT: u64 = !0xfff;
 
-    /// Checks an EPTP by rules E1 to E3 (bit 7, rule E4, counts as reserved).
+    /// Checks an EPTP by rules E1 to E4.
     pub fn new(eptp: u64, caps: EptCaps, max_phy_addr: MaxPhyAddr) -> Result<Self, Error> {
         let memory_type = (eptp & Self::TYPE) as u8;
         let type_cap = match MemoryType::from_raw(memory_type) {
@@ -61,7 +93,10 @@ impl Eptp {
         if eptp & Self::ACCESSED_DIRTY != 0 && !caps.contains(EptCaps::ACCESSED_DIRTY) {
             return Err(Error::EptpAccessedDirty { eptp });
         }
-        let known = Self::TYPE | Self::LEVELS | Self::ACCESSED_DIRTY | Self::ROOT & max_phy_addr.last();
+        let mut known = Self::TYPE | Self::LEVELS | Self::ACCESSED_DIRTY | Self::ROOT & max_phy_addr.last();
+        if caps.contains(EptCaps::SUPERVISOR_SHADOW_STACK) {
+            known |= Self::SUPERVISOR_SHADOW_STACK;
+        }
         match eptp & !known {
             0 => Ok(Self(eptp)),
             bits => Err(Error::RootReservedBits { root: eptp, bits }),
@@ -99,6 +134,11 @@ impl Eptp {
     pub const fn accessed_dirty(self) -> bool {
         self.0 & Self::ACCESSED_DIRTY != 0
     }
+
+    /// Whether supervisor shadow-stack accesses are judged by bit 60 (rule X2).
+    pub const fn supervisor_shadow_stack(self) -> bool {
+        self.0 & Self::SUPERVISOR_SHADOW_STACK != 0
+    }
 }
 
 impl core::fmt::Debug for Eptp {
@@ -107,7 +147,7 @@ impl core::fmt::Debug for Eptp {
     }
 }
 
-/// A CR3 of IA-32e paging. With CR4.PCIDE bits 11:0 are the PCID, else PWT and PCD are 3 and 4 and the rest is
+/// A CR3. With CR4.PCIDE bits 11:0 are the PCID, else PWT and PCD are 3 and 4 and the rest is
 /// ignored; no bit of 11:0 is reserved either way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cr3(u64);
@@ -126,9 +166,14 @@ impl Cr3 {
         self.0
     }
 
-    /// Physical address of the root table.
+    /// Physical address of the root table of 32-bit, 4- and 5-level paging.
     pub const fn root(self) -> u64 {
         self.0 & !0xfff
+    }
+
+    /// Physical address of the four page-directory pointers of PAE paging.
+    pub const fn page_directory_pointers(self) -> u64 {
+        self.0 & 0xffff_ffe0
     }
 }
 

@@ -2,8 +2,6 @@
 
 use memory_model::{Gpa, Hpa, PageSize};
 
-use crate::format::shift_of;
-
 /// Which translation a table takes part in (`kvm_mmu_page_role`): two tables for the same address differ in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PageRole {
@@ -33,7 +31,7 @@ pub struct ShadowPage {
 impl ShadowPage {
     /// The first guest-physical address of entry `index` (rule K4).
     pub fn gpa_of(&self, index: u16) -> Gpa {
-        Gpa(self.gpa.raw() | u64::from(index) << shift_of(self.role.level))
+        Gpa(self.gpa.raw() | u64::from(index) << (12 + 9 * (self.role.level - 1)))
     }
 
     /// Host-physical address of entry `index`.

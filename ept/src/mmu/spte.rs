@@ -32,7 +32,7 @@ impl SpteBits {
     pub const fn of(kind: Kind) -> Self {
         let (host_writable, mmu_writable) = match kind {
             Kind::Ept => (1 << 57, 1 << 58),
-            Kind::Ia32e | Kind::Npt => (1 << 9, 1 << 10),
+            _ => (1 << 9, 1 << 10),
         };
         Self { mmu_present: 1 << 11, ad_disabled: 1 << 52, host_writable, mmu_writable }
     }

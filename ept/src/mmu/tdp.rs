@@ -7,12 +7,12 @@ use memory_model::{Gpa, Hva, PageSize};
 use super::shadow_page::ShadowPage;
 use super::spte::{SpteMaker, Target, Writable};
 use super::{HostFault, HostFrame, HostFrames, Memslot, Memslots};
-use crate::access::{Access, Controls};
+use crate::access::Access;
 use crate::error::Error;
 use crate::format::Format;
 use crate::mappings::{Mapping, mappings};
 use crate::phys::PhysMemory;
-use crate::walk::{Flags, Paging, index_of, translate};
+use crate::walk::{Flags, Paging, translate};
 
 /// What a fault came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +69,7 @@ impl Stats {
     pub fn pages(&mut self, size: PageSize) -> &mut u64 {
         match size {
             PageSize::Size4K => &mut self.pages_4k,
-            PageSize::Size2M => &mut self.pages_2m,
+            PageSize::Size2M | PageSize::Size4M => &mut self.pages_2m,
             PageSize::Size1G => &mut self.pages_1g,
         }
     }
@@ -88,7 +88,7 @@ impl Tdp {
     /// An MMU with an empty root. `format` is that of EPT or NPT.
     pub fn new(format: Format, frames: &mut impl HostFrames) -> Result<Self, Error> {
         let mut tdp = Self {
-            paging: Paging { format, root: 0, controls: Controls::empty() },
+            paging: Paging::new(format, 0),
             maker: SpteMaker::new(format),
             pages: BTreeMap::new(),
             stats: Stats::default(),
@@ -199,7 +199,7 @@ impl Tdp {
         let mut page = self.page(self.paging.root);
         loop {
             let level = page.role.level;
-            let index = index_of(level, gpa.raw());
+            let index = self.paging.format.index(level, gpa.raw());
             let old = frames.read_entry(page.entry_address(index))?;
             let target = self.maker.target(level, old);
             if level == size.level() {

@@ -7,8 +7,6 @@ use super::shadow_page::ShadowPage;
 use super::spte::Target;
 use super::tdp::Tdp;
 use crate::error::Error;
-use crate::format::shift_of;
-use crate::walk::index_of;
 
 /// What a zap or a write protection has changed. Unless that is nothing, processors must be flushed before the
 /// guest goes on.
@@ -58,9 +56,10 @@ impl Tdp {
         zapped: &mut Zapped,
     ) -> Result<(), Error> {
         let level = page.role.level;
-        let span = AddrRange::new(page.gpa, 512 << shift_of(level));
+        let format = self.paging.format;
+        let span = AddrRange::new(page.gpa, 512 << format.shift(level));
         let Some(within) = span.and_then(|span| span.intersection(range)) else { return Ok(()) };
-        for index in index_of(level, within.first().raw())..=index_of(level, within.last().raw()) {
+        for index in format.index(level, within.first().raw())..=format.index(level, within.last().raw()) {
             let entry = frames.read_entry(page.entry_address(index))?;
             match self.maker.target(level, entry) {
                 Target::Absent => {}

@@ -66,7 +66,7 @@ pub fn paging(machine: Machine) -> Paging {
     controls.set(Controls::WP, machine.wp);
     controls.set(Controls::SMEP, machine.smep);
     controls.set(Controls::SMAP, machine.smap);
-    let ia32e = Ia32e { levels, max_phy_addr, no_execute: machine.nxe, page_1g: machine.page_1g };
+    let ia32e = Ia32e { levels, max_phy_addr, no_execute: machine.nxe, page_1g: machine.page_1g, amd: false };
     Paging::ia32e(Cr3::new(ROOT, max_phy_addr).unwrap(), ia32e, controls)
 }
 
@@ -82,7 +82,7 @@ fn access(ask: Ask) -> Access {
 fn answer(outcome: Result<ept::Leaf, Fault>) -> Answer {
     match outcome {
         Ok(leaf) => {
-            let has = |right| leaf.rights.contains(right);
+            let has = |right| leaf.rights().contains(right);
             assert_eq!(leaf.frame & (leaf.size.bytes() - 1), 0);
             Answer::Page {
                 address: leaf.address,

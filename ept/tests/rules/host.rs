@@ -6,7 +6,7 @@ use ept::mmu::{
     FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped,
 };
 use ept::{
-    Access, EptCaps, Eptp, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
+    Access, Ept, EptCaps, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
     PhysMemory, Rights, SparseMemory, translate,
 };
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
@@ -88,11 +88,11 @@ impl Memslots for Slots {
 }
 
 pub fn ept_format(flags: bool, caps: EptCaps) -> Format {
-    Format::ept(Eptp::for_root(0, Levels::Four, flags, caps, WIDTH).unwrap(), caps, WIDTH)
+    Format::ept(Ept { accessed_dirty: flags, ..Ept::new(Levels::Four, caps, WIDTH) })
 }
 
 pub fn npt(levels: Levels) -> Format {
-    Format::npt(Ia32e { levels, max_phy_addr: WIDTH, no_execute: true, page_1g: true })
+    Format::npt(Ia32e::new(levels, WIDTH))
 }
 
 pub struct World {

@@ -46,8 +46,7 @@ fn empty(kind: Kind) -> (Scarce, Paging) {
             Paging::ept(eptp, EptCaps::all(), WIDTH)
         }
         _ => {
-            let processor =
-                Ia32e { levels: Levels::Four, max_phy_addr: WIDTH, no_execute: true, page_1g: true };
+            let processor = Ia32e::new(Levels::Four, WIDTH);
             Paging::ia32e(Cr3::new(root, WIDTH).unwrap(), processor, Controls::WP)
         }
     };

@@ -45,14 +45,14 @@ fn world(kind: Kind, levels: Levels, size: PageSize, ept_flags: bool) -> World {
     for page in 0..32 {
         memory.add_frame(RAM + page * 0x1000);
     }
-    let processor = Ia32e { levels, max_phy_addr: MaxPhyAddr::MAX, no_execute: true, page_1g: true };
+    let processor = Ia32e::new(levels, MaxPhyAddr::MAX);
     let root = memory.allocate_table().unwrap();
     let second = match kind {
         Kind::Ept => {
             let eptp = Eptp::for_root(root, levels, ept_flags, EptCaps::all(), MaxPhyAddr::MAX).unwrap();
             Paging::ept(eptp, EptCaps::all(), MaxPhyAddr::MAX)
         }
-        _ => Paging { format: Format::npt(processor), root, controls: Controls::empty() },
+        _ => Paging::new(Format::npt(processor), root),
     };
     let rights = if kind == Kind::Ept { Rights::RWX } else { FULL };
     let mut mapper = Mapper::new(&mut memory, second);
@@ -100,7 +100,11 @@ fn violation(bits: Qualification) -> Fault {
 }
 
 const TABLE: Qualification = Qualification::LINEAR_VALID;
-const FINAL: Qualification = Qualification::LINEAR_VALID.union(Qualification::FINAL);
+/// With what the guest's page grants: all.
+const FINAL: Qualification = Qualification::LINEAR_VALID
+    .union(Qualification::FINAL)
+    .union(Qualification::GUEST_USER)
+    .union(Qualification::GUEST_WRITABLE);
 
 #[test]
 fn d1_references_are_counted() {

@@ -56,7 +56,7 @@ fn e3_flags_need_their_capability_and_reserved_bits_are_zero() {
     assert_eq!(Eptp::new(GOOD, without, WIDTH), Err(Error::EptpAccessedDirty { eptp: GOOD }));
     assert!(Eptp::new(GOOD & !(1 << 6), without, WIDTH).is_ok());
     for bit in 0..64 {
-        let reserved = (7..12).contains(&bit) || bit >= 46;
+        let reserved = (8..12).contains(&bit) || bit >= 46;
         let root = GOOD | 1 << bit;
         let result = Eptp::new(root, EptCaps::all(), WIDTH);
         if reserved {
@@ -64,6 +64,34 @@ fn e3_flags_need_their_capability_and_reserved_bits_are_zero() {
         } else if bit >= 12 {
             assert!(result.is_ok(), "bit {bit}");
         }
+    }
+}
+
+#[test]
+fn e4_bit_7_needs_its_capability() {
+    let eptp = GOOD | 1 << 7;
+    assert!(Eptp::new(eptp, EptCaps::all(), WIDTH).unwrap().supervisor_shadow_stack());
+    let without = EptCaps::all() - EptCaps::SUPERVISOR_SHADOW_STACK;
+    let refused = Err(Error::RootReservedBits { root: eptp, bits: 1 << 7 });
+    assert_eq!(Eptp::new(eptp, without, WIDTH), refused);
+}
+
+#[test]
+fn e5_the_capability_bits_are_the_registers() {
+    assert_eq!(EptCaps::from_bits_retain(0x15 << 48).hlat_prefix_size(), 0x15);
+    for (cap, n) in [
+        (EptCaps::EXECUTE_ONLY, 0),
+        (EptCaps::INVEPT, 20),
+        (EptCaps::ADVANCED_EXIT_INFO, 22),
+        (EptCaps::INVEPT_SINGLE, 25),
+        (EptCaps::INVEPT_ALL, 26),
+        (EptCaps::INVVPID, 32),
+        (EptCaps::INVVPID_ADDRESS, 40),
+        (EptCaps::INVVPID_SINGLE, 41),
+        (EptCaps::INVVPID_ALL, 42),
+        (EptCaps::INVVPID_SINGLE_NON_GLOBAL, 43),
+    ] {
+        assert_eq!(cap.bits(), 1 << n);
     }
 }
 

@@ -8,8 +8,7 @@ use ept::{
 };
 use memory_model::PageSize;
 
-const MACHINE: Ia32e =
-    Ia32e { levels: Levels::Four, max_phy_addr: MaxPhyAddr::MAX, no_execute: true, page_1g: true };
+const MACHINE: Ia32e = Ia32e::new(Levels::Four, MaxPhyAddr::MAX);
 
 fn mapped(pages: &[(u64, u64, PageSize)]) -> (SparseMemory, Paging) {
     let mut memory = SparseMemory::allocating_from(0x10_0000);
@@ -100,7 +99,7 @@ fn mappings_lists_every_page_in_order_with_merged_rights() {
     for page in mappings(&memory, &paging) {
         let walk = walk(&memory, &paging, page.address, Access::READ, Flags::Keep);
         let leaf = walk.outcome.unwrap();
-        assert_eq!((leaf.frame, leaf.rights, leaf.size), (page.frame, page.rights, page.size));
+        assert_eq!((leaf.frame, leaf.rights(), leaf.size), (page.frame, page.rights, page.size));
         assert_eq!(walk.path.last(), Some(&page.step));
     }
 }

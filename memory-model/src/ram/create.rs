@@ -163,7 +163,8 @@ fn free_pages(pool: &str) -> u64 {
 fn huge_memfd(page: PageSize) -> MemfdFlags {
     MemfdFlags::HUGETLB
         | match page {
-            PageSize::Size4K => MemfdFlags::empty(),
+            // Hosts have no pages of 4 MiB.
+            PageSize::Size4K | PageSize::Size4M => MemfdFlags::empty(),
             PageSize::Size2M => MemfdFlags::HUGE_2MB,
             PageSize::Size1G => MemfdFlags::HUGE_1GB,
         }

@@ -81,7 +81,8 @@ impl Mapping {
         let sharing = if self.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
         // Huge pages are set aside now: without that, a page that is missing later is a bus error.
         let (reserving, huge) = match self.page {
-            PageSize::Size4K => (MapFlags::NORESERVE, MapFlags::empty()),
+            // Hosts have no pages of 4 MiB.
+            PageSize::Size4K | PageSize::Size4M => (MapFlags::NORESERVE, MapFlags::empty()),
             PageSize::Size2M => (MapFlags::empty(), MapFlags::HUGETLB | MapFlags::HUGE_2MB),
             PageSize::Size1G => (MapFlags::empty(), MapFlags::HUGETLB | MapFlags::HUGE_1GB),
         };

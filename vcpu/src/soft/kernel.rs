@@ -2,7 +2,7 @@
 //! `struct kvm` ties them.
 
 use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, Tdp};
-use ept::{EptCaps, Eptp, Flags, Format, Levels, MaxPhyAddr, walk};
+use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 use slot_manager::{
     DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFlags, SlotOp,
@@ -40,8 +40,8 @@ impl SoftKernel {
     pub(super) fn new() -> Result<Self, VcpuError> {
         let mut frames = FrameTable::default();
         // The format does not depend on where the root lies; `Tdp` allocates that.
-        let eptp = Eptp::for_root(0, Levels::Four, true, ept_caps(), MAX_PHY_ADDR)?;
-        let tdp = Tdp::new(Format::ept(eptp, ept_caps(), MAX_PHY_ADDR), &mut frames)?;
+        let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
+        let tdp = Tdp::new(Format::ept(ept), &mut frames)?;
         let caps = KernelCaps { max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(), ..KernelCaps::default() };
         Ok(Self { memslots: KernelMemslots::with_caps(caps), frames, tdp })
     }
@@ -95,7 +95,7 @@ impl SoftKernel {
         Some(SecondLevelLeaf {
             hpa: Hpa(leaf.address),
             size: leaf.size,
-            rights: leaf.rights,
+            rights: leaf.rights(),
             entry_address: Hpa(last.entry_address()),
             entry: leaf.entry,
         })

@@ -140,6 +140,7 @@ pub(super) fn guest_paging(paging: &Paging) -> ept::Paging {
         max_phy_addr: MAX_PHY_ADDR,
         no_execute: paging.efer & efer::NXE != 0,
         page_1g: true,
+        amd: false,
     };
     let mut controls = Controls::empty();
     controls.set(Controls::WP, paging.cr0 & cr0::WP != 0);

@@ -1,0 +1,187 @@
+//! What an entry is, and what it grants.
+
+use memory_model::PageSize;
+
+use super::fields::{EPT, Features, IA32E, Role, bits_of};
+use super::{FRAME_HIGH_SHIFT, Format, Kind, RIGHTS};
+use crate::access::Rights;
+use crate::walk::Leaf;
+
+/// What is wrong with a present entry. In EPT this is a misconfiguration, elsewhere a reserved-bit #PF.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum Misconfiguration {
+    /// Rule M1: W without R.
+    #[error("writable but not readable")]
+    WriteWithoutRead,
+    /// Rule M2: X or XU alone, on a processor without execute-only pages.
+    #[error("execute-only, which the processor lacks")]
+    ExecuteOnly,
+    /// Rules M3, I1: these bits must be zero.
+    #[error("reserved bits {0:#x} set")]
+    ReservedBits(u64),
+    /// Rule M4: no such memory type.
+    #[error("memory type {0}")]
+    MemoryType(u8),
+    /// Rule M5: paging-write (bit 58) without R.
+    #[error("paging-write but not readable")]
+    PagingWriteWithoutRead,
+}
+
+/// What an entry turns out to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Not present: all other bits are free.
+    Absent,
+    /// Present, and malformed.
+    Malformed(Misconfiguration),
+    /// Points to the next table, at that physical address.
+    Table(u64),
+    /// Maps a page: its first physical address, and its size.
+    Leaf(u64, PageSize),
+}
+
+impl Format {
+    /// Whether the entry is present (rule P1).
+    #[inline]
+    pub const fn is_present(&self, entry: u64) -> bool {
+        entry & self.present != 0
+    }
+
+    /// What the entry is, at that level (1 to 5). The order is that of rules M6 and F1: absent, then malformed.
+    #[inline]
+    pub fn decode(&self, level: u8, entry: u64) -> Entry {
+        if !self.is_present(entry) {
+            return Entry::Absent;
+        }
+        let masks = &self.level[level as usize];
+        let leaf = entry & masks.leaf != 0;
+        let reserved = entry & masks.reserved[usize::from(leaf)];
+        // In a table pointer bits 5:3 are no memory type, but then they are reserved.
+        if reserved != 0 || self.well_formed >> (entry & 0x3f) & 1 == 0 || self.lacks_read(level, entry) {
+            return Entry::Malformed(self.misconfiguration(level, entry, reserved));
+        }
+        match self.page_size(level) {
+            Some(size) if leaf => {
+                let high = (entry & masks.frame_high) << FRAME_HIGH_SHIFT;
+                Entry::Leaf(entry & masks.frame | high, size)
+            }
+            _ => Entry::Table(entry & self.table_frame()),
+        }
+    }
+
+    /// Whether an entry above level 1 is for certain a good table pointer. If not, [`decode`](Self::decode) tells.
+    #[inline(always)]
+    pub(crate) const fn is_plain_table(&self, level: u8, entry: u64) -> bool {
+        entry & self.level[level as usize].plain_table == 1
+    }
+
+    /// Whether an entry is for certain a good leaf. If not, [`decode`](Self::decode) tells.
+    #[inline(always)]
+    pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64) -> bool {
+        let masks = &self.level[level as usize];
+        entry & masks.leaf != 0
+            && entry & masks.reserved[1] == 0
+            && self.plain_leaf >> (entry & 0x3f) & 1 != 0
+    }
+
+    /// Rule M5.
+    #[inline]
+    fn lacks_read(&self, level: u8, entry: u64) -> bool {
+        self.features.contains(Features::PAGING_WRITE)
+            && entry & self.level[level as usize].leaf != 0
+            && entry & self.grants[0] == 0
+            && entry & self.bits(Role::PagingWrite, level, true) != 0
+    }
+
+    #[cold]
+    fn misconfiguration(&self, level: u8, entry: u64, reserved: u64) -> Misconfiguration {
+        // Memory type 0 is good: what is left is the combination of rights.
+        let combination = self.well_formed >> (entry & 0x7) & 1 == 0;
+        if combination && entry & self.grants[1] != 0 {
+            Misconfiguration::WriteWithoutRead
+        } else if combination {
+            Misconfiguration::ExecuteOnly
+        } else if reserved != 0 {
+            Misconfiguration::ReservedBits(reserved)
+        } else if self.lacks_read(level, entry) {
+            Misconfiguration::PagingWriteWithoutRead
+        } else {
+            Misconfiguration::MemoryType((entry >> 3 & 0x7) as u8)
+        }
+    }
+
+    /// What one leaf grants by itself.
+    pub fn rights(&self, entry: u64) -> Rights {
+        self.merged_rights(self.mergeable(entry), entry)
+    }
+
+    /// An entry in the shape whose AND over a walk is what the walk grants (rule I4: NX is ORed).
+    #[inline]
+    pub(crate) const fn mergeable(&self, entry: u64) -> u64 {
+        entry ^ self.inverted
+    }
+
+    /// The granting bits of a walk: of the AND of all its [`mergeable`](Self::mergeable) entries, and, where only leaves have
+    /// a bit, of its leaf.
+    #[inline]
+    pub(crate) const fn granted(&self, merged: u64, leaf: u64) -> u64 {
+        (merged & !self.leaf_grants | leaf & self.leaf_grants) & self.all_grants
+    }
+
+    /// Whether these granting bits include that right; `right` is a single one.
+    #[inline]
+    pub(crate) const fn grants(&self, granted: u64, right: Rights) -> bool {
+        granted & self.grant(right) != 0
+    }
+
+    /// The bit that grants that single right; zero where nothing does.
+    #[inline]
+    pub(crate) const fn grant(&self, right: Rights) -> u64 {
+        self.grants[right.bits().trailing_zeros() as usize] & self.all_grants
+    }
+
+    /// The rights of a walk; the arguments are those of [`granted`](Self::granted).
+    #[inline]
+    pub(crate) fn merged_rights(&self, merged: u64, leaf: u64) -> Rights {
+        self.kind.rights(self.granted(merged, leaf))
+    }
+}
+
+impl Format {
+    /// The protection key of an IA-32e leaf.
+    #[inline]
+    pub(crate) const fn protection_key(leaf: u64) -> u64 {
+        const KEY: u64 = bits_of(IA32E, Features::empty(), Role::ProtectionKey, 1, true);
+        (leaf & KEY) >> KEY.trailing_zeros()
+    }
+
+    /// Whether a leaf has D.
+    pub(crate) const fn is_dirty(&self, leaf: u64) -> bool {
+        leaf & self.dirty != 0
+    }
+
+    /// Whether the leaf asks that all guest tables used lie in pages with paging-write (rule X4).
+    pub(crate) const fn verifies_guest_paging(&self, leaf: &Leaf) -> bool {
+        leaf.entry & self.bits(Role::GuestPagingVerification, leaf.size.level(), true) != 0
+    }
+
+    /// Whether the entry, not present or a leaf, keeps a violation from becoming a #VE (rule V2).
+    pub(crate) const fn suppresses_ve(entry: u64) -> bool {
+        entry & bits_of(EPT, Features::empty(), Role::SuppressVe, 1, true) != 0
+    }
+}
+
+impl Kind {
+    /// The rights that these granting bits stand for.
+    #[inline]
+    pub(crate) fn rights(self, granted: u64) -> Rights {
+        let grants = self.grants();
+        let mut rights = 0;
+        let mut right = 0;
+        while right < RIGHTS {
+            rights |= u8::from(granted & grants[right] != 0) << right;
+            right += 1;
+        }
+        Rights::from_bits_truncate(rights)
+    }
+}
