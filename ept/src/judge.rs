@@ -26,29 +26,21 @@ impl Format {
     pub(crate) fn demand(&self, access: Access, controls: Controls) -> Demand {
         let on = |condition: bool, bit: u64| if condition { bit } else { 0 };
         let user = self.grant(Rights::USER);
-        let write_bit = on(access.writes(), self.grant(Rights::WRITE));
-        let exec_bit = on(access.fetches(), self.grant(Rights::EXEC));
-        match self.kind() {
-            // Rules V1 and X1.
-            Kind::Ept => {
-                let read_bit = on(access.does.contains(Rights::READ), self.grant(Rights::READ));
-                let user_exec = self.grant(Rights::USER_EXEC);
-                let exec_bit =
-                    if access.user && user_exec != 0 { on(access.fetches(), user_exec) } else { exec_bit };
-                Demand { all: read_bit | write_bit | exec_bit, none: 0 }
-            }
-            // Rule N2.
-            Kind::Npt => Demand { all: user | write_bit | exec_bit, none: 0 },
-            // SDM vol. 3A, 4.6.1.
-            _ if access.user => Demand { all: user | write_bit | exec_bit, none: 0 },
-            // Rules I5 and I6.
-            _ => {
-                let smep = access.fetches() && controls.contains(Controls::SMEP);
-                let smap = access.is_data() && controls.contains(Controls::SMAP) && !access.ac;
-                let write = on(controls.contains(Controls::WP), write_bit);
-                Demand { all: write | exec_bit, none: on(smep || smap, user) }
-            }
+        let user_exec = self.grant(Rights::USER_EXEC);
+        // Rule X1.
+        let exec = if access.user && user_exec != 0 { user_exec } else { self.grant(Rights::EXEC) };
+        let read_exec =
+            on(access.does.contains(Rights::READ), self.grant(Rights::READ)) | on(access.fetches(), exec);
+        let write = on(access.writes(), self.grant(Rights::WRITE));
+        // Rules V1 and N2: the second level grants what it says, and NPT takes all accesses for those of user mode.
+        if access.user || matches!(self.kind(), Kind::Ept | Kind::Npt) {
+            return Demand { all: user | read_exec | write, none: 0 };
         }
+        // Rules I5 and I6.
+        let smep = access.fetches() && controls.contains(Controls::SMEP);
+        let smap = access.is_data() && controls.contains(Controls::SMAP) && !access.ac;
+        let write = on(controls.contains(Controls::WP), write);
+        Demand { all: read_exec | write, none: on(smep || smap, user) }
     }
 }
 

@@ -72,6 +72,7 @@
 extern crate alloc;
 
 mod access;
+mod batch;
 mod error;
 mod fault;
 mod format;
@@ -86,6 +87,7 @@ mod registers;
 mod walk;
 
 pub use access::{Access, Controls, ProtectionKeys, Rights};
+pub use batch::translate_many;
 pub use error::Error;
 pub use fault::{Fault, PageFaultCode, Qualification};
 pub use format::{
@@ -94,7 +96,7 @@ pub use format::{
 };
 pub use mapper::Mapper;
 pub use mappings::{Mapping, Mappings, mappings};
-pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_walk};
+pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_translate, nested_walk};
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};
 pub use registers::{Processor, Registers, pdptes};
 pub use walk::{Flags, Leaf, Paging, Path, Step, Walk, translate, walk};

@@ -10,6 +10,7 @@ use crate::fault::{Fault, PageFaultCode, Qualification, violation};
 use crate::format::{Caching, Cr3, Kind, MemoryType, Pat, PatType, effective_memory_type};
 use crate::judge::{GUEST_FLAG_UPDATE, final_access, guest_table_access};
 use crate::phys::PhysMemory;
+use crate::quick;
 use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, is_convertible, walk_entries, walk_into};
 
 /// Why a two-dimensional walk has no translation, told apart as the processor tells it.
@@ -109,6 +110,50 @@ pub fn nested_walk(
     NestedWalk { guest: path, second: behind.path, references: behind.references, outcome }
 }
 
+/// The outcome of [`nested_walk`] alone: several times as fast, where entries are as they mostly are.
+#[inline]
+pub fn nested_translate(
+    memory: &impl PhysMemory,
+    guest: Option<&Paging>,
+    second: &Paging,
+    gva: Gva,
+    access: Access,
+    flags: Flags,
+) -> Result<NestedLeaf, NestedFault> {
+    match quick(memory, guest, second, gva, access, flags) {
+        Some(leaf) => Ok(leaf),
+        None => nested_walk(memory, guest, second, gva, access, flags).outcome,
+    }
+}
+
+/// The nested walk of which nothing is unusual; `None` leaves it to the exact one.
+#[inline]
+fn quick(
+    memory: &impl PhysMemory,
+    guest: Option<&Paging>,
+    second: &Paging,
+    gva: Gva,
+    access: Access,
+    flags: Flags,
+) -> Option<NestedLeaf> {
+    let load = |entry| memory.read_entry(entry).ok();
+    let table_access = guest_table_access(&second.format);
+    let mut verified = true;
+    let guest = match guest {
+        None => None,
+        Some(guest) => Some(quick::descend(guest, gva.raw(), access, flags, |entry| {
+            let leaf = quick::descend(second, entry, table_access, flags, load)?;
+            verified &= second.format.grants_paging_write(&leaf);
+            load(leaf.address)
+        })?),
+    };
+    let gpa = guest.map_or(gva.raw(), |leaf| leaf.address);
+    let access = final_access(&second.format, guest.map(|leaf| leaf.rights()), access);
+    let second_leaf = quick::descend(second, gpa, access, flags, load)?;
+    let passes = verified || !second.format.verifies_guest_paging(&second_leaf);
+    passes.then_some(NestedLeaf { guest, gpa: Gpa(gpa), second: second_leaf, hpa: Hpa(second_leaf.address) })
+}
+
 /// Reads the four page-directory pointers that a MOV to CR3 loads in PAE paging. These are reads even where other
 /// accesses to guest tables count as writes, and have no linear address (rule A2).
 pub fn nested_pdptes(
@@ -195,7 +240,7 @@ impl<M: PhysMemory> Entries for Behind<'_, M> {
 
     fn read(&mut self, gpa: u64) -> Result<u64, NestedFault> {
         let leaf = self.second(gpa, guest_table_access(&self.second.format), Target::Table)?;
-        self.verified &= leaf.rights().contains(Rights::PAGING_WRITE);
+        self.verified &= self.second.format.grants_paging_write(&leaf);
         self.load(gpa, &leaf)
     }
 

@@ -154,13 +154,13 @@ impl Format {
 
     const fn from_rows(kind: Kind, features: Features, levels: u8, max_phy_addr: MaxPhyAddr) -> Self {
         let rows = kind.rows();
-        let grants = kind.grants();
-        let off = if features.contains(Features::MODE_BASED_EXECUTE) { 0 } else { grants[4] };
-        let leaf_grants = bits_of(rows, features, Role::SupervisorShadowStack, 1, true)
-            | bits_of(rows, features, Role::PagingWrite, 1, true);
-        let present = bits_of(rows, features, Role::Present, 1, true);
-        let present =
-            if present == 0 { grants[0] | grants[1] | grants[2] | grants[4] & !off } else { present };
+        let grants = grants_of(kind, features);
+        let [read, write, exec, user, user_exec, shadow_stack, paging_write] = grants;
+        let leaf_grants = shadow_stack | paging_write;
+        let present = match bits_of(rows, features, Role::Present, 1, true) {
+            0 => read | write | exec | user_exec,
+            present => present,
+        };
         let well_formed = well_formed(kind, features);
         let mut format = Self {
             kind,
@@ -172,10 +172,11 @@ impl Format {
             input_bias: 0,
             input_last: 0,
             present,
-            inverted: bits_of(rows, Features::NO_EXECUTE, Role::NoExecute, 1, true),
+            inverted: bits_of(rows, features, Role::NoExecute, 1, true),
             grants,
             leaf_grants,
-            all_grants: (grants[0] | grants[1] | grants[2] | grants[3] | grants[4]) & !off | leaf_grants,
+            all_grants: read | write | exec | user | user_exec | leaf_grants,
+            always_granted: if exec == 0 { kind.grants()[2] } else { 0 },
             accessed: bits_of(rows, features, Role::Accessed, 1, true),
             dirty: bits_of(rows, features, Role::Dirty, 1, true),
             level: [LevelMasks {
@@ -234,37 +235,31 @@ impl Kind {
         }
     }
 
-    /// By right, lowest first: the bit that grants it once bits such as NX are inverted, offered or not; zero
-    /// where there is no such right.
+    /// By right, lowest first: the bit that grants it in any format of this kind, once bits such as NX are
+    /// inverted; zero where there is no such right.
     pub(super) const fn grants(self) -> [u64; RIGHTS] {
-        const TABLE: [[u64; RIGHTS]; 5] = [
-            grants_of(Kind::Ia32e),
-            grants_of(Kind::Pae),
-            grants_of(Kind::Legacy32),
-            grants_of(Kind::Npt),
-            grants_of(Kind::Ept),
-        ];
-        TABLE[self as usize]
+        grants_of(self, Features::all())
     }
 }
 
-const fn grants_of(kind: Kind) -> [u64; RIGHTS] {
-    const fn or_else(bit: u64, other: u64) -> u64 {
-        if bit == 0 { other } else { bit }
+const fn grants_of(kind: Kind, features: Features) -> [u64; RIGHTS] {
+    const fn bit(kind: Kind, features: Features, role: Role) -> u64 {
+        bits_of(kind.rows(), features, role, 1, true)
     }
-    const fn bit(kind: Kind, role: Role) -> u64 {
-        bits_of(kind.rows(), Features::all(), role, 1, true)
-    }
-    // Where a right has no bit of its own, being present grants it.
-    let present = bit(kind, Role::Present);
+    // P grants reads; in 32-bit paging, which never has NX, fetches too.
+    let present = bit(kind, features, Role::Present);
+    let exec = match kind {
+        Kind::Legacy32 => present,
+        _ => bit(kind, features, Role::Execute) | bit(kind, features, Role::NoExecute),
+    };
     [
-        or_else(bit(kind, Role::Read), present),
-        bit(kind, Role::Write),
-        or_else(bit(kind, Role::Execute) | bit(kind, Role::NoExecute), present),
-        bit(kind, Role::User),
-        bit(kind, Role::UserExecute),
-        bit(kind, Role::SupervisorShadowStack),
-        bit(kind, Role::PagingWrite),
+        present | bit(kind, features, Role::Read),
+        bit(kind, features, Role::Write),
+        exec,
+        bit(kind, features, Role::User),
+        bit(kind, features, Role::UserExecute),
+        bit(kind, features, Role::SupervisorShadowStack),
+        bit(kind, features, Role::PagingWrite),
     ]
 }
 

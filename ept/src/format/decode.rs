@@ -69,17 +69,18 @@ impl Format {
         }
     }
 
-    /// Whether an entry above level 1 is for certain a good table pointer. If not, [`decode`](Self::decode) tells.
+    /// Whether an entry above level 1 is for certain a good table pointer; if not, [`decode`](Self::decode) tells. It
+    /// is given in the shape of [`mergeable`](Self::mergeable), which changes no bit that is looked at.
     #[inline(always)]
-    pub(crate) const fn is_plain_table(&self, level: u8, entry: u64) -> bool {
-        entry & self.level[level as usize].plain_table == 1
+    pub(crate) const fn is_plain_table(&self, level: u8, mergeable: u64) -> bool {
+        mergeable & self.level[level as usize].plain_table == 1
     }
 
     /// Whether an entry is for certain a good leaf. If not, [`decode`](Self::decode) tells.
     #[inline(always)]
     pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64) -> bool {
         let masks = &self.level[level as usize];
-        entry & masks.leaf != 0
+        (level == 1 || entry & masks.leaf != 0)
             && entry & masks.reserved[1] == 0
             && self.plain_leaf >> (entry & 0x3f) & 1 != 0
     }
@@ -125,7 +126,7 @@ impl Format {
     /// a bit, of its leaf.
     #[inline]
     pub(crate) const fn granted(&self, merged: u64, leaf: u64) -> u64 {
-        (merged & !self.leaf_grants | leaf & self.leaf_grants) & self.all_grants
+        (merged & !self.leaf_grants | leaf & self.leaf_grants) & self.all_grants | self.always_granted
     }
 
     /// Whether these granting bits include that right; `right` is a single one.
@@ -134,10 +135,10 @@ impl Format {
         granted & self.grant(right) != 0
     }
 
-    /// The bit that grants that single right; zero where nothing does.
-    #[inline]
+    /// The bit that grants that single right; zero where nothing does, or nothing can withhold it.
+    #[inline(always)]
     pub(crate) const fn grant(&self, right: Rights) -> u64 {
-        self.grants[right.bits().trailing_zeros() as usize] & self.all_grants
+        self.grants[right.bits().trailing_zeros() as usize]
     }
 
     /// The rights of a walk; the arguments are those of [`granted`](Self::granted).
@@ -162,7 +163,13 @@ impl Format {
 
     /// Whether the leaf asks that all guest tables used lie in pages with paging-write (rule X4).
     pub(crate) const fn verifies_guest_paging(&self, leaf: &Leaf) -> bool {
-        leaf.entry & self.bits(Role::GuestPagingVerification, leaf.size.level(), true) != 0
+        leaf.entry & self.bits(Role::GuestPagingVerification, 1, true) != 0
+    }
+
+    /// Whether the page of a guest table passes that check.
+    #[inline]
+    pub(crate) const fn grants_paging_write(&self, leaf: &Leaf) -> bool {
+        leaf.entry & self.grant(Rights::PAGING_WRITE) != 0
     }
 
     /// Whether the entry, not present or a leaf, keeps a violation from becoming a #VE (rule V2).
@@ -174,14 +181,23 @@ impl Format {
 impl Kind {
     /// The rights that these granting bits stand for.
     #[inline]
-    pub(crate) fn rights(self, granted: u64) -> Rights {
-        let grants = self.grants();
-        let mut rights = 0;
-        let mut right = 0;
-        while right < RIGHTS {
-            rights |= u8::from(granted & grants[right] != 0) << right;
-            right += 1;
+    pub(crate) const fn rights(self, granted: u64) -> Rights {
+        /// With `grants` a constant this comes to a few shifts.
+        #[inline(always)]
+        const fn gather(granted: u64, grants: [u64; RIGHTS]) -> Rights {
+            let mut rights = 0;
+            let mut right = 0;
+            while right < RIGHTS {
+                rights |= ((granted & grants[right] != 0) as u8) << right;
+                right += 1;
+            }
+            Rights::from_bits_truncate(rights)
         }
-        Rights::from_bits_truncate(rights)
+        match self {
+            Self::Ept => gather(granted, const { Self::Ept.grants() }),
+            Self::Legacy32 => gather(granted, const { Self::Legacy32.grants() }),
+            Self::Pae => gather(granted, const { Self::Pae.grants() }),
+            Self::Ia32e | Self::Npt => gather(granted, const { Self::Ia32e.grants() }),
+        }
     }
 }
