@@ -63,13 +63,7 @@ struct Lane {
 }
 
 #[inline(always)]
-fn descend(
-    memory: &impl PhysMemory,
-    paging: &Paging,
-    ask: &Ask<'_>,
-    addresses: &[u64],
-    lanes: &mut [Lane],
-) {
+fn descend(memory: &impl PhysMemory, paging: &Paging, ask: &Ask<'_>, addresses: &[u64], lanes: &mut [Lane]) {
     let levels = paging.format.levels();
     for (lane, &address) in lanes.iter_mut().zip(addresses) {
         let level = if ask.is_quick(address) { levels } else { 0 };
@@ -87,11 +81,7 @@ fn descend(
 
 /// Reads an entry for each walk that has come to that level.
 #[inline(always)]
-fn read_level<const LEVEL: u8>(
-    ask: &Ask<'_>,
-    lanes: &mut [Lane],
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) {
+fn read_level<const LEVEL: u8>(ask: &Ask<'_>, lanes: &mut [Lane], read: &mut impl FnMut(u64) -> Option<u64>) {
     for lane in lanes.iter_mut().filter(|lane| lane.level == LEVEL) {
         let Some(entry) = read(lane.walk.entry_address::<LEVEL>()) else {
             lane.level = 0;

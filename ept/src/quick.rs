@@ -56,9 +56,7 @@ impl<'a> Ask<'a> {
     #[inline(always)]
     pub fn is_quick(&self, address: u64) -> bool {
         let format = &self.paging.format;
-        format.levels() >= 4
-            && format.translates(address)
-            && !self.access.does.contains(Rights::SHADOW_STACK)
+        format.levels() >= 4 && format.translates(address) && !self.access.does.contains(Rights::SHADOW_STACK)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ept::{Access, Cr3, Fault, Flags, Ia32e, Levels, MaxPhyAddr, Paging, Path, walk};
+use ept::{Access, Fault, Flags, Paging, Path, walk};
 use guest_tests::Rights;
 use memory_model::{AddrRange, FlatView, Gpa, Gva, Hpa, Hva, PageSize};
 use slot_manager::{SlotId, SlotRecord, SlotRegistry};
@@ -96,8 +96,8 @@ pub struct Chain {
 
 /// All that a chain is followed through.
 pub struct Observer<'a> {
-    /// CR3 of the guest.
-    pub guest_root: u64,
+    /// The guest's paging; `None` with paging off.
+    pub guest: Option<Paging>,
     /// The view in force.
     pub view: &'a FlatView,
     /// The slots.
@@ -136,13 +136,12 @@ impl Observer<'_> {
 
     fn guest_tables(&self, chain: &mut Chain, known: &Known) {
         let mut note = Notes::on(LinkKind::GvaToGpa, &mut chain.checks);
-        let walk = walk(
-            &GuestTables(self.view),
-            &guest_paging(self.guest_root),
-            chain.gva.0,
-            Access::READ,
-            Flags::Keep,
-        );
+        let Some(paging) = &self.guest else {
+            let gpa = Gpa(chain.gva.0);
+            chain.gpa = Some(gpa);
+            return note.compare("guest-physical address", known.gpa, gpa);
+        };
+        let walk = walk(&GuestTables(self.view), paging, chain.gva.0, Access::READ, Flags::Keep);
         chain.guest_walk = walk.path;
         match walk.outcome {
             Ok(leaf) => {
@@ -243,13 +242,6 @@ impl Observer<'_> {
         }
         chain.leaf = Some(leaf);
     }
-}
-
-/// The guest's tables, as the boot set them up.
-fn guest_paging(root: u64) -> Paging {
-    let processor = Ia32e::new(Levels::Four, MaxPhyAddr::MAX);
-    let cr3 = Cr3::new(root & MaxPhyAddr::MAX.last(), MaxPhyAddr::MAX).expect("the bits were just cut off");
-    Paging::ia32e(cr3, processor, ept::Controls::WP)
 }
 
 fn guest_fault(fault: Fault) -> String {

@@ -38,6 +38,9 @@ pub enum HarnessError {
     /// The guest's first tables could not be set up.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The guest's control registers hold what no instruction puts there.
+    #[error("the guest's paging: {0}")]
+    GuestPaging(ept::Error),
     /// The VM or its vCPU refused.
     #[error("{}", with_sources(.0))]
     Vcpu(#[from] VcpuError),

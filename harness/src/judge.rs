@@ -189,9 +189,9 @@ impl Judge {
 
     /// Every page that the manifest names, from its GVA to its HPA.
     fn pages(&mut self, machine: &mut Machine) -> Result<Vec<Chain>, HarnessError> {
-        let guest_root = machine.guest_root()?;
+        let guest = machine.guest_paging()?;
         let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-        let observer = Observer { guest_root, view: &view, slots: slots.registry(), host: machine.host() };
+        let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host() };
         let image = machine.image();
         let mut chains = Vec::new();
         for pages in &image.manifest().expect.pages {

@@ -4,6 +4,7 @@ use std::io::Cursor;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ept::{MaxPhyAddr, Paging, Processor};
 use guest_tests::{BackingSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use memory_model::{
@@ -134,9 +135,10 @@ impl Machine {
         &*self.vm
     }
 
-    /// The root of the guest's tables, as the vCPU has it now.
-    pub fn guest_root(&mut self) -> Result<u64, HarnessError> {
-        Ok(self.vcpu.system_regs()?.cr3)
+    /// The guest's paging, as the vCPU's registers select it now; `None` with paging off.
+    pub fn guest_paging(&mut self) -> Result<Option<Paging>, HarnessError> {
+        let processor = Processor::new(MaxPhyAddr::MAX);
+        self.vcpu.system_regs()?.paging(processor).map_err(HarnessError::GuestPaging)
     }
 }
 

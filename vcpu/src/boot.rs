@@ -12,7 +12,7 @@
 //! | `0x08000` | page tables, 928 KiB | - |
 //! | `0xf0000` | the program's stack, 64 KiB | yes |
 
-use ept::{Attributes, Controls, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights};
+use ept::{Attributes, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights};
 use memory_model::{AddrRange, FlatView, Gpa, Gva, PageSize};
 
 use crate::guest_tables::GuestTables;
@@ -120,7 +120,9 @@ impl LongMode {
     fn page_tables(&self, memory: &mut BootMemory<'_>) -> Result<u64, BootError> {
         let root = memory.allocate_table().ok_or(MemoryError::Absent { address: TABLES });
         let root = root.map_err(|source| BootError::NoMemory { source })?;
-        let mut mapper = Mapper::new(memory, paging(root));
+        let paging = self.system_regs(root).paging(ept::Processor::new(MAX_PHY_ADDR));
+        let paging = paging.ok().flatten().expect("the boot turns paging on, with tables below 1 MiB");
+        let mut mapper = Mapper::new(memory, paging);
         let own = |first, last, rights| GuestMap {
             gva: AddrRange::inclusive(Gva(first), Gva(last)).expect("written in order"),
             gpa: Gpa(first),
@@ -214,13 +216,6 @@ impl LongMode {
             efer: efer::LME | efer::LMA | efer::NXE,
         }
     }
-}
-
-/// The guest's tables below `root`, as [`LongMode`] builds them.
-fn paging(root: u64) -> ept::Paging {
-    let processor = ept::Ia32e::new(ept::Levels::Four, MAX_PHY_ADDR);
-    let cr3 = ept::Cr3::new(root, MAX_PHY_ADDR).expect("tables lie below 1 MiB");
-    ept::Paging::ia32e(cr3, processor, Controls::WP)
 }
 
 /// Maps pages, over what is there.

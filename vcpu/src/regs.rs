@@ -118,6 +118,12 @@ pub struct SystemRegs {
 }
 
 impl SystemRegs {
+    /// The guest's paging as these registers select it; `None` with paging off.
+    pub fn paging(&self, processor: ept::Processor) -> Result<Option<ept::Paging>, ept::Error> {
+        let Self { cr0, cr3, cr4, efer, .. } = *self;
+        ept::Paging::from_registers(&ept::Registers { cr0, cr3, cr4, efer, ..Default::default() }, processor)
+    }
+
     /// Current privilege level: the DPL of SS, as hardware keeps it.
     pub const fn cpl(&self) -> u8 {
         self.ss.dpl

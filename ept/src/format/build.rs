@@ -212,11 +212,11 @@ const fn level_masks(
     let page_size = bits_of(rows, features, Role::PageSize, level, true);
     let frame_high = bits_of(rows, features, Role::FrameHigh, level, true);
     let wide_high = (!max_phy_addr.last() >> FRAME_HIGH_SHIFT) & frame_high;
-    let wide = !max_phy_addr.last() & bits_of(rows, features, Role::Frame, 1, true) | wide_high;
+    let wide = !max_phy_addr.last() & bits_of(rows, features, Role::Frame, 1, true);
     let leaf = if level == 1 { u64::MAX } else { page_size };
     let table_reserved = !known_bits(rows, features, level, false) | wide;
     LevelMasks {
-        reserved: [table_reserved, !known_bits(rows, features, level, true) | wide],
+        reserved: [table_reserved, !known_bits(rows, features, level, true) | wide | wide_high],
         leaf,
         plain_table: table_reserved | leaf | 1,
         frame: bits_of(rows, features, Role::Frame, level, true),

@@ -2,10 +2,14 @@
 
 mod differential;
 mod entries;
+mod extensions;
 mod host;
+mod judging;
+mod legacy;
 mod mapper;
 mod nested;
 mod oracle;
+mod quick;
 mod roots;
 mod tdp;
 mod walks;

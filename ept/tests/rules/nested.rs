@@ -1,17 +1,17 @@
 //! Two-dimensional walks over tables made by hand.
 
 use ept::{
-    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Fault, Flags, Format, FrameAllocator, Ia32e, Kind,
+    Access, Attributes, Controls, Cr3, Ept, EptCaps, Fault, Flags, Format, FrameAllocator, Ia32e, Kind,
     Levels, Mapper, MaxPhyAddr, MemoryError, Misconfiguration, NestedFault, NestedWalk, PageFaultCode,
-    Paging, PhysMemory, Qualification, Rights, SparseMemory, nested_walk,
+    Paging, PhysMemory, Qualification, Rights, SparseMemory, nested_translate, nested_walk,
 };
 use memory_model::{Gpa, Gva, PageSize};
 
 /// Where guest-physical 0 lies in the host.
-const RAM: u64 = 0x4000_0000;
-const GVA: Gva = Gva(0x40_0123);
-const DATA: u64 = 0x1_8000;
-const FULL: Rights = Rights::RWX.union(Rights::USER);
+pub const RAM: u64 = 0x4000_0000;
+pub const GVA: Gva = Gva(0x40_0123);
+pub const DATA: u64 = 0x1_8000;
+pub const FULL: Rights = Rights::RWX.union(Rights::USER);
 
 /// Guest-physical memory, at one stretch of the host's: where a guest builds its own tables.
 struct GuestMemory<'a>(&'a mut SparseMemory, u64);
@@ -33,75 +33,92 @@ impl FrameAllocator for GuestMemory<'_> {
     fn free_table(&mut self, _: u64) {}
 }
 
-struct World {
-    memory: SparseMemory,
-    guest: Paging,
-    second: Paging,
+pub struct World {
+    pub memory: SparseMemory,
+    pub guest: Paging,
+    pub second: Paging,
 }
 
 /// A guest with one page, [`GVA`] to [`DATA`], whose 2 MiB of memory the second level maps in pages of `size`.
-fn world(kind: Kind, levels: Levels, size: PageSize, ept_flags: bool) -> World {
+pub fn world(kind: Kind, levels: Levels, size: PageSize, ept_flags: bool) -> World {
+    let processor = Ia32e::new(levels, MaxPhyAddr::MAX);
+    let second = match kind {
+        Kind::Ept => Format::ept(Ept {
+            accessed_dirty: ept_flags,
+            ..Ept::new(levels, EptCaps::all(), MaxPhyAddr::MAX)
+        }),
+        _ => Format::npt(processor),
+    };
+    world_of(second, processor, size)
+}
+
+pub fn world_of(second: Format, guest: Ia32e, size: PageSize) -> World {
     let mut memory = SparseMemory::allocating_from(0x10_0000);
     for page in 0..32 {
         memory.add_frame(RAM + page * 0x1000);
     }
-    let processor = Ia32e::new(levels, MaxPhyAddr::MAX);
-    let root = memory.allocate_table().unwrap();
-    let second = match kind {
-        Kind::Ept => {
-            let eptp = Eptp::for_root(root, levels, ept_flags, EptCaps::all(), MaxPhyAddr::MAX).unwrap();
-            Paging::ept(eptp, EptCaps::all(), MaxPhyAddr::MAX)
-        }
-        _ => Paging::new(Format::npt(processor), root),
-    };
+    let second = Paging::new(second, memory.allocate_table().unwrap());
+    let kind = second.format.kind();
     let rights = if kind == Kind::Ept { Rights::RWX } else { FULL };
     let mut mapper = Mapper::new(&mut memory, second);
     for gpa in (0..0x20_0000).step_by(size.bytes() as usize) {
         mapper.map(gpa, RAM + gpa, size, Attributes::ram(kind, rights)).unwrap();
     }
-    let guest = Paging::ia32e(Cr3::new(0x1000, MaxPhyAddr::MAX).unwrap(), processor, Controls::WP);
+    let guest = Paging::ia32e(Cr3::new(0x1000, MaxPhyAddr::MAX).unwrap(), guest, Controls::WP);
     let mut guest_memory = GuestMemory(&mut memory, 0x1000);
     let page = Attributes::ram(Kind::Ia32e, FULL);
     Mapper::new(&mut guest_memory, guest).map(GVA.raw() & !0xfff, DATA, PageSize::Size4K, page).unwrap();
     World { memory, guest, second }
 }
 
-fn ept() -> World {
+pub fn ept() -> World {
     world(Kind::Ept, Levels::Four, PageSize::Size4K, false)
 }
 
 impl World {
-    fn walk(&self, access: Access, flags: Flags) -> NestedWalk {
-        nested_walk(&self.memory, Some(&self.guest), &self.second, GVA, access, flags)
+    /// With the fast walk beside it, which must come to the same.
+    pub fn walk(&self, access: Access, flags: Flags) -> NestedWalk {
+        let Self { memory, guest, second } = self;
+        let quick = nested_translate(memory, Some(guest), second, GVA, access, Flags::Keep);
+        let walk = nested_walk(memory, Some(guest), second, GVA, access, Flags::Keep);
+        assert_eq!(quick, walk.outcome);
+        nested_walk(memory, Some(guest), second, GVA, access, flags)
+    }
+
+    /// Changes the leaf of the second level for `gpa`.
+    pub fn set_second_leaf(&self, gpa: Gpa, change: impl Fn(u64) -> u64) {
+        let walk = ept::walk(&self.memory, &self.second, gpa.raw(), Access::READ, Flags::Keep);
+        let leaf = walk.path.last().unwrap();
+        self.memory.write_entry(leaf.entry_address(), change(leaf.entry)).unwrap();
     }
 
     /// Guest-physical address of the guest's entry at that level.
-    fn guest_entry(&self, level: u8) -> Gpa {
+    pub fn guest_entry(&self, level: u8) -> Gpa {
         let path = self.walk(Access::READ, Flags::Keep).guest;
         Gpa(path.iter().find(|step| step.level == level).unwrap().entry_address())
     }
 
-    fn set_guest_entry(&self, level: u8, change: impl Fn(u64) -> u64) {
+    pub fn set_guest_entry(&self, level: u8, change: impl Fn(u64) -> u64) {
         let at = self.guest_entry(level).raw() + RAM;
         self.memory.write_entry(at, change(self.memory.read_entry(at).unwrap())).unwrap();
     }
 
-    fn protect(&mut self, gpa: Gpa, rights: Rights) {
+    pub fn protect(&mut self, gpa: Gpa, rights: Rights) {
         Mapper::new(&mut self.memory, self.second).protect(gpa.raw() & !0xfff, rights).unwrap();
     }
 
-    fn unmap(&mut self, gpa: Gpa) {
+    pub fn unmap(&mut self, gpa: Gpa) {
         Mapper::new(&mut self.memory, self.second).unmap(gpa.raw() & !0xfff).unwrap();
     }
 }
 
-fn violation(bits: Qualification) -> Fault {
+pub fn violation(bits: Qualification) -> Fault {
     Fault::EptViolation { qualification: bits }
 }
 
-const TABLE: Qualification = Qualification::LINEAR_VALID;
+pub const TABLE: Qualification = Qualification::LINEAR_VALID;
 /// With what the guest's page grants: all.
-const FINAL: Qualification = Qualification::LINEAR_VALID
+pub const FINAL: Qualification = Qualification::LINEAR_VALID
     .union(Qualification::FINAL)
     .union(Qualification::GUEST_USER)
     .union(Qualification::GUEST_WRITABLE);

@@ -56,9 +56,9 @@ fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
     let addresses: Vec<_> = args.gva.iter().map(|gva| guest.image.resolve(gva)).collect::<Result<_, _>>()?;
     let mut machine = Machine::build(guest.image.clone(), args.mmu.create_vm()?)?;
     machine.run()?;
-    let guest_root = machine.guest_root()?;
+    let guest = machine.guest_paging()?;
     let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-    let observer = Observer { guest_root, view: &view, slots: slots.registry(), host: machine.host() };
+    let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host() };
     Ok(addresses.into_iter().map(|gva| observer.follow(Gva(gva), &Known::default())).collect())
 }
 

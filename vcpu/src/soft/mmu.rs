@@ -2,14 +2,13 @@
 
 use ept::mmu::FaultOutcome;
 use ept::{
-    Access, Controls, Cr3, Fault, Flags, Ia32e, Levels, NestedFault, PageFaultCode, Qualification, Rights,
-    nested_walk,
+    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Qualification, Registers, Rights,
+    nested_translate,
 };
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
 use super::kernel::{MAX_PHY_ADDR, Slots, SoftKernel};
 use super::{AccessKind, Bus, BusFault, Paging};
-use crate::{cr0, cr4, efer};
 
 /// Memory as the CPU sees it. Nothing is cached, so there is nothing to invalidate.
 pub(super) struct Mmu<'a> {
@@ -58,11 +57,10 @@ impl Mmu<'_> {
         kind: AccessKind,
     ) -> Result<(Gpa, Hpa), BusFault> {
         let access = access_of(paging, kind);
-        let guest = guest_paging(paging);
+        let guest = guest_paging(paging)?;
         loop {
             let SoftKernel { frames, tdp, .. } = &*self.kernel;
-            let walk = nested_walk(frames, Some(&guest), tdp.paging(), gva, access, Flags::Set);
-            match walk.outcome {
+            match nested_translate(frames, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
                 Ok(leaf) => return Ok((leaf.gpa, leaf.hpa)),
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
                 Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault, access)? {
@@ -133,22 +131,14 @@ fn does(qualification: Qualification) -> Rights {
     bits.into_iter().filter(|&(bit, _)| qualification.contains(bit)).map(|(_, right)| right).collect()
 }
 
-/// The guest's tables, as its control registers describe them.
-pub(super) fn guest_paging(paging: &Paging) -> ept::Paging {
-    let processor = Ia32e {
-        levels: if paging.cr4 & cr4::LA57 != 0 { Levels::Five } else { Levels::Four },
-        max_phy_addr: MAX_PHY_ADDR,
-        no_execute: paging.efer & efer::NXE != 0,
-        page_1g: true,
-        amd: false,
-    };
-    let mut controls = Controls::empty();
-    controls.set(Controls::WP, paging.cr0 & cr0::WP != 0);
-    controls.set(Controls::SMEP, paging.cr4 & cr4::SMEP != 0);
-    controls.set(Controls::SMAP, paging.cr4 & cr4::SMAP != 0);
+/// The guest's tables, as its control registers describe them; `None` with paging off.
+pub(super) fn guest_paging(paging: &Paging) -> Result<Option<ept::Paging>, BusFault> {
+    let Paging { cr0, cr3, cr4, efer, .. } = *paging;
     // A register may hold what MOV to CR3 would have refused: those bits never reach the tables.
-    let cr3 = Cr3::new(paging.cr3 & MAX_PHY_ADDR.last(), MAX_PHY_ADDR).expect("the bits were just cut off");
-    ept::Paging::ia32e(cr3, processor, controls)
+    let cr3 = cr3 & MAX_PHY_ADDR.last();
+    let registers = Registers { cr0, cr3, cr4, efer, ..Registers::default() };
+    // No instruction leads to registers that select no paging mode.
+    ept::Paging::from_registers(&registers, Processor::new(MAX_PHY_ADDR)).map_err(|_| BusFault::NotCanonical)
 }
 
 fn guest_fault(fault: Fault, gva: Gva) -> BusFault {
