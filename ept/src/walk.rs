@@ -346,7 +346,7 @@ fn read<E: Entries>(entries: &mut E, step: Step) -> Result<u64, E::Error> {
     if step.width == 8 {
         return entries.read(address);
     }
-    Ok(entries.read(address & !7)? >> (address & 4) * 8 & u64::from(u32::MAX))
+    Ok(entries.read(address & !7)? >> ((address & 4) * 8) & u64::from(u32::MAX))
 }
 
 /// Replaces the entry of a step, if it still is what was read.

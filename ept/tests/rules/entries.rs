@@ -1,6 +1,9 @@
 //! Single entries: every combination of rights, memory type and level, and every single bit.
 
-use ept::{Attributes, Caching, Entry, Error, Format, Kind, MemoryType, Misconfiguration, Rights, Role};
+use ept::{
+    Access, Attributes, Caching, Entry, Ept, EptCaps, Error, Fault, Flags, Format, Ia32e, Kind, Levels,
+    MaxPhyAddr, MemoryType, Misconfiguration, Paging, Qualification, Rights, Role, SparseMemory, walk,
+};
 use memory_model::PageSize;
 
 use crate::differential::paging;
@@ -221,5 +224,127 @@ fn rows_do_not_overlap() {
                 assert_eq!(format.reserved(level, leaf), !seen | wide, "level {level}, leaf: {leaf}");
             }
         }
+    }
+}
+
+const PLAIN: Ept = Ept::new(Levels::Five, EptCaps::all(), MaxPhyAddr::MAX);
+
+fn malformed(format: &Format, level: u8, entry: u64) -> Option<Misconfiguration> {
+    match format.decode(level, entry) {
+        Entry::Malformed(reason) => Some(reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn p1_m2_xu_alone_makes_an_entry_present_and_execute_only() {
+    let on = Format::ept(Ept { mode_based_execute: true, ..PLAIN });
+    let lacking = EptCaps::all() - EptCaps::EXECUTE_ONLY;
+    let strict = Format::ept(Ept { mode_based_execute: true, caps: lacking, ..PLAIN });
+    let xu = 1 << 10 | 0x5000;
+    for level in 1..=5 {
+        assert_eq!(Format::ept(PLAIN).decode(level, xu), Entry::Absent, "without mode-based execute control");
+        let present = if level == 1 { Entry::Leaf(0x5000, PageSize::Size4K) } else { Entry::Table(0x5000) };
+        assert_eq!(on.decode(level, xu), present);
+        assert_eq!(malformed(&strict, level, xu), Some(Misconfiguration::ExecuteOnly));
+        assert_eq!(malformed(&strict, level, xu | 1), None);
+    }
+    assert_eq!(on.rights(xu), Rights::USER_EXEC);
+}
+
+#[test]
+fn m1_write_without_read_is_misconfigured_at_any_level() {
+    let format = Format::ept(PLAIN);
+    for level in 1..=5 {
+        for (rights, bad) in [(0b010, true), (0b110, true), (0b011, false), (0b100, false), (0b101, false)] {
+            let reason = bad.then_some(Misconfiguration::WriteWithoutRead);
+            assert_eq!(malformed(&format, level, 0x5000 | rights), reason, "{rights:#b} at {level}");
+        }
+    }
+}
+
+#[test]
+fn m4_leaf_types_2_3_7_are_misconfigured() {
+    let format = Format::ept(PLAIN);
+    for (level, leaf) in [(1, 0x7), (2, 0x87), (3, 0x87)] {
+        for memory_type in 0..8 {
+            let bad = [2, 3, 7].contains(&memory_type);
+            let reason = bad.then_some(Misconfiguration::MemoryType(memory_type));
+            assert_eq!(malformed(&format, level, leaf | u64::from(memory_type) << 3), reason);
+        }
+    }
+}
+
+/// The last step's level, and the fault, of a walk through four tables of which some entries are given.
+fn fault_of(paging: &Paging, entries: [u64; 4]) -> (u8, Fault) {
+    let mut memory = SparseMemory::default();
+    for (table, entry) in [0x1000, 0x2000, 0x3000, 0x4000].into_iter().zip(entries) {
+        memory.add_frame(table);
+        memory.write_entry(table, entry).unwrap();
+    }
+    let walk = walk(&memory, paging, 0, Access::WRITE, Flags::Keep);
+    (walk.path.last().unwrap().level, walk.outcome.unwrap_err())
+}
+
+#[test]
+fn m6_the_first_entry_that_is_wrong_decides_and_rights_come_last() {
+    let format = Format::ept(Ept { levels: Levels::Four, ..PLAIN });
+    let paging = Paging::new(format, 0x1000);
+    let violation = |bits| Fault::EptViolation { qualification: Qualification::from_bits_retain(bits) };
+    let reason = Misconfiguration::WriteWithoutRead;
+    let misconfigured = Fault::EptMisconfiguration { reason };
+    assert_eq!(fault_of(&paging, [0x2007, 0x3002, 0, 0]), (3, misconfigured), "before what is below");
+    assert_eq!(fault_of(&paging, [0x2007, 0, 0x4002, 0]), (3, violation(0b010)), "absent first");
+    assert_eq!(
+        fault_of(&paging, [0x2001, 0x3007, 0x4007, 0x5006]),
+        (1, misconfigured),
+        "though W is denied above"
+    );
+    assert_eq!(fault_of(&paging, [0x2001, 0x3007, 0x4007, 0x5037]), (1, violation(0b001_010)));
+    // Rule P1: an absent entry may hold anything.
+    assert_eq!(fault_of(&paging, [0x2007, 0x3007, u64::MAX << 3, 0]), (2, violation(0b010)));
+}
+
+#[test]
+fn m9_an_address_wider_than_the_table_is_told_apart() {
+    for (levels, width) in [(Levels::Four, 48), (Levels::Five, 57)] {
+        let formats =
+            [Format::ept(Ept { levels, ..PLAIN }), Format::npt(Ia32e::new(levels, MaxPhyAddr::MAX))];
+        for format in formats {
+            let memory = SparseMemory::default();
+            let outcome = |address| {
+                walk(&memory, &Paging::new(format, 0x1000), address, Access::READ, Flags::Keep).outcome
+            };
+            assert_eq!(outcome(1 << width), Err(Fault::TooWide { address: 1 << width }));
+            assert!(matches!(outcome((1 << width) - 1), Err(Fault::Memory(_))));
+        }
+    }
+}
+
+#[test]
+fn i1_amd_reserves_bit_8_at_the_two_highest_levels() {
+    for amd in [false, true] {
+        let format = Format::ia32e(Ia32e { amd, ..Ia32e::new(Levels::Five, MaxPhyAddr::MAX) });
+        for level in 2..=5 {
+            let reason = (amd && level >= 4).then_some(Misconfiguration::ReservedBits(1 << 8));
+            assert_eq!(malformed(&format, level, 0x5000 | 1 << 8 | 1), reason, "level {level}");
+        }
+    }
+}
+
+/// A bit that a control gives a meaning is software's without it, and no longer with it.
+#[test]
+fn bits_of_extensions_are_free_without_them() {
+    let extensions: [(u32, Ept); 5] = [
+        (10, Ept { mode_based_execute: true, ..PLAIN }),
+        (57, Ept { guest_paging_verification: true, ..PLAIN }),
+        (58, Ept { paging_write: true, ..PLAIN }),
+        (60, Ept { supervisor_shadow_stack: true, ..PLAIN }),
+        (61, Ept { sub_page_write: true, ..PLAIN }),
+    ];
+    for (bit, ept) in extensions {
+        let ignored = |ept| Format::ept(ept).bits(Role::Ignored, 1, true) >> bit & 1 != 0;
+        assert_eq!((ignored(PLAIN), ignored(ept)), (true, false), "bit {bit}");
+        assert_eq!(Format::ept(ept).reserved(1, true) >> bit & 1, 0);
     }
 }
