@@ -1,0 +1,189 @@
+//! Translations, alone and behind a second level, against other walkers over the same tables.
+//!
+//! `cargo bench -p ept --bench walk`. Each row translates random 4 KiB pages, each address known before the last is
+//! done, so that a processor may overlap them. A table's size is that of all its frames: 16 KiB stay in the L1 cache,
+//! 2 MiB in the L2 or L3, 128 MiB in none.
+
+#[path = "../../memory-model/benches/paired/mod.rs"]
+mod paired;
+mod peers;
+mod ram;
+
+use std::cell::Cell;
+use std::hint::black_box;
+
+use ept::{
+    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Flags, FrameAllocator, Ia32e, Kind, Levels, Mapper,
+    MaxPhyAddr, Paging, Rights, nested_walk, translate, walk,
+};
+use memory_addr::VirtAddr;
+use memory_model::{Gva, PageSize};
+
+use peers::memflow::Memflow;
+use peers::multiarch::Multiarch;
+use peers::raw::{self, Raw};
+use ram::{FRAME, Ram, Random};
+
+/// Where the mapped pages start, in a table that has one root entry for them.
+const START: u64 = 0x40_0000_0000;
+const MIB: u64 = 1 << 20;
+const ROUNDS: usize = 41;
+
+/// Tables, by what they take: the name, and how many bytes they map.
+const SIZES: [(&str, u64); 3] = [("16 KiB", 2 * MIB), ("2 MiB", 1020 * MIB), ("128 MiB", 65_400 * MIB)];
+
+fn main() {
+    for (size, bytes) in SIZES {
+        one_dimension(size, bytes);
+    }
+    for (size, bytes) in SIZES {
+        two_dimensions(size, bytes);
+    }
+}
+
+/// Random addresses, handed out in pieces. Who walks next starts half a pool away, so that nobody finds the other's
+/// entries in a cache.
+struct Addresses {
+    pool: Vec<u64>,
+}
+
+impl Addresses {
+    const POOL: usize = 1 << 20;
+
+    fn new(bytes: u64) -> Self {
+        let mut random = Random::new();
+        Self { pool: (0..Self::POOL).map(|_| START + random.below(bytes)).collect() }
+    }
+
+    /// Calls `work` with the next `count` addresses each time, from the `part`th half of the pool on.
+    fn walker<'a>(&'a self, part: usize, count: u32, mut work: impl FnMut(&[u64]) + 'a) -> impl FnMut() + 'a {
+        let (count, next) = (count as usize, Cell::new(part * Self::POOL / 2));
+        move || {
+            let from = next.get();
+            next.set((from + count) % Self::POOL);
+            work(&self.pool[from..from + count]);
+        }
+    }
+}
+
+const WALKS: u32 = 1 << 14;
+const SLOW_WALKS: u32 = 1 << 10;
+
+fn each<T>(mut translate: impl FnMut(u64) -> T) -> impl FnMut(&[u64]) {
+    move |addresses| {
+        for &address in addresses {
+            black_box(translate(address));
+        }
+    }
+}
+
+fn width() -> MaxPhyAddr {
+    MaxPhyAddr::new(46).expect("46 bits")
+}
+
+fn ia32e(root: u64) -> Paging {
+    let machine = Ia32e { levels: Levels::Four, max_phy_addr: width(), no_execute: true, page_1g: true };
+    Paging::ia32e(Cr3::new(root, width()).expect("a good root"), machine, Controls::WP)
+}
+
+fn ept(root: u64) -> Paging {
+    let eptp = Eptp::for_root(root, Levels::Four, true, EptCaps::all(), width()).expect("a good root");
+    Paging::ept(eptp, EptCaps::all(), width())
+}
+
+fn one_dimension(size: &str, bytes: u64) {
+    let ram = Ram::new(bytes / 512 + 128 * FRAME);
+    Multiarch::lend(&ram, FRAME);
+    let multiarch = Multiarch::map(START, 0, bytes);
+    let root = multiarch.root_paddr().as_usize() as u64;
+    let (paging, raw, x86_64) = (ia32e(root), Raw::new(&ram, root), raw::x86_64(&ram, root));
+    let mut memflow = Memflow::new(&ram, root);
+    let addresses = Addresses::new(bytes);
+
+    for &address in &addresses.pool[..1000] {
+        let leaf = translate(&ram, &paging, address, Access::READ, Flags::Keep).expect("mapped");
+        assert_eq!(leaf.address, address - START);
+        assert_eq!(leaf.address, raw.translate(address));
+        assert_eq!(leaf.address, memflow.translate(address));
+    }
+
+    paired::head(&format!(
+        "translate, tables of {size} (target: at most 1x of x86_64 and of page_table_multiarch, 0.02x of memflow in cache)"
+    ));
+    let ours = |address| translate(&ram, &paging, address, Access::READ, Flags::Keep);
+    let row = |row: &str, peer: &mut dyn FnMut()| {
+        paired::compare(row, ROUNDS, WALKS, addresses.walker(0, WALKS, each(ours)), peer)
+    };
+    row("against x86_64", &mut addresses.walker(1, WALKS, each(x86_64)));
+    row(
+        "against page_table_multiarch",
+        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
+    );
+    row("against a raw walk", &mut addresses.walker(1, WALKS, each(|address| raw.translate(address))));
+    let path = |address| walk(&ram, &paging, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "with the path, against a raw walk",
+        ROUNDS,
+        WALKS,
+        addresses.walker(0, WALKS, each(path)),
+        addresses.walker(1, WALKS, each(|address| raw.translate(address))),
+    );
+    paired::compare(
+        "against memflow",
+        ROUNDS,
+        SLOW_WALKS,
+        addresses.walker(0, SLOW_WALKS, each(ours)),
+        addresses.walker(1, SLOW_WALKS, each(|address| memflow.translate(address))),
+    );
+    paired::compare(
+        "against memflow in batches of 16",
+        ROUNDS,
+        SLOW_WALKS,
+        addresses.walker(0, SLOW_WALKS, each(ours)),
+        addresses.walker(1, SLOW_WALKS, |addresses| {
+            for batch in addresses.chunks(16) {
+                black_box(memflow.translate_all(batch));
+            }
+        }),
+    );
+}
+
+/// A guest's tables behind an EPT that maps as many bytes: each of 4 KiB pages.
+fn two_dimensions(size: &str, bytes: u64) {
+    let mut ram = Ram::new(2 * (bytes / 512) + 256 * FRAME);
+    // The guest's tables lie at the same guest-physical and host-physical addresses, its pages at `START`.
+    let root = ram.allocate_table().expect("room");
+    let guest = ia32e(root);
+    let page = Attributes::ram(Kind::Ia32e, Rights::RWX | Rights::USER);
+    let mapped = Mapper::new(&mut ram, guest).map_range(START, START, PageSize::Size4K, bytes / FRAME, page);
+    mapped.expect("room");
+    let second = ept(ram.allocate_table().expect("room"));
+    let page = Attributes::ram(Kind::Ept, Rights::RWX);
+    let mut mapper = Mapper::new(&mut ram, second);
+    mapper.map_range(0, 0, PageSize::Size4K, second.root / FRAME, page).expect("room");
+    mapper.map_range(START, START, PageSize::Size4K, bytes / FRAME, page).expect("room");
+
+    let addresses = Addresses::new(bytes);
+    let nested = |address| nested_walk(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
+    assert_eq!(nested(addresses.pool[0]).references, 24);
+    paired::head(&format!(
+        "nested walk 4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension)"
+    ));
+    let nested = || addresses.walker(0, WALKS / 4, each(nested));
+    let guest = |address| walk(&ram, &guest, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "against the guest's walk",
+        ROUNDS,
+        WALKS / 4,
+        nested(),
+        addresses.walker(1, WALKS / 4, each(guest)),
+    );
+    let second = |address| walk(&ram, &second, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "against the EPT's walk",
+        ROUNDS,
+        WALKS / 4,
+        nested(),
+        addresses.walker(1, WALKS / 4, each(second)),
+    );
+}
