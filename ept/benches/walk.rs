@@ -4,33 +4,26 @@
 //! done, so that a processor may overlap them. A table's size is that of all its frames: 16 KiB stay in the L1 cache,
 //! 2 MiB in the L2 or L3, 128 MiB in none.
 
+mod addresses;
 #[path = "../../memory-model/benches/paired/mod.rs"]
 mod paired;
 mod peers;
 mod ram;
 
-use std::cell::Cell;
-use std::hint::black_box;
-
 use ept::{
-    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Flags, FrameAllocator, Ia32e, Kind, Levels, Mapper,
-    MaxPhyAddr, Paging, Rights, nested_walk, translate, walk,
+    Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights,
+    nested_walk, translate, walk,
 };
 use memory_addr::VirtAddr;
 use memory_model::{Gva, PageSize};
 
-use peers::memflow::Memflow;
+use addresses::{Addresses, SIZES, START, each, ia32e, width};
 use peers::multiarch::Multiarch;
 use peers::raw::{self, Raw};
-use ram::{FRAME, Ram, Random};
+use ram::{FRAME, Ram};
 
-/// Where the mapped pages start, in a table that has one root entry for them.
-const START: u64 = 0x40_0000_0000;
-const MIB: u64 = 1 << 20;
 const ROUNDS: usize = 41;
-
-/// Tables, by what they take: the name, and how many bytes they map.
-const SIZES: [(&str, u64); 3] = [("16 KiB", 2 * MIB), ("2 MiB", 1020 * MIB), ("128 MiB", 65_400 * MIB)];
+const WALKS: u32 = 1 << 14;
 
 fn main() {
     for (size, bytes) in SIZES {
@@ -39,51 +32,6 @@ fn main() {
     for (size, bytes) in SIZES {
         two_dimensions(size, bytes);
     }
-}
-
-/// Random addresses, handed out in pieces. Who walks next starts half a pool away, so that nobody finds the other's
-/// entries in a cache.
-struct Addresses {
-    pool: Vec<u64>,
-}
-
-impl Addresses {
-    const POOL: usize = 1 << 20;
-
-    fn new(bytes: u64) -> Self {
-        let mut random = Random::new();
-        Self { pool: (0..Self::POOL).map(|_| START + random.below(bytes)).collect() }
-    }
-
-    /// Calls `work` with the next `count` addresses each time, from the `part`th half of the pool on.
-    fn walker<'a>(&'a self, part: usize, count: u32, mut work: impl FnMut(&[u64]) + 'a) -> impl FnMut() + 'a {
-        let (count, next) = (count as usize, Cell::new(part * Self::POOL / 2));
-        move || {
-            let from = next.get();
-            next.set((from + count) % Self::POOL);
-            work(&self.pool[from..from + count]);
-        }
-    }
-}
-
-const WALKS: u32 = 1 << 14;
-const SLOW_WALKS: u32 = 1 << 10;
-
-fn each<T>(mut translate: impl FnMut(u64) -> T) -> impl FnMut(&[u64]) {
-    move |addresses| {
-        for &address in addresses {
-            black_box(translate(address));
-        }
-    }
-}
-
-fn width() -> MaxPhyAddr {
-    MaxPhyAddr::new(46).expect("46 bits")
-}
-
-fn ia32e(root: u64) -> Paging {
-    let machine = Ia32e { levels: Levels::Four, max_phy_addr: width(), no_execute: true, page_1g: true };
-    Paging::ia32e(Cr3::new(root, width()).expect("a good root"), machine, Controls::WP)
 }
 
 fn ept(root: u64) -> Paging {
@@ -97,18 +45,16 @@ fn one_dimension(size: &str, bytes: u64) {
     let multiarch = Multiarch::map(START, 0, bytes);
     let root = multiarch.root_paddr().as_usize() as u64;
     let (paging, raw, x86_64) = (ia32e(root), Raw::new(&ram, root), raw::x86_64(&ram, root));
-    let mut memflow = Memflow::new(&ram, root);
     let addresses = Addresses::new(bytes);
 
     for &address in &addresses.pool[..1000] {
         let leaf = translate(&ram, &paging, address, Access::READ, Flags::Keep).expect("mapped");
         assert_eq!(leaf.address, address - START);
         assert_eq!(leaf.address, raw.translate(address));
-        assert_eq!(leaf.address, memflow.translate(address));
     }
 
     paired::head(&format!(
-        "translate, tables of {size} (target: at most 1x of x86_64 and of page_table_multiarch, 0.02x of memflow in cache)"
+        "translate, tables of {size} (target: at most 1x of x86_64 and page_table_multiarch)"
     ));
     let ours = |address| translate(&ram, &paging, address, Access::READ, Flags::Keep);
     let row = |row: &str, peer: &mut dyn FnMut()| {
@@ -127,24 +73,6 @@ fn one_dimension(size: &str, bytes: u64) {
         WALKS,
         addresses.walker(0, WALKS, each(path)),
         addresses.walker(1, WALKS, each(|address| raw.translate(address))),
-    );
-    paired::compare(
-        "against memflow",
-        ROUNDS,
-        SLOW_WALKS,
-        addresses.walker(0, SLOW_WALKS, each(ours)),
-        addresses.walker(1, SLOW_WALKS, each(|address| memflow.translate(address))),
-    );
-    paired::compare(
-        "against memflow in batches of 16",
-        ROUNDS,
-        SLOW_WALKS,
-        addresses.walker(0, SLOW_WALKS, each(ours)),
-        addresses.walker(1, SLOW_WALKS, |addresses| {
-            for batch in addresses.chunks(16) {
-                black_box(memflow.translate_all(batch));
-            }
-        }),
     );
 }
 

@@ -1,5 +1,4 @@
 //! Other walkers over the same tables.
 
-pub mod memflow;
 pub mod multiarch;
 pub mod raw;

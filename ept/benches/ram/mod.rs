@@ -7,11 +7,11 @@ use ept::{FrameAllocator, MemoryError, PhysMemory};
 pub const FRAME: u64 = 4096;
 
 #[repr(C, align(4096))]
-struct Frame([AtomicU64; 512]);
+pub struct Frame([AtomicU64; 512]);
 
 /// Physical memory from 0 on, whose tables are allocated one after the other.
 pub struct Ram {
-    frames: Vec<Frame>,
+    pub frames: Vec<Frame>,
     /// Where the next table is allocated.
     pub next: u64,
 }
@@ -25,11 +25,6 @@ impl Ram {
 
     pub fn bytes(&self) -> u64 {
         self.frames.len() as u64 * FRAME
-    }
-
-    /// Where physical address 0 is.
-    pub fn base(&self) -> *const u8 {
-        self.frames.as_ptr().cast()
     }
 
     #[inline]
