@@ -34,7 +34,7 @@ fn mapper(ram: &mut Ram) -> Mapper<'_, Ram> {
     ram.next = FRAME;
     let root = ram.allocate_table().expect("room");
     let max_phy_addr = MaxPhyAddr::new(46).expect("46 bits");
-    let machine = Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true };
+    let machine = Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true, amd: false };
     let cr3 = Cr3::new(root, max_phy_addr).expect("a good root");
     Mapper::new(ram, Paging::ia32e(cr3, machine, Controls::WP))
 }

@@ -59,6 +59,7 @@ pub fn width() -> MaxPhyAddr {
 
 /// A guest's tables.
 pub fn ia32e(root: u64) -> Paging {
-    let machine = Ia32e { levels: Levels::Four, max_phy_addr: width(), no_execute: true, page_1g: true };
+    let machine =
+        Ia32e { levels: Levels::Four, max_phy_addr: width(), no_execute: true, page_1g: true, amd: false };
     Paging::ia32e(Cr3::new(root, width()).expect("a good root"), machine, Controls::WP)
 }

@@ -36,7 +36,7 @@ fn memory(entries: &[(u64, u64)]) -> SparseMemory {
 
 fn paging(controls: Controls) -> Paging {
     let max_phy_addr = MaxPhyAddr::new(46).unwrap();
-    let ia32e = Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true };
+    let ia32e = Ia32e { levels: Levels::Four, max_phy_addr, no_execute: true, page_1g: true, amd: false };
     Paging::ia32e(Cr3::new(ROOT, max_phy_addr).unwrap(), ia32e, controls)
 }
 

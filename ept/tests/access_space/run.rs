@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use ept::{
     Access, Controls, Cr3, Fault, Flags, Ia32e, Levels, MaxPhyAddr, MemoryError, Paging, PhysMemory,
-    translate,
+    ProtectionKeys, translate,
 };
 
 use crate::case::*;
@@ -45,10 +45,15 @@ impl PhysMemory for Cells {
 fn paging(width: u32, processor: u32) -> Paging {
     let has = |flag| processor & flag != 0;
     let max_phy_addr = MaxPhyAddr::new(width as u8).unwrap();
-    let ia32e = Ia32e { levels: Levels::Four, max_phy_addr, no_execute: has(EFER_NX), page_1g: true };
+    let ia32e =
+        Ia32e { levels: Levels::Four, max_phy_addr, no_execute: has(EFER_NX), page_1g: true, amd: false };
     let mut controls = Controls::empty();
     controls.set(Controls::WP, has(WP));
-    Paging::ia32e(Cr3::new(ROOT, max_phy_addr).unwrap(), ia32e, controls)
+    controls.set(Controls::PKE, has(PKE));
+    // Of key 1.
+    let pkru = u32::from(has(PKRU_AD)) << 2 | u32::from(has(PKRU_WD)) << 3;
+    let keys = ProtectionKeys { pkru, pkrs: 0 };
+    Paging { keys, ..Paging::ia32e(Cr3::new(ROOT, max_phy_addr).unwrap(), ia32e, controls) }
 }
 
 fn access(flags: u32) -> Access {
@@ -116,7 +121,8 @@ fn run(space: Space) -> Tally {
 
 #[test]
 fn c4_fault_code_and_entries_of_every_legal_case() {
-    for (space, size) in SPACES.into_iter().filter(|(s, _)| !s.keys) {
+    let spaces = if cfg!(debug_assertions) { &SPACES[..1] } else { &SPACES[..] };
+    for &(space, size) in spaces {
         let start = std::time::Instant::now();
         let Tally { cases, pages } = run(space);
         println!(
@@ -125,6 +131,6 @@ fn c4_fault_code_and_entries_of_every_legal_case() {
             start.elapsed()
         );
         assert_eq!(cases, size);
-        assert!(pages > cases / 100 && pages < cases, "of {cases} cases {pages} end in a page");
+        assert!(pages > cases / 50 && pages < cases, "of {cases} cases {pages} end in a page");
     }
 }
