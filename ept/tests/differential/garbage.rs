@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use ept::{MemoryError, PhysMemory};
 
+use crate::oracle::nested::Cells;
+
 /// There is memory from 0 up to here: so few frames that walks meet in them.
 pub const MEMORY: u64 = 16 << 12;
 pub const ROOT: u64 = 0x1000;
@@ -66,6 +68,16 @@ impl Garbage {
     pub fn get(&self, address: u64) -> Option<u64> {
         let written = self.written.borrow().get(&address).copied();
         written.or_else(|| self.original(address))
+    }
+}
+
+impl Cells for Garbage {
+    fn get(&self, address: u64) -> Option<u64> {
+        self.get(address)
+    }
+
+    fn set(&self, address: u64, value: u64) {
+        self.written.borrow_mut().insert(address, value);
     }
 }
 
@@ -148,4 +160,23 @@ pub fn legacy32(dice: &mut Dice) -> u64 {
         spoilt(dice, entry) & 0xffff_ffff
     };
     entry() | entry() << 32
+}
+
+/// Entries that are good for EPT, IA-32e and PAE alike, since either dimension may come to them; few are bad, since a
+/// walk needs up to 35 of them.
+pub fn nested(dice: &mut Dice) -> u64 {
+    let mut entry = dice.roll(MEMORY >> 12) << 12 | 7 | 1 << 10 | dice.some_of(1 << 9);
+    if dice.one_in(24) {
+        entry ^= 1 << dice.one_of(&[0, 0, 1, 1, 2, 2, 3, 5, 6, 7, 8, 10, 45, 63]);
+    }
+    if dice.one_in(64) {
+        entry = entry & 0xfff | 1 << 7 | dice.roll(2) << 30;
+    }
+    entry | if dice.one_in(64) { MEMORY } else { 0 }
+}
+
+/// The same for a guest with entries of four bytes, whose upper halves EPT finds in its bits 63:32.
+pub fn nested32(dice: &mut Dice) -> u64 {
+    let entry = nested(dice) & 0xffff_ffff;
+    if dice.coin() { entry | (nested(dice) & 0x7) << 32 } else { entry }
 }

@@ -5,6 +5,7 @@
 mod draw;
 mod entries;
 mod garbage;
+mod nested;
 mod oracle;
 mod subject;
 
@@ -43,6 +44,10 @@ impl Seen {
             End::TooWide => "too wide".to_string(),
             End::NoMemory(_) => "no memory".to_string(),
         };
+        self.name(name);
+    }
+
+    fn name(&mut self, name: String) {
         *self.0.entry(name).or_default() += 1;
     }
 

@@ -4,6 +4,7 @@
 pub mod ept;
 pub mod ia32e;
 pub mod legacy32;
+pub mod nested;
 pub mod npt;
 pub mod pae;
 
