@@ -10,9 +10,11 @@ mod paired;
 mod peers;
 mod ram;
 
+use std::hint::black_box;
+
 use ept::{
     Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights,
-    nested_walk, translate, walk,
+    nested_translate, nested_walk, translate, translate_many, walk,
 };
 use memory_addr::VirtAddr;
 use memory_model::{Gva, PageSize};
@@ -74,6 +76,30 @@ fn one_dimension(size: &str, bytes: u64) {
         addresses.walker(0, WALKS, each(path)),
         addresses.walker(1, WALKS, each(|address| raw.translate(address))),
     );
+    batches(size, &ram, &paging, &addresses);
+}
+
+/// Many walks at once, against as many one after the other.
+fn batches(size: &str, ram: &Ram, paging: &Paging, addresses: &Addresses) {
+    let single = |address| translate(ram, paging, address, Access::READ, Flags::Keep);
+    let target = if size == "128 MiB" { " (target: at most 0.5x)" } else { "" };
+    paired::head(&format!("translate_many, tables of {size}, against single walks{target}"));
+    for batch in [16, 64] {
+        let many = |addresses: &[u64]| {
+            for batch in addresses.chunks(batch) {
+                translate_many(ram, paging, batch, Access::READ, Flags::Keep, |outcome| {
+                    black_box(outcome).ok();
+                });
+            }
+        };
+        paired::compare(
+            &format!("batches of {batch}"),
+            ROUNDS,
+            WALKS,
+            addresses.walker(0, WALKS, many),
+            addresses.walker(1, WALKS, each(single)),
+        );
+    }
 }
 
 /// A guest's tables behind an EPT that maps as many bytes: each of 4 KiB pages.
@@ -92,26 +118,27 @@ fn two_dimensions(size: &str, bytes: u64) {
     mapper.map_range(START, START, PageSize::Size4K, bytes / FRAME, page).expect("room");
 
     let addresses = Addresses::new(bytes);
-    let nested = |address| nested_walk(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
-    assert_eq!(nested(addresses.pool[0]).references, 24);
-    paired::head(&format!(
-        "nested walk 4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension)"
-    ));
-    let nested = || addresses.walker(0, WALKS / 4, each(nested));
-    let guest = |address| walk(&ram, &guest, address, Access::READ, Flags::Keep);
+    let walked = |address| nested_walk(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
+    assert_eq!(walked(addresses.pool[0]).references, 24);
+    let nested =
+        |address| nested_translate(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
+    assert_eq!(nested(addresses.pool[0]), walked(addresses.pool[0]).outcome);
+
+    paired::head(&format!("4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension)"));
+    let one = |address| translate(&ram, &guest, address, Access::READ, Flags::Keep);
     paired::compare(
-        "against the guest's walk",
+        "nested_translate, against the guest's translate",
         ROUNDS,
         WALKS / 4,
-        nested(),
-        addresses.walker(1, WALKS / 4, each(guest)),
+        addresses.walker(0, WALKS / 4, each(nested)),
+        addresses.walker(1, WALKS / 4, each(one)),
     );
-    let second = |address| walk(&ram, &second, address, Access::READ, Flags::Keep);
+    let path = |address| walk(&ram, &guest, address, Access::READ, Flags::Keep);
     paired::compare(
-        "against the EPT's walk",
+        "nested_walk, against the guest's walk",
         ROUNDS,
         WALKS / 4,
-        nested(),
-        addresses.walker(1, WALKS / 4, each(second)),
+        addresses.walker(0, WALKS / 4, each(walked)),
+        addresses.walker(1, WALKS / 4, each(path)),
     );
 }

@@ -11,7 +11,7 @@ mod subject;
 
 use std::collections::BTreeMap;
 
-use ept::{Flags, translate, walk};
+use ept::{Flags, translate, translate_many, walk};
 
 use garbage::{Dice, Garbage, Make};
 use oracle::{Ask, End, Reason, Used, Walked};
@@ -70,13 +70,11 @@ fn compare(name: &str, make: Make, machine: fn(&mut Dice) -> Machine) -> Seen {
         let memory = Garbage::new(dice.number(), make);
         let machine = machine(&mut dice);
         for _ in 0..WALKS_A_TABLE {
-            seen.count(&compare_one(
-                &memory,
-                &machine,
-                draw::address(&mut dice, &machine),
-                draw::ask(&mut dice, &machine),
-            ));
+            let (address, ask) = (draw::address(&mut dice, &machine), draw::ask(&mut dice, &machine));
+            seen.count(&compare_one(&memory, &machine, address, ask));
         }
+        let addresses: Vec<_> = (0..dice.roll(100)).map(|_| draw::address(&mut dice, &machine)).collect();
+        compare_many(&memory, &machine, &addresses, draw::ask(&mut dice, &machine));
     }
     println!("{name}: {walks} walks, {:#?}", seen.0);
     seen
@@ -106,6 +104,39 @@ fn compare_one(memory: &Garbage, machine: &Machine, address: u64, ask: Ask) -> W
     let expected = written(before, &slow.used, memory);
     assert_eq!(*memory.written.borrow(), expected, "A1, F4: {}", context());
     slow
+}
+
+/// A batch of walks, against slow walks one after the other.
+fn compare_many(memory: &Garbage, machine: &Machine, addresses: &[u64], ask: Ask) {
+    let many = |flags| {
+        let mut ends = Vec::new();
+        let each = |outcome| ends.push(subject::end(outcome));
+        translate_many(memory, &machine.paging(), addresses, subject::access(ask), flags, each);
+        ends
+    };
+    let looks = many(Flags::Keep);
+    let before = memory.written.borrow().clone();
+    let mut expected = before.clone();
+    let mut slow = Vec::new();
+    for &address in addresses {
+        let walked = machine.slow_walk(address, ask, |at| memory.get(at));
+        expected = written(expected, &walked.used, memory);
+        memory.written.replace(expected.clone());
+        slow.push(walked.end);
+    }
+    memory.written.replace(before);
+    let setting = many(Flags::Set);
+    assert_eq!((looks.len(), setting.len()), (slow.len(), slow.len()));
+    for ((&address, slow), (look, setting)) in addresses.iter().zip(&slow).zip(looks.into_iter().zip(setting))
+    {
+        let context = || format!("in a batch: {address:#x}, {ask:?}, {machine:?}");
+        assert_ends(setting, slow, context);
+        // A shadow-stack access may find a D that a walk before it has set.
+        if !ask.shadow_stack {
+            assert_ends(look, slow, context);
+        }
+    }
+    assert_eq!(*memory.written.borrow(), expected, "a batch of {ask:?}, {machine:?}");
 }
 
 /// The crate tells one of the reasons for a misconfiguration.
