@@ -24,6 +24,7 @@ pub fn ept(dice: &mut Dice) -> Machine {
         mode_based_execute: dice.coin(),
         shadow_stack: dice.coin(),
         paging_write: dice.coin(),
+        guest_paging_verification: dice.coin(),
     })
 }
 

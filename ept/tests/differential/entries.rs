@@ -45,6 +45,7 @@ const EPT: oracle::ept::Machine = oracle::ept::Machine {
     mode_based_execute: false,
     shadow_stack: false,
     paging_write: false,
+    guest_paging_verification: false,
 };
 
 /// All settings of what matters to an entry's form.

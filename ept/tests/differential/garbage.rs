@@ -162,9 +162,9 @@ pub fn legacy32(dice: &mut Dice) -> u64 {
     entry() | entry() << 32
 }
 
-/// Entries that are good for EPT, IA-32e and PAE alike, since either dimension may come to them; few are bad, since a
-/// walk needs up to 35 of them.
-pub fn nested(dice: &mut Dice) -> u64 {
+/// Entries that are good for EPT, NPT and a guest's paging alike, since a walk may come to them in either dimension; few
+/// are bad, since it needs up to 35 of them.
+pub fn nested_pae(dice: &mut Dice) -> u64 {
     let mut entry = dice.roll(MEMORY >> 12) << 12 | 7 | 1 << 10 | dice.some_of(1 << 9);
     if dice.one_in(24) {
         entry ^= 1 << dice.one_of(&[0, 0, 1, 1, 2, 2, 3, 5, 6, 7, 8, 10, 45, 63]);
@@ -175,8 +175,14 @@ pub fn nested(dice: &mut Dice) -> u64 {
     entry | if dice.one_in(64) { MEMORY } else { 0 }
 }
 
+/// The same with the bits of rules X3 and X4, which are reserved in PAE paging.
+pub fn nested(dice: &mut Dice) -> u64 {
+    let entry = nested_pae(dice) | dice.some_of(1 << 57);
+    entry | if dice.one_in(8) { 0 } else { 1 << 58 }
+}
+
 /// The same for a guest with entries of four bytes, whose upper halves EPT finds in its bits 63:32.
 pub fn nested32(dice: &mut Dice) -> u64 {
-    let entry = nested(dice) & 0xffff_ffff;
-    if dice.coin() { entry | (nested(dice) & 0x7) << 32 } else { entry }
+    let entry = nested_pae(dice) & 0xffff_ffff;
+    if dice.coin() { entry | (nested_pae(dice) & 0x7) << 32 } else { entry }
 }

@@ -82,6 +82,7 @@ fn ept(machine: oracle::ept::Machine) -> Paging {
         mode_based_execute: machine.mode_based_execute,
         supervisor_shadow_stack: machine.shadow_stack,
         paging_write: machine.paging_write,
+        guest_paging_verification: machine.guest_paging_verification,
         ..Ept::new(levels(machine.levels), caps, width(machine.width))
     };
     Paging::new(Format::ept(ept), machine.root)

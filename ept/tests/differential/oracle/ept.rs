@@ -14,6 +14,7 @@ pub struct Machine {
     pub mode_based_execute: bool,
     pub shadow_stack: bool,
     pub paging_write: bool,
+    pub guest_paging_verification: bool,
 }
 
 fn is_leaf(machine: &Machine, level: u32, entry: u64) -> bool {
@@ -142,7 +143,7 @@ fn denied(machine: &Machine, ask: Ask, granted: Granted, tables_writable: bool) 
 }
 
 /// The bits that the second level alone decides.
-fn violation(ask: Ask, granted: Granted) -> End {
+pub fn violation(ask: Ask, granted: Granted) -> End {
     let mut bits = 0;
     if ask.read {
         bits |= 1 << 0;

@@ -1,8 +1,8 @@
-//! Section "Two-dimensional walk": rules D1 and D2, with A2, V1, N2 and N4, in terms of two slow walks.
+//! Section "Two-dimensional walk": rules D1 and D2, with A2, V1, X4, N2 and N4, in terms of two slow walks.
 
 use std::cell::{Cell, RefCell};
 
-use super::{Ask, End, Used, Walked};
+use super::{Ask, End, Used, Walked, bit, ept};
 use crate::subject::Machine;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +29,8 @@ pub struct Nested<'a, C> {
     /// Whether flags are set.
     pub set_flags: bool,
     pub references: Cell<u32>,
+    /// Whether all guest tables lie in pages with bit 58.
+    pub verified: Cell<bool>,
 }
 
 impl<C: Cells> Nested<'_, C> {
@@ -38,6 +40,7 @@ impl<C: Cells> Nested<'_, C> {
             return self.last(gva, ask, true, 1 << 9 | 1 << 10);
         };
         loop {
+            self.verified.set(true);
             let failed = RefCell::new(None);
             let read = |gpa| match self.guest_entry(gpa, self.table_ask()) {
                 Ok((_, entry)) => Some(entry),
@@ -86,7 +89,11 @@ impl<C: Cells> Nested<'_, C> {
     fn guest_entry(&self, gpa: u64, ask: Ask) -> Result<(u64, u64), NestedEnd> {
         let walked = self.second_walk(gpa, ask);
         let address = match walked.end {
-            End::Page { address, .. } => address,
+            End::Page { address, .. } => {
+                let leaf = walked.used.last().expect("a page has a leaf").entry;
+                self.verified.set(self.verified.get() && bit(leaf, 58));
+                address
+            }
             // Bit 7: there is a linear address. Bit 8 is clear.
             End::Violation(bits) => return Err(NestedEnd::Table(gpa, End::Violation(bits | 1 << 7))),
             End::PageFault(bits) => return Err(NestedEnd::Table(gpa, End::PageFault(bits | 1 << 33))),
@@ -122,12 +129,24 @@ impl<C: Cells> Nested<'_, C> {
         // V1: user mode by the address, not by who asks.
         let user = matches!(self.second, Machine::Ept(_)) && user_address
             || !matches!(self.second, Machine::Ept(_)) && ask.user;
-        match self.second_walk(gpa, Ask { user, ..ask }).end {
+        let ask = Ask { user, ..ask };
+        let walked = self.second_walk(gpa, ask);
+        match walked.end {
+            End::Page { granted, .. } if !self.verified.get() && self.verifies(&walked) => {
+                let End::Violation(bits) = ept::violation(ask, granted) else { unreachable!() };
+                NestedEnd::Final(gpa, End::Violation(bits | 1 << 7 | 1 << 8 | 1 << 15 | told))
+            }
             End::Page { address, .. } => NestedEnd::Page(gpa, address),
             End::Violation(bits) => NestedEnd::Final(gpa, End::Violation(bits | 1 << 7 | 1 << 8 | told)),
             End::PageFault(bits) => NestedEnd::Final(gpa, End::PageFault(bits | 1 << 32)),
             other => NestedEnd::Final(gpa, other),
         }
+    }
+
+    /// Rule X4: bit 57 of the final leaf.
+    fn verifies(&self, walked: &Walked) -> bool {
+        let Machine::Ept(machine) = self.second else { return false };
+        machine.guest_paging_verification && walked.used.last().is_some_and(|leaf| bit(leaf.entry, 57))
     }
 
     fn second_walk(&self, gpa: u64, ask: Ask) -> Walked {
