@@ -169,7 +169,8 @@ impl Format {
     /// Whether the page of a guest table passes that check.
     #[inline]
     pub(crate) const fn grants_paging_write(&self, leaf: &Leaf) -> bool {
-        leaf.entry & self.grant(Rights::PAGING_WRITE) != 0
+        // The bit counts here whether or not "EPT paging-write" gives it its own meaning.
+        leaf.entry & bits_of(EPT, Features::all(), Role::PagingWrite, 1, true) != 0
     }
 
     /// Whether the entry, not present or a leaf, keeps a violation from becoming a #VE (rule V2).

@@ -1,6 +1,5 @@
-//! Each rule of the formats, walks, tables and faults, checked against an oracle or a hand-made case.
+//! Each rule of the formats, walks, tables and faults, checked against hand-made cases.
 
-mod differential;
 mod entries;
 mod extensions;
 mod host;
@@ -8,7 +7,6 @@ mod judging;
 mod legacy;
 mod mapper;
 mod nested;
-mod oracle;
 mod quick;
 mod roots;
 mod tdp;

@@ -1,0 +1,4 @@
+//! Other walkers over the same tables.
+
+pub mod multiarch;
+pub mod raw;

@@ -1,0 +1,144 @@
+//! Translations, alone and behind a second level, against other walkers over the same tables.
+//!
+//! `cargo bench -p ept --bench walk`. Each row translates random 4 KiB pages, each address known before the last is
+//! done, so that a processor may overlap them. A table's size is that of all its frames: 16 KiB stay in the L1 cache,
+//! 2 MiB in the L2 or L3, 128 MiB in none.
+
+mod addresses;
+#[path = "../../memory-model/benches/paired/mod.rs"]
+mod paired;
+mod peers;
+mod ram;
+
+use std::hint::black_box;
+
+use ept::{
+    Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights,
+    nested_translate, nested_walk, translate, translate_many, walk,
+};
+use memory_addr::VirtAddr;
+use memory_model::{Gva, PageSize};
+
+use addresses::{Addresses, SIZES, START, each, ia32e, width};
+use peers::multiarch::Multiarch;
+use peers::raw::{self, Raw};
+use ram::{FRAME, Ram};
+
+const ROUNDS: usize = 41;
+const WALKS: u32 = 1 << 14;
+
+fn main() {
+    for (size, bytes) in SIZES {
+        one_dimension(size, bytes);
+    }
+    for (size, bytes) in SIZES {
+        two_dimensions(size, bytes);
+    }
+}
+
+fn ept(root: u64) -> Paging {
+    let eptp = Eptp::for_root(root, Levels::Four, true, EptCaps::all(), width()).expect("a good root");
+    Paging::ept(eptp, EptCaps::all(), width())
+}
+
+fn one_dimension(size: &str, bytes: u64) {
+    let ram = Ram::new(bytes / 512 + 128 * FRAME);
+    Multiarch::lend(&ram, FRAME);
+    let multiarch = Multiarch::map(START, 0, bytes);
+    let root = multiarch.root_paddr().as_usize() as u64;
+    let (paging, raw, x86_64) = (ia32e(root), Raw::new(&ram, root), raw::x86_64(&ram, root));
+    let addresses = Addresses::new(bytes);
+
+    for &address in &addresses.pool[..1000] {
+        let leaf = translate(&ram, &paging, address, Access::READ, Flags::Keep).expect("mapped");
+        assert_eq!(leaf.address, address - START);
+        assert_eq!(leaf.address, raw.translate(address));
+    }
+
+    paired::head(&format!(
+        "translate, tables of {size} (target: at most 1x of x86_64 and page_table_multiarch)"
+    ));
+    let ours = |address| translate(&ram, &paging, address, Access::READ, Flags::Keep);
+    let row = |row: &str, peer: &mut dyn FnMut()| {
+        paired::compare(row, ROUNDS, WALKS, addresses.walker(0, WALKS, each(ours)), peer)
+    };
+    row("against x86_64", &mut addresses.walker(1, WALKS, each(x86_64)));
+    row(
+        "against page_table_multiarch",
+        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
+    );
+    row("against a raw walk", &mut addresses.walker(1, WALKS, each(|address| raw.translate(address))));
+    let path = |address| walk(&ram, &paging, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "with the path, against a raw walk",
+        ROUNDS,
+        WALKS,
+        addresses.walker(0, WALKS, each(path)),
+        addresses.walker(1, WALKS, each(|address| raw.translate(address))),
+    );
+    batches(size, &ram, &paging, &addresses);
+}
+
+/// Many walks at once, against as many one after the other.
+fn batches(size: &str, ram: &Ram, paging: &Paging, addresses: &Addresses) {
+    let single = |address| translate(ram, paging, address, Access::READ, Flags::Keep);
+    let target = if size == "128 MiB" { " (target: at most 0.5x)" } else { "" };
+    paired::head(&format!("translate_many, tables of {size}, against single walks{target}"));
+    for batch in [16, 64] {
+        let many = |addresses: &[u64]| {
+            for batch in addresses.chunks(batch) {
+                translate_many(ram, paging, batch, Access::READ, Flags::Keep, |outcome| {
+                    black_box(outcome).ok();
+                });
+            }
+        };
+        paired::compare(
+            &format!("batches of {batch}"),
+            ROUNDS,
+            WALKS,
+            addresses.walker(0, WALKS, many),
+            addresses.walker(1, WALKS, each(single)),
+        );
+    }
+}
+
+/// A guest's tables behind an EPT that maps as many bytes: each of 4 KiB pages.
+fn two_dimensions(size: &str, bytes: u64) {
+    let mut ram = Ram::new(2 * (bytes / 512) + 256 * FRAME);
+    // The guest's tables lie at the same guest-physical and host-physical addresses, its pages at `START`.
+    let root = ram.allocate_table().expect("room");
+    let guest = ia32e(root);
+    let page = Attributes::ram(Kind::Ia32e, Rights::RWX | Rights::USER);
+    let mapped = Mapper::new(&mut ram, guest).map_range(START, START, PageSize::Size4K, bytes / FRAME, page);
+    mapped.expect("room");
+    let second = ept(ram.allocate_table().expect("room"));
+    let page = Attributes::ram(Kind::Ept, Rights::RWX);
+    let mut mapper = Mapper::new(&mut ram, second);
+    mapper.map_range(0, 0, PageSize::Size4K, second.root / FRAME, page).expect("room");
+    mapper.map_range(START, START, PageSize::Size4K, bytes / FRAME, page).expect("room");
+
+    let addresses = Addresses::new(bytes);
+    let walked = |address| nested_walk(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
+    assert_eq!(walked(addresses.pool[0]).references, 24);
+    let nested =
+        |address| nested_translate(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
+    assert_eq!(nested(addresses.pool[0]), walked(addresses.pool[0]).outcome);
+
+    paired::head(&format!("4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension)"));
+    let one = |address| translate(&ram, &guest, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "nested_translate, against the guest's translate",
+        ROUNDS,
+        WALKS / 4,
+        addresses.walker(0, WALKS / 4, each(nested)),
+        addresses.walker(1, WALKS / 4, each(one)),
+    );
+    let path = |address| walk(&ram, &guest, address, Access::READ, Flags::Keep);
+    paired::compare(
+        "nested_walk, against the guest's walk",
+        ROUNDS,
+        WALKS / 4,
+        addresses.walker(0, WALKS / 4, each(walked)),
+        addresses.walker(1, WALKS / 4, each(path)),
+    );
+}
