@@ -75,6 +75,7 @@ extern crate alloc;
 
 mod access;
 mod batch;
+mod eptp_switching;
 mod error;
 mod fault;
 mod format;
@@ -86,10 +87,12 @@ mod nested;
 mod phys;
 mod quick;
 mod registers;
+pub mod tlb;
 mod walk;
 
 pub use access::{Access, Controls, ProtectionKeys, Rights};
 pub use batch::translate_many;
+pub use eptp_switching::{EPTP_LIST_ENTRIES, VmFuncExit, eptp_switching};
 pub use error::Error;
 pub use fault::{Fault, PageFaultCode, Qualification};
 pub use format::{

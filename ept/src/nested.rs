@@ -11,7 +11,9 @@ use crate::format::{Caching, Cr3, Kind, MemoryType, Pat, PatType, effective_memo
 use crate::judge::{GUEST_FLAG_UPDATE, final_access, guest_table_access};
 use crate::phys::PhysMemory;
 use crate::quick;
-use crate::walk::{Entries, Failure, Flags, Leaf, Paging, Path, is_convertible, walk_entries, walk_into};
+use crate::walk::{
+    Entries, Failure, Flags, Leaf, Paging, Path, Start, is_convertible, walk_entries, walk_into,
+};
 
 /// Why a two-dimensional walk has no translation, told apart as the processor tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -104,9 +106,9 @@ pub fn nested_walk(
     access: Access,
     flags: Flags,
 ) -> NestedWalk {
-    let mut behind = Behind::new(memory, second, flags);
+    let mut behind = Behind::new(memory, second, flags, Uncached);
     let mut path = Path::default();
-    let outcome = behind.nested(guest, gva, access, &mut path);
+    let outcome = behind.nested(guest, None, gva, access, &mut path);
     NestedWalk { guest: path, second: behind.path, references: behind.references, outcome }
 }
 
@@ -162,7 +164,7 @@ pub fn nested_pdptes(
     cr3: Cr3,
     flags: Flags,
 ) -> Result<[u64; 4], NestedFault> {
-    let mut behind = Behind::new(memory, second, flags);
+    let mut behind = Behind::new(memory, second, flags, Uncached);
     let mut pdptes = [0; 4];
     for (index, pdpte) in pdptes.iter_mut().enumerate() {
         let gpa = cr3.page_directory_pointers() + 8 * index as u64;
@@ -172,32 +174,64 @@ pub fn nested_pdptes(
     Ok(pdptes)
 }
 
+/// How a second level is walked: through memory each time, or through what a processor remembers.
+pub(crate) trait SecondLevel {
+    fn translate<M: PhysMemory>(
+        &mut self,
+        path: &mut Path,
+        memory: &M,
+        second: &Paging,
+        gpa: u64,
+        access: Access,
+        flags: Flags,
+    ) -> Result<Leaf, Fault>;
+}
+
+/// Nothing is remembered.
+struct Uncached;
+
+impl SecondLevel for Uncached {
+    fn translate<M: PhysMemory>(
+        &mut self,
+        path: &mut Path,
+        memory: &M,
+        second: &Paging,
+        gpa: u64,
+        access: Access,
+        flags: Flags,
+    ) -> Result<Leaf, Fault> {
+        walk_into(path, memory, second, gpa, access, flags)
+    }
+}
+
 /// Guest-physical memory, seen through the second level.
-struct Behind<'a, M> {
+pub(crate) struct Behind<'a, M, S> {
     memory: &'a M,
     second: &'a Paging,
     flags: Flags,
+    through: S,
     path: Path,
     references: u32,
     /// All guest tables so far lie in pages with paging-write.
-    verified: bool,
+    pub(crate) verified: bool,
 }
 
-impl<'a, M: PhysMemory> Behind<'a, M> {
-    fn new(memory: &'a M, second: &'a Paging, flags: Flags) -> Self {
-        Self { memory, second, flags, path: Path::default(), references: 0, verified: true }
+impl<'a, M: PhysMemory, S: SecondLevel> Behind<'a, M, S> {
+    pub(crate) fn new(memory: &'a M, second: &'a Paging, flags: Flags, through: S) -> Self {
+        Self { memory, second, flags, through, path: Path::default(), references: 0, verified: true }
     }
 
-    fn nested(
+    pub(crate) fn nested(
         &mut self,
         guest: Option<&Paging>,
+        from: Option<Start>,
         gva: Gva,
         access: Access,
         path: &mut Path,
     ) -> Result<NestedLeaf, NestedFault> {
         let leaf = match guest {
             None => None,
-            Some(guest) => match walk_entries(self, guest, gva.raw(), access, self.flags, path) {
+            Some(guest) => match walk_entries(self, guest, from, gva.raw(), access, self.flags, path) {
                 Ok(leaf) => Some(leaf),
                 Err(Failure::Event(fault)) => return Err(NestedFault::Guest(fault)),
                 Err(Failure::Source(fault)) => return Err(fault),
@@ -222,7 +256,8 @@ impl<'a, M: PhysMemory> Behind<'a, M> {
 
     /// One translation of the second level.
     fn second(&mut self, gpa: u64, access: Access, target: Target) -> Result<Leaf, NestedFault> {
-        let outcome = walk_into(&mut self.path, self.memory, self.second, gpa, access, self.flags);
+        let outcome =
+            self.through.translate(&mut self.path, self.memory, self.second, gpa, access, self.flags);
         self.references += self.path.len() as u32;
         outcome.map_err(|fault| target.fault(self.second, gpa, fault))
     }
@@ -235,7 +270,7 @@ impl<'a, M: PhysMemory> Behind<'a, M> {
     }
 }
 
-impl<M: PhysMemory> Entries for Behind<'_, M> {
+impl<M: PhysMemory, S: SecondLevel> Entries for Behind<'_, M, S> {
     type Error = NestedFault;
 
     fn read(&mut self, gpa: u64) -> Result<u64, NestedFault> {
@@ -256,7 +291,7 @@ impl<M: PhysMemory> Entries for Behind<'_, M> {
 
 /// What a second-level translation is for.
 #[derive(Clone, Copy)]
-enum Target {
+pub(crate) enum Target {
     /// A page-directory pointer, for a register.
     Register,
     /// A guest's entry.
@@ -267,7 +302,7 @@ enum Target {
 
 impl Target {
     /// The fault with the bits that say what the translation was for.
-    fn fault(self, second: &Paging, gpa: u64, fault: Fault) -> NestedFault {
+    pub(crate) fn fault(self, second: &Paging, gpa: u64, fault: Fault) -> NestedFault {
         let gpa = Gpa(gpa);
         let bits = match self {
             Self::Register => Qualification::empty(),

@@ -43,14 +43,27 @@ impl Paging {
         Self { controls, ..Self::new(Format::ia32e(paging), cr3.root()) }
     }
 
-    /// The table that a walk for `address` starts at; `None` if its page-directory pointer is not present.
-    fn top(&self, address: u64) -> Option<u64> {
+    /// Where a walk for `address` begins; `None` if its page-directory pointer is not present.
+    fn start(&self, address: u64) -> Option<Start> {
+        let level = self.format.levels();
         if self.format.kind() != Kind::Pae {
-            return Some(self.root);
+            return Some(Start { level, table: self.root, tables: u64::MAX });
         }
         let pdpte = self.pdptes[(address >> self.format.shift(3) & 3) as usize];
-        self.format.is_present(pdpte).then_some(pdpte & self.format.table_frame())
+        let table = pdpte & self.format.table_frame();
+        self.format.is_present(pdpte).then_some(Start { level, table, tables: u64::MAX })
     }
+}
+
+/// Where a walk begins: at the root, or at a table that a processor remembers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Start {
+    /// Level of the table.
+    pub level: u8,
+    /// Its address.
+    pub table: u64,
+    /// AND of the table pointers above it, in the shape of [`Format::mergeable`].
+    pub tables: u64,
 }
 
 /// Whether a walk sets accessed and dirty flags as hardware does.
@@ -156,6 +169,18 @@ impl Leaf {
         Self { address: frame | address & (size.bytes() - 1), frame, size, entry, kind, granted }
     }
 
+    /// The same page, at another address of it.
+    #[inline]
+    pub(crate) const fn at(self, address: u64) -> Self {
+        Self::new(self.kind, address, (self.frame, self.size), self.entry, self.granted)
+    }
+
+    /// [`Format::granted`].
+    #[inline]
+    pub(crate) const fn granted(&self) -> u64 {
+        self.granted
+    }
+
     /// What all entries of the walk grant together.
     #[inline]
     pub fn rights(&self) -> Rights {
@@ -234,7 +259,20 @@ pub(crate) fn walk_into(
     access: Access,
     flags: Flags,
 ) -> Result<Leaf, Fault> {
-    match walk_entries(&mut Plain(memory), paging, address, access, flags, path) {
+    walk_from(None, path, memory, paging, address, access, flags)
+}
+
+/// A walk that begins at a table below the root.
+pub(crate) fn walk_from(
+    from: Option<Start>,
+    path: &mut Path,
+    memory: &impl PhysMemory,
+    paging: &Paging,
+    address: u64,
+    access: Access,
+    flags: Flags,
+) -> Result<Leaf, Fault> {
+    match walk_entries(&mut Plain(memory), paging, from, address, access, flags, path) {
         Ok(leaf) => Ok(leaf),
         Err(Failure::Event(fault)) => Err(fault),
         Err(Failure::Source(error)) => Err(Fault::Memory(error)),
@@ -266,10 +304,11 @@ pub(crate) enum Failure<E> {
     Source(E),
 }
 
-/// The walk itself. If an entry changes before its flags are set, the walk starts again, as hardware's would.
+/// The walk itself, from a remembered table or else from the root. If an entry changes before its flags are set, the walk starts again, as hardware's would.
 pub(crate) fn walk_entries<E: Entries>(
     entries: &mut E,
     paging: &Paging,
+    from: Option<Start>,
     address: u64,
     access: Access,
     flags: Flags,
@@ -277,7 +316,7 @@ pub(crate) fn walk_entries<E: Entries>(
 ) -> Result<Leaf, Failure<E::Error>> {
     loop {
         path.len = 0;
-        let leaf = descend(entries, paging, address, access, path)?;
+        let leaf = descend(entries, paging, from, address, access, path)?;
         if flags == Flags::Keep
             || set_flags(entries, &paging.format, access, path).map_err(Failure::Source)?
         {
@@ -286,10 +325,11 @@ pub(crate) fn walk_entries<E: Entries>(
     }
 }
 
-/// From the root to the leaf. The order is that of rules M6 and F1: not present, malformed, descend; rights last.
+/// From there to the leaf. The order is that of rules M6 and F1: not present, malformed, descend; rights last.
 fn descend<E: Entries>(
     entries: &mut E,
     paging: &Paging,
+    from: Option<Start>,
     address: u64,
     access: Access,
     path: &mut Path,
@@ -299,9 +339,8 @@ fn descend<E: Entries>(
     if !format.translates(address) {
         return stop(Stop::Input(address));
     }
-    let Some(mut table) = paging.top(address) else { return stop(Stop::Absent) };
-    let mut level = format.levels();
-    let mut tables = u64::MAX;
+    let Some(start) = from.or_else(|| paging.start(address)) else { return stop(Stop::Absent) };
+    let Start { mut level, mut table, mut tables } = start;
     let (frame, size, leaf) = loop {
         let mut step = format.step(level, table, address);
         step.entry = read(entries, step).map_err(Failure::Source)?;
