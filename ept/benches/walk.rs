@@ -12,6 +12,7 @@ mod ram;
 
 use std::hint::black_box;
 
+use ept::tlb::{LinearSpace, Tlb};
 use ept::{
     Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights,
     nested_translate, nested_walk, translate, translate_many, walk,
@@ -124,7 +125,9 @@ fn two_dimensions(size: &str, bytes: u64) {
         |address| nested_translate(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
     assert_eq!(nested(addresses.pool[0]), walked(addresses.pool[0]).outcome);
 
-    paired::head(&format!("4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension)"));
+    paired::head(&format!(
+        "4x4, tables of {size} in each dimension (target: at most 6.5x of one dimension, 2x with caches)"
+    ));
     let one = |address| translate(&ram, &guest, address, Access::READ, Flags::Keep);
     paired::compare(
         "nested_translate, against the guest's translate",
@@ -141,4 +144,25 @@ fn two_dimensions(size: &str, bytes: u64) {
         addresses.walker(0, WALKS / 4, each(walked)),
         addresses.walker(1, WALKS / 4, each(path)),
     );
+    // The tables' flags are set, so that what is found may be remembered.
+    for &address in &addresses.pool {
+        let page = nested_translate(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Set);
+        page.expect("mapped");
+    }
+    // As many as a processor has; then tables enough for all.
+    for (pages, tables) in [(2048, 64), (64, 1 << 16)] {
+        let mut tlb = Tlb::new(pages, tables);
+        let mut cached = |address| {
+            let (space, gva) = (LinearSpace::default(), Gva(address));
+            tlb.nested(&ram, Some(&guest), &second, space, gva, Access::READ, Flags::Set)
+        };
+        addresses.pool.iter().take(1 << 18).for_each(|&address| _ = cached(address).expect("mapped"));
+        paired::compare(
+            &format!("{pages} pages, {tables} tables cached, likewise"),
+            ROUNDS,
+            WALKS / 4,
+            addresses.walker(0, WALKS / 4, each(cached)),
+            addresses.walker(1, WALKS / 4, each(one)),
+        );
+    }
 }

@@ -44,14 +44,6 @@ impl Format {
     }
 }
 
-impl Paging {
-    /// Whether protection keys may deny an access.
-    #[inline(always)]
-    pub(crate) const fn has_keys(&self) -> bool {
-        self.controls.intersects(Controls::PKE.union(Controls::PKS))
-    }
-}
-
 /// What a walk has found when it comes to a leaf.
 #[derive(Clone, Copy)]
 pub(crate) struct Found {

@@ -8,7 +8,7 @@ use memory_model::PageSize;
 use crate::access::{Access, Controls, Rights};
 use crate::format::Format;
 use crate::judge::{Demand, Found, key_denies};
-use crate::walk::{Flags, Leaf, Paging};
+use crate::walk::{Flags, Leaf, Paging, Start};
 
 /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
 #[inline(always)]
@@ -17,22 +17,44 @@ pub(crate) fn descend(
     address: u64,
     access: Access,
     flags: Flags,
-    mut read: impl FnMut(u64) -> Option<u64>,
+    read: impl FnMut(u64) -> Option<u64>,
 ) -> Option<Leaf> {
+    descend_from(None, paging, address, access, flags, read).map(|(leaf, _)| leaf)
+}
+
+/// The same from a table further down, whose entry must be a leaf; with the table that the leaf is in.
+#[inline(always)]
+pub(crate) fn descend_from(
+    from: Option<Start>,
+    paging: &Paging,
+    address: u64,
+    access: Access,
+    flags: Flags,
+    mut read: impl FnMut(u64) -> Option<u64>,
+) -> Option<(Leaf, Start)> {
     let ask = Ask::new(paging, access, flags);
     if !ask.is_quick(address) {
         return None;
     }
     let mut walk = Quick::new(paging, address);
+    if let Some(Start { level, table, tables }) = from {
+        walk = Quick { address, table, merged: tables };
+        return match level {
+            1 => walk.level::<1>(&ask, &mut read)?,
+            2 => walk.level::<2>(&ask, &mut read)?,
+            3 => walk.level::<3>(&ask, &mut read)?,
+            _ => None,
+        };
+    }
     if paging.format.levels() == 5 {
         walk.level::<5>(&ask, &mut read)?;
     }
     walk.level::<4>(&ask, &mut read)?;
-    if let Some(leaf) = walk.level::<3>(&ask, &mut read)? {
-        return Some(leaf);
+    if let Some(found) = walk.level::<3>(&ask, &mut read)? {
+        return Some(found);
     }
-    if let Some(leaf) = walk.level::<2>(&ask, &mut read)? {
-        return Some(leaf);
+    if let Some(found) = walk.level::<2>(&ask, &mut read)? {
+        return Some(found);
     }
     walk.level::<1>(&ask, &mut read)?
 }
@@ -82,12 +104,13 @@ impl Quick {
         &mut self,
         ask: &Ask<'_>,
         read: &mut impl FnMut(u64) -> Option<u64>,
-    ) -> Option<Option<Leaf>> {
+    ) -> Option<Option<(Leaf, Start)>> {
+        let start = Start { level: LEVEL, table: self.table, tables: self.merged };
         let entry = read(self.entry_address::<LEVEL>())?;
         if self.goes_on::<LEVEL>(ask, entry) {
             return Some(None);
         }
-        self.leaf::<LEVEL>(ask, entry).map(Some)
+        self.leaf::<LEVEL>(ask, entry).map(|leaf| Some((leaf, start)))
     }
 
     /// Where the entry of that level is.

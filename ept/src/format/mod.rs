@@ -259,6 +259,12 @@ impl Format {
         self.features.contains(Features::NO_EXECUTE)
     }
 
+    /// Whether a leaf may demand that guest tables lie in pages with paging-write alone (rule X4).
+    #[inline]
+    pub(crate) const fn has_guest_paging_verification(&self) -> bool {
+        self.features.contains(Features::GUEST_PAGING_VERIFICATION)
+    }
+
     /// Whether a violation tells what the guest's own tables grant (qualification bits 11:9).
     pub(crate) const fn advanced_exit_info(&self) -> bool {
         self.features.contains(Features::ADVANCED_EXIT_INFO)

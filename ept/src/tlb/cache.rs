@@ -1,11 +1,11 @@
-//! What a processor remembers: small keys, their values beside them, four to a set.
+//! What a processor remembers: keys with their values.
 
 use alloc::boxed::Box;
+use alloc::vec;
 
-/// Says what a cached value belongs to: an address space, a level and the number of a page or of a table's range.
+/// Says what a value belongs to: an address space and the number of a page, or of what a table spans.
 ///
-/// Packed, so that the keys of a set fill one cache line:
-/// `127 in use | 126 behind EPT | 123:84 EPTP[51:12] | 83:68 VPID | 67:55 PCID | 54:52 level | 51:0 number`.
+/// Packed: `127 in use | 126 behind EPT | 123:84 EPTP[51:12] | 83:68 VPID | 67:55 PCID | 54:52 level | 51:0 number`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Key(u128);
 
@@ -23,12 +23,19 @@ pub(super) struct Space {
 /// In the place of a PCID, which has twelve bits: a global page, which all PCIDs share.
 pub(super) const GLOBAL: u16 = 0x1000;
 
+impl Space {
+    pub(super) const fn global(self) -> Self {
+        Self { pcid: GLOBAL, ..self }
+    }
+}
+
 impl Key {
     const FREE: Self = Self(0);
     const USED: u128 = 1 << 127;
     const BEHIND_EPT: u128 = 1 << 126;
 
-    /// `number` is an address shifted right by what one entry of that level spans.
+    /// `number` is an address shifted right by log2 of what the page or the table spans.
+    #[inline]
     pub(super) const fn new(space: Space, level: u8, number: u64) -> Self {
         let second = match space.second {
             Some(root) => Self::BEHIND_EPT | ((root >> 12) as u128 & 0xff_ffff_ffff) << 84,
@@ -52,69 +59,57 @@ impl Key {
         (self.0 as u64) << 12
     }
 
+    #[inline]
     const fn hash(self) -> u64 {
         let folded = self.0 as u64 ^ ((self.0 >> 64) as u64).rotate_left(32);
         folded.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
-const WAYS: usize = 4;
-
-/// A set-associative cache. The oldest entry of a full set gives way: hardware may forget at any time, too.
+/// A cache in which each key has one place: a newer value there takes the place of the older. Hardware may forget at any
+/// time, too.
 #[derive(Clone, Debug)]
 pub(super) struct Cache<V> {
-    keys: Box<[[Key; WAYS]]>,
-    values: Box<[[Option<V>; WAYS]]>,
-    /// By how much a hash is shifted to number a set.
+    places: Box<[(Key, Option<V>)]>,
+    /// By how much a hash is shifted to number a place.
     shift: u32,
 }
 
 impl<V: Copy> Cache<V> {
-    /// Room for at least `entries`, a power of two of sets.
+    /// Room for at least `entries`, if each had a place of its own.
     pub(super) fn new(entries: usize) -> Self {
-        let sets = entries.div_ceil(WAYS).next_power_of_two().max(2);
-        Self {
-            keys: (0..sets).map(|_| [Key::FREE; WAYS]).collect(),
-            values: (0..sets).map(|_| [None; WAYS]).collect(),
-            shift: 64 - sets.trailing_zeros(),
-        }
+        let places = entries.next_power_of_two().max(2);
+        Self { places: vec![(Key::FREE, None); places].into(), shift: 64 - places.trailing_zeros() }
     }
 
     #[inline]
-    pub(super) fn get(&self, key: Key) -> Option<V> {
-        let set = (key.hash() >> self.shift) as usize;
-        let way = self.keys[set].iter().position(|&other| other == key)?;
-        self.values[set][way]
+    fn place(&mut self, key: Key) -> &mut (Key, Option<V>) {
+        &mut self.places[(key.hash() >> self.shift) as usize]
     }
 
+    #[inline]
+    pub(super) fn get(&mut self, key: Key) -> Option<&mut V> {
+        let (known, value) = self.place(key);
+        if *known == key { value.as_mut() } else { None }
+    }
+
+    #[inline]
     pub(super) fn insert(&mut self, key: Key, value: V) {
-        let set = (key.hash() >> self.shift) as usize;
-        let (keys, values) = (&mut self.keys[set], &mut self.values[set]);
-        let way_of = |key| keys.iter().position(|&other: &Key| other == key);
-        let way = way_of(key).or_else(|| way_of(Key::FREE)).unwrap_or(WAYS - 1);
-        // The youngest stands first.
-        keys[..=way].rotate_right(1);
-        values[..=way].rotate_right(1);
-        keys[0] = key;
-        values[0] = Some(value);
+        *self.place(key) = (key, Some(value));
     }
 
     pub(super) fn remove(&mut self, key: Key) {
-        let set = (key.hash() >> self.shift) as usize;
-        if let Some(way) = self.keys[set].iter().position(|&other| other == key) {
-            self.keys[set][way] = Key::FREE;
-            self.values[set][way] = None;
+        let place = self.place(key);
+        if place.0 == key {
+            *place = (Key::FREE, None);
         }
     }
 
     /// Forgets what `gone` names.
     pub(super) fn forget(&mut self, gone: impl Fn(Key, &V) -> bool) {
-        for (keys, values) in self.keys.iter_mut().zip(&mut self.values) {
-            for (key, value) in keys.iter_mut().zip(values) {
-                if value.as_ref().is_some_and(|value| gone(*key, value)) {
-                    *key = Key::FREE;
-                    *value = None;
-                }
+        for place in &mut self.places {
+            if place.1.as_ref().is_some_and(|value| gone(place.0, value)) {
+                *place = (Key::FREE, None);
             }
         }
     }

@@ -1,137 +1,71 @@
-//! What a processor remembers of one tree of tables: pages, and tables on the way to them.
+//! The caches of one tree of tables.
 
-use crate::access::{Access, Rights};
-use crate::fault::{Fault, Stop};
+use crate::access::Access;
+use crate::fault::Fault;
 use crate::format::{Format, Role};
-use crate::judge::{Found, judge};
 use crate::phys::PhysMemory;
+use crate::quick;
 use crate::walk::{Flags, Leaf, Paging, Path, Start, walk_from};
 
-use super::cache::{Cache, GLOBAL, Key, Space};
+use super::cache::{Cache, Key, Space};
+use super::known::{Known, Passed, Use};
 
-/// A remembered page.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    leaf: Leaf,
-    /// AND of the table pointers above, for the rules that look at them alone.
-    tables: u64,
-}
-
-/// What a remembered page is to an access.
-pub(super) enum Use {
-    /// Its translation.
-    Done(Leaf),
-    /// Of no use: D must be set in memory first.
-    Walk,
-}
-
-impl Known {
-    /// `path` is that of the walk that found the leaf, from `from` on.
-    pub(super) fn new(paging: &Paging, leaf: Leaf, from: Option<Start>, path: &Path, access: Access) -> Self {
-        let above = path.iter().take(path.len().saturating_sub(1));
-        let top = from.map_or(u64::MAX, |start| start.tables);
-        let tables = above.fold(top, |tables, step| tables & paging.format.mergeable(step.entry));
-        let mut leaf = leaf;
-        leaf.entry = paging.format.marked(leaf.entry, true, access.writes());
-        Self { leaf, tables }
-    }
-
-    /// The rights that are remembered decide, whatever the tables now say.
-    #[inline]
-    pub(super) fn judged(
-        &self,
-        paging: &Paging,
-        address: u64,
-        access: Access,
-        flags: Flags,
-    ) -> Result<Use, Fault> {
-        let Self { leaf, tables } = *self;
-        let format = &paging.format;
-        let usual = !access.does.intersects(Rights::SHADOW_STACK | Rights::PAGING_WRITE)
-            && !paging.has_keys()
-            && format.demand(access, paging.controls).is_met(leaf.granted());
-        if !usual {
-            let found = Found { tables, granted: leaf.granted(), leaf: leaf.entry };
-            if let Err(denial) = judge(paging, access, found) {
-                return Err(Stop::Denied(denial).event(format, access, paging.controls));
-            }
-        }
-        let unmarked = format.marked(leaf.entry, true, access.writes()) != leaf.entry;
-        Ok(if unmarked && flags == Flags::Set { Use::Walk } else { Use::Done(leaf.at(address)) })
-    }
-
-    /// Whether it is a piece of the page around `address`.
-    pub(super) fn maps(&self, first: u64, address: u64) -> bool {
-        // `first` is the piece's own address: the page around it is the same as that around `address`.
-        (first ^ address) & !(self.leaf.size.bytes() - 1) == 0
-    }
-}
-
-/// The caches of one tree. `V` is what is known of a page of 4 KiB; a larger one is remembered piece by piece.
+/// Pages and the tables they are in. `V` is what is known of a page of 4 KiB; a larger one is remembered piece by piece.
 #[derive(Clone, Debug)]
 pub(super) struct Dimension<V> {
     pub(super) pages: Cache<V>,
-    /// Tables, by the addresses that lead to them.
+    /// For each stretch of addresses, the lowest table on the way to them.
     pub(super) tables: Cache<Start>,
 }
 
-/// The key of a page, which is as long as a page of level 1.
+#[inline]
 const fn page_key(space: Space, address: u64) -> Key {
-    Key::new(space, 1, address >> 12)
+    Key::new(space, 0, address >> 12)
 }
 
-/// The key of the table of that level on the way to `address`.
+/// The key of the table of that level.
+#[inline]
 const fn table_key(paging: &Paging, space: Space, level: u8, address: u64) -> Key {
     Key::new(space, level, address >> paging.format.shift(level + 1))
 }
 
 impl<V: Copy> Dimension<V> {
-    pub(super) fn new(entries: usize) -> Self {
-        Self { pages: Cache::new(entries), tables: Cache::new(entries) }
+    pub(super) fn new(pages: usize, tables: usize) -> Self {
+        Self { pages: Cache::new(pages), tables: Cache::new(tables) }
     }
 
     /// The page around `address`: of that space, or global.
     #[inline]
-    pub(super) fn page(&self, space: Space, address: u64) -> Option<V> {
-        let global = || self.pages.get(page_key(Space { pcid: GLOBAL, ..space }, address));
-        self.pages.get(page_key(space, address)).or_else(global)
+    pub(super) fn page(&mut self, space: Space, address: u64) -> Option<&mut V> {
+        let key = page_key(space, address);
+        let key = if self.pages.get(key).is_some() { key } else { page_key(space.global(), address) };
+        self.pages.get(key)
     }
 
     /// The lowest table on the way to `address`.
     #[inline]
-    pub(super) fn table(&self, paging: &Paging, space: Space, address: u64) -> Option<Start> {
+    pub(super) fn table(&mut self, paging: &Paging, space: Space, address: u64) -> Option<Start> {
         (1..paging.format.levels())
-            .find_map(|level| self.tables.get(table_key(paging, space, level, address)))
+            .find_map(|level| self.tables.get(table_key(paging, space, level, address)).copied())
     }
 
+    #[inline]
     pub(super) fn remember_page(&mut self, space: Space, address: u64, value: V, global: bool) {
-        let pcid = if global { GLOBAL } else { space.pcid };
-        self.pages.insert(page_key(Space { pcid, ..space }, address), value);
+        let space = if global { space.global() } else { space };
+        self.pages.insert(page_key(space, address), value);
     }
 
-    /// Remembers the tables of a walk that began at `from`.
-    pub(super) fn remember_tables(
-        &mut self,
-        paging: &Paging,
-        space: Space,
-        address: u64,
-        from: Option<Start>,
-        path: &Path,
-    ) {
-        let mut tables = from.map_or(u64::MAX, |start| start.tables);
-        for steps in path.windows(2) {
-            let [above, step] = steps else { continue };
-            tables &= paging.format.mergeable(above.entry);
-            let start = Start { level: step.level, table: step.table, tables };
-            self.tables.insert(table_key(paging, space, step.level, address), start);
+    #[inline]
+    pub(super) fn remember_table(&mut self, paging: &Paging, space: Space, address: u64, table: Start) {
+        if table.level < paging.format.levels() {
+            self.tables.insert(table_key(paging, space, table.level, address), table);
         }
     }
 
     /// Forgets all that leads to `address`: what a fault there does (SDM vol. 3A, 4.10.4.1; vol. 3C, rule IV2).
     pub(super) fn forget_address(&mut self, paging: &Paging, space: Space, address: u64) {
-        for pcid in [space.pcid, GLOBAL] {
-            self.pages.remove(page_key(Space { pcid, ..space }, address));
-        }
+        self.pages.remove(page_key(space, address));
+        self.pages.remove(page_key(space.global(), address));
         for level in 1..paging.format.levels() {
             self.tables.remove(table_key(paging, space, level, address));
         }
@@ -144,10 +78,34 @@ impl<V: Copy> Dimension<V> {
     }
 }
 
-impl Dimension<Known> {
-    /// A walk through what is remembered. On a fault `path` is that of the entries read, if any were.
-    #[expect(clippy::too_many_arguments, reason = "a walk's arguments, and the space they belong to")]
+/// A remembered page of one dimension.
+pub(super) type Page = (Known, Passed);
+
+impl Dimension<Page> {
+    /// The translation if nothing about it is unusual: `None` leaves it to [`translate`](Self::translate), and has
+    /// forgotten nothing.
     #[inline]
+    pub(super) fn quick<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        paging: &Paging,
+        (space, global_pages): (Space, bool),
+        address: u64,
+        access: Access,
+        flags: Flags,
+    ) -> Option<Leaf> {
+        if let Some((known, passed)) = self.page(space, address) {
+            return passed.has(paging, access).then(|| known.at(address));
+        }
+        let from = self.table(paging, space, address);
+        let read = |entry| memory.read_entry(entry).ok();
+        let (leaf, table) = quick::descend_from(from, paging, address, access, flags, read)?;
+        self.remember(paging, (space, global_pages), address, (leaf, table), access, flags);
+        Some(leaf)
+    }
+
+    /// A walk through what is remembered. `path` is that of the entries read, if any were.
+    #[expect(clippy::too_many_arguments, reason = "a walk's arguments, and the space they belong to")]
     pub(super) fn translate<M: PhysMemory>(
         &mut self,
         path: &mut Path,
@@ -159,40 +117,66 @@ impl Dimension<Known> {
         flags: Flags,
     ) -> Result<Leaf, Fault> {
         *path = Path::default();
-        match self.page(space, address).map(|known| known.judged(paging, address, access, flags)) {
-            Some(Ok(Use::Done(leaf))) => return Ok(leaf),
-            Some(Err(fault)) => {
-                self.forget_address(paging, space, address);
-                return Err(fault);
+        if let Some((known, passed)) = self.page(space, address) {
+            match known.judged(paging, address, access, flags) {
+                Ok(Use::Done(leaf)) => {
+                    if flags == Flags::Set {
+                        passed.add(paging, access);
+                    }
+                    return Ok(leaf);
+                }
+                Ok(Use::Walk) => {}
+                Err(fault) => {
+                    self.forget_address(paging, space, address);
+                    return Err(fault);
+                }
             }
-            Some(Ok(Use::Walk)) | None => {}
         }
         let from = self.table(paging, space, address);
         let outcome = walk_from(from, path, memory, paging, address, access, flags);
         match &outcome {
-            // What a look finds is not remembered: its flags are not set.
-            Ok(leaf) if flags == Flags::Set => {
-                let global = global_pages && paging.format.is_global(leaf);
-                let known = Known::new(paging, *leaf, from, path, access);
-                self.remember_page(space, address, known, global);
-                self.remember_tables(paging, space, address, from, path);
+            Ok(leaf) => {
+                if let Some(table) = lowest_table(paging, from, path) {
+                    self.remember(paging, (space, global_pages), address, (*leaf, table), access, flags);
+                }
             }
-            Ok(_) => {}
             Err(_) => self.forget_address(paging, space, address),
         }
         outcome
     }
+
+    /// What a look finds is not remembered: its flags are not set.
+    #[inline]
+    fn remember(
+        &mut self,
+        paging: &Paging,
+        (space, global_pages): (Space, bool),
+        address: u64,
+        (leaf, table): (Leaf, Start),
+        access: Access,
+        flags: Flags,
+    ) {
+        if flags == Flags::Set {
+            let page = (Known::new(paging, leaf, table.tables, access), Passed::new(paging, access));
+            let global = global_pages && paging.format.is_global(&leaf);
+            self.remember_page(space, address, page, global);
+            self.remember_table(paging, space, address, table);
+        }
+    }
+}
+
+/// The table of the last step of a walk that began at `from`, or at the root.
+pub(super) fn lowest_table(paging: &Paging, from: Option<Start>, path: &Path) -> Option<Start> {
+    let (last, above) = path.split_last()?;
+    let top = from.map_or(u64::MAX, |start| start.tables);
+    let tables = above.iter().fold(top, |tables, step| tables & paging.format.mergeable(step.entry));
+    Some(Start { level: last.level, table: last.table, tables })
 }
 
 impl Format {
     /// G of a leaf.
+    #[inline]
     pub(super) const fn is_global(&self, leaf: &Leaf) -> bool {
         leaf.entry & self.bits(Role::Global, leaf.size.level(), true) != 0
-    }
-
-    /// Whether guest tables may be walked only through pages with paging-write (rule X4). Such tables are remembered
-    /// only once they are known to be good.
-    pub(super) const fn has_guest_paging_verification(&self) -> bool {
-        self.bits(Role::GuestPagingVerification, 1, true) != 0
     }
 }

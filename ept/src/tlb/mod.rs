@@ -21,12 +21,13 @@
 mod cache;
 mod dimension;
 mod forget;
+mod known;
 mod translate;
 
 pub use forget::{InvEpt, InvVpid, VMFAIL_INVALID_OPERAND, VmFail};
 
 use cache::Space;
-use dimension::{Dimension, Known};
+use dimension::{Dimension, Page};
 
 /// The address space of linear addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -59,7 +60,7 @@ impl LinearSpace {
 /// # let ept = Paging::ept(eptp, caps, width);
 /// # let page = Attributes::ram(Kind::Ept, Rights::RWX);
 /// # Mapper::new(&mut memory, ept).map(0x5000, 0x20_0000, PageSize::Size4K, page)?;
-/// let mut tlb = Tlb::new(64);
+/// let mut tlb = Tlb::new(64, 64);
 /// let mut read = |tlb: &mut Tlb, memory: &_| {
 ///     tlb.nested(memory, None, &ept, LinearSpace::default(), Gva(0x5000), Access::READ, Flags::Set)
 /// };
@@ -75,18 +76,18 @@ impl LinearSpace {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tlb {
-    linear: Dimension<Known>,
-    physical: Dimension<Known>,
+    linear: Dimension<Page>,
+    physical: Dimension<Page>,
     combined: Dimension<translate::Combined>,
 }
 
 impl Tlb {
-    /// With room for at least that many pages, and as many tables, of each kind of mapping.
-    pub fn new(entries: usize) -> Self {
+    /// With room for that many pages, and that many tables, of each kind of mapping, rounded up to powers of two.
+    pub fn new(pages: usize, tables: usize) -> Self {
         Self {
-            linear: Dimension::new(entries),
-            physical: Dimension::new(entries),
-            combined: Dimension::new(entries),
+            linear: Dimension::new(pages, tables),
+            physical: Dimension::new(pages, tables),
+            combined: Dimension::new(pages, tables),
         }
     }
 }

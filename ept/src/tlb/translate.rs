@@ -4,13 +4,15 @@ use memory_model::{Gpa, Gva, Hpa};
 
 use crate::access::Access;
 use crate::fault::Fault;
-use crate::judge::final_access;
+use crate::judge::{final_access, guest_table_access};
 use crate::nested::{Behind, NestedFault, NestedLeaf, SecondLevel, Target};
 use crate::phys::PhysMemory;
-use crate::walk::{Flags, Leaf, Paging, Path};
+use crate::quick;
+use crate::walk::{Flags, Leaf, Paging, Path, Start};
 
 use super::cache::Space;
-use super::dimension::{Dimension, Known, Use};
+use super::dimension::{Dimension, Page, lowest_table};
+use super::known::{Known, Passed, Use};
 use super::{LinearSpace, Tlb};
 
 /// A remembered page of both dimensions.
@@ -18,6 +20,16 @@ use super::{LinearSpace, Tlb};
 pub(super) struct Combined {
     pub(super) guest: Known,
     second: Known,
+    passed: Passed,
+}
+
+/// Where a linear address is translated: by which tables, and in whose name.
+struct Place<'a> {
+    guest: &'a Paging,
+    second: &'a Paging,
+    space: Space,
+    global_pages: bool,
+    gva: Gva,
 }
 
 impl Tlb {
@@ -32,11 +44,14 @@ impl Tlb {
         flags: Flags,
     ) -> Result<Leaf, Fault> {
         let of = (space.behind(None), space.global_pages);
-        self.linear.translate(&mut Path::default(), memory, paging, of, address, access, flags)
+        match self.linear.quick(memory, paging, of, address, access, flags) {
+            Some(leaf) => Ok(leaf),
+            None => self.linear.translate(&mut Path::default(), memory, paging, of, address, access, flags),
+        }
     }
 
-    /// Translates as [`nested_walk`](crate::nested_walk) does. While the guest has paging off (`guest` is `None`), its
-    /// addresses are guest-physical, and so are the mappings used.
+    /// Translates as [`nested_translate`](crate::nested_translate) does. While the guest has paging off (`guest` is
+    /// `None`), its addresses are guest-physical, and so are the mappings used.
     #[expect(clippy::too_many_arguments, reason = "a nested walk's arguments, and the space they belong to")]
     #[inline]
     pub fn nested(
@@ -53,56 +68,118 @@ impl Tlb {
             let mut behind = Behind::new(memory, second, flags, Remembering(&mut self.physical));
             return behind.nested(None, None, gva, access, &mut Path::default());
         };
-        let of = space.behind(Some(second.root));
-        match self.combined.page(of, gva.raw()).map(|known| known.judged(guest, second, gva, access, flags)) {
-            Some(Ok(Some(leaf))) => Ok(leaf),
-            Some(Ok(None)) | None => {
-                self.nested_walk(memory, guest, second, (of, space.global_pages), gva, access, flags)
-            }
-            Some(Err(fault)) => {
-                self.forget_faulting(guest, second, of, gva, &fault);
-                Err(fault)
-            }
+        let LinearSpace { global_pages, .. } = space;
+        let space = space.behind(Some(second.root));
+        let place = Place { guest, second, space, global_pages, gva };
+        let known = self.combined.page(space, gva.raw());
+        if let Some(Combined { guest: first, second, passed }) = known
+            && passed.has(guest, access)
+        {
+            let leaf = first.at(gva.raw());
+            let second = second.at(leaf.address);
+            let (gpa, hpa) = (Gpa(leaf.address), Hpa(second.address));
+            return Ok(NestedLeaf { guest: Some(leaf), gpa, second, hpa });
         }
+        if known.is_none()
+            && let Some(leaf) = self.quick(memory, &place, access, flags)
+        {
+            return Ok(leaf);
+        }
+        self.exact(memory, &place, access, flags)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a nested walk's arguments, and the space they belong to")]
-    fn nested_walk(
+    /// The walk of which nothing is unusual, not even that something is remembered of its page; `None` leaves it to
+    /// [`exact`](Self::exact), and has forgotten nothing.
+    #[inline]
+    fn quick<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        place: &Place<'_>,
+        access: Access,
+        flags: Flags,
+    ) -> Option<NestedLeaf> {
+        let Place { guest, second, space, gva, .. } = *place;
+        // Rule X4 is for the exact walk.
+        if second.format.has_guest_paging_verification() {
+            return None;
+        }
+        let from = self.combined.table(guest, space, gva.raw());
+        let table_access = guest_table_access(&second.format);
+        let of = (physical(second), false);
+        let physical = &mut self.physical;
+        let (leaf, table) = quick::descend_from(from, guest, gva.raw(), access, flags, |entry| {
+            let leaf = physical.quick(memory, second, of, entry, table_access, flags)?;
+            memory.read_entry(leaf.address).ok()
+        })?;
+        let gpa = leaf.address;
+        let final_access = final_access(&second.format, Some(leaf.rights()), access);
+        let last = physical.quick(memory, second, of, gpa, final_access, flags)?;
+        self.remember(place, leaf, table, access, flags);
+        Some(NestedLeaf { guest: Some(leaf), gpa: Gpa(gpa), second: last, hpa: Hpa(last.address) })
+    }
+
+    /// The walk for all that is unusual.
+    #[cold]
+    fn exact(
         &mut self,
         memory: &impl PhysMemory,
-        guest: &Paging,
-        second: &Paging,
-        (of, global_pages): (Space, bool),
-        gva: Gva,
+        place: &Place<'_>,
         access: Access,
         flags: Flags,
     ) -> Result<NestedLeaf, NestedFault> {
-        let from = self.combined.table(guest, of, gva.raw());
+        let Place { guest, second, space, gva, .. } = *place;
+        if let Some(known) = self.combined.page(space, gva.raw()) {
+            match known.judged(guest, second, gva, access, flags) {
+                Ok(None) => {}
+                Ok(Some(leaf)) => {
+                    if flags == Flags::Set {
+                        known.passed.add(guest, access);
+                    }
+                    return Ok(leaf);
+                }
+                Err(fault) => {
+                    self.forget_faulting(place, &fault);
+                    return Err(fault);
+                }
+            }
+        }
+        let from = self.combined.table(guest, space, gva.raw());
         let mut behind = Behind::new(memory, second, flags, Remembering(&mut self.physical));
         let mut path = Path::default();
         let outcome = behind.nested(Some(guest), from, gva, access, &mut path);
         let verified = behind.verified || !second.format.has_guest_paging_verification();
         match &outcome {
-            Ok(NestedLeaf { guest: Some(leaf), gpa, .. }) if flags == Flags::Set => {
-                let known = Known::new(guest, *leaf, from, &path, access);
-                // The final translation has just left it there.
-                if let Some(second) = self.physical.page(physical(second), gpa.raw()) {
-                    let global = global_pages && guest.format.is_global(leaf);
-                    self.combined.remember_page(of, gva.raw(), Combined { guest: known, second }, global);
-                }
-                if verified {
-                    self.combined.remember_tables(guest, of, gva.raw(), from, &path);
+            Ok(NestedLeaf { guest: Some(leaf), .. }) if verified => {
+                if let Some(table) = lowest_table(guest, from, &path) {
+                    self.remember(place, *leaf, table, access, flags);
                 }
             }
             Ok(_) => {}
-            Err(fault) => self.forget_faulting(guest, second, of, gva, fault),
+            Err(fault) => self.forget_faulting(place, fault),
         }
         outcome
     }
 
+    /// Remembers a page that a walk has found, and the guest's table it is in. What a look finds is not remembered.
+    #[inline]
+    fn remember(&mut self, place: &Place<'_>, leaf: Leaf, table: Start, access: Access, flags: Flags) {
+        let Place { guest, second, space, global_pages, gva } = *place;
+        // The final translation has just left its page there.
+        if flags == Flags::Set
+            && let Some(&mut (last, _)) = self.physical.page(physical(second), leaf.address)
+        {
+            let first = Known::new(guest, leaf, table.tables, access);
+            let page = Combined { guest: first, second: last, passed: Passed::new(guest, access) };
+            let global = global_pages && guest.format.is_global(&leaf);
+            self.combined.remember_page(space, gva.raw(), page, global);
+            self.combined.remember_table(guest, space, gva.raw(), table);
+        }
+    }
+
     /// A fault drops what led to it (rule IV2; SDM vol. 3A, 4.10.4.1).
-    fn forget_faulting(&mut self, guest: &Paging, second: &Paging, of: Space, gva: Gva, fault: &NestedFault) {
-        self.combined.forget_address(guest, of, gva.raw());
+    fn forget_faulting(&mut self, place: &Place<'_>, fault: &NestedFault) {
+        let Place { guest, second, space, gva, .. } = *place;
+        self.combined.forget_address(guest, space, gva.raw());
         if let NestedFault::Table { gpa, .. } | NestedFault::Final { gpa, .. } = fault {
             self.physical.forget_address(second, physical(second), gpa.raw());
         }
@@ -110,15 +187,15 @@ impl Tlb {
 }
 
 /// The address space of guest-physical addresses.
+#[inline]
 const fn physical(second: &Paging) -> Space {
     Space { second: Some(second.root), vpid: 0, pcid: 0 }
 }
 
 /// The second level, through guest-physical mappings.
-struct Remembering<'a>(&'a mut Dimension<Known>);
+struct Remembering<'a>(&'a mut Dimension<Page>);
 
 impl SecondLevel for Remembering<'_> {
-    #[inline]
     fn translate<M: PhysMemory>(
         &mut self,
         path: &mut Path,
@@ -134,7 +211,6 @@ impl SecondLevel for Remembering<'_> {
 
 impl Combined {
     /// `None`: D must be set in memory first.
-    #[inline]
     fn judged(
         &self,
         guest: &Paging,

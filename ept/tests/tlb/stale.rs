@@ -28,6 +28,7 @@ fn page_fault<T>(outcome: Result<T, NestedFault>) -> Option<PageFaultCode> {
 #[test]
 fn a_second_access_reads_nothing_and_a_neighbour_two_entries() {
     let mut world = world(0);
+    (0..2).for_each(|n| world.mark(page(n)));
     // Not 24: after the first guest entry the EPT's lowest table is known. 4 + 1, then 1 + 1 for each of the
     // guest's other levels, and 1 for the page.
     assert_eq!(world.reads(|world| _ = world.read(page(0))), 12);
@@ -261,7 +262,7 @@ fn host() -> Host {
         let next = if level == 1 { 0x1234_5000 } else { at + PAGE };
         memory.write_entry(at + u64::from(paging.format.index(level, 0x5000)) * 8, next | 0x27).unwrap();
     }
-    Host { paging, memory, tlb: Tlb::new(16) }
+    Host { paging, memory, tlb: Tlb::new(16, 16) }
 }
 
 impl Host {

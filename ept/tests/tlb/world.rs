@@ -96,7 +96,7 @@ pub fn world(software: u64) -> World {
     }
     let [(second, eptp), (other, other_eptp)] = levels;
     let memory = Counting { memory, reads: Cell::new(0) };
-    World { memory, guest, second, eptp, other, other_eptp, tlb: Tlb::new(256) }
+    World { memory, guest, second, eptp, other, other_eptp, tlb: Tlb::new(256, 256) }
 }
 
 /// Linear page `n`.
@@ -129,6 +129,12 @@ impl World {
     pub fn fresh(&self, gva: Gva, access: Access) -> Result<NestedLeaf, NestedFault> {
         let Self { memory, guest, second, .. } = self;
         nested_walk(memory, Some(guest), second, gva, access, Flags::Keep).outcome
+    }
+
+    /// Sets the accessed flags that a read sets, as another processor would.
+    pub fn mark(&self, gva: Gva) {
+        let Self { memory, guest, second, .. } = self;
+        nested_walk(memory, Some(guest), second, gva, Access::READ, Flags::Set).outcome.unwrap();
     }
 
     /// How many entries `work` reads.
