@@ -22,7 +22,7 @@ fn main() {
 }
 
 fn marking() {
-    let (ours, peer) = (new_ours(), new_peer());
+    let (ours, peer) = black_box((new_ours(), new_peer()));
     head("mark dirty (target: one page 1.00x or less, 1 MiB 0.10x or less)");
     let scattered: Vec<u64> = random_pages(1 << 16).collect();
     let rows: [(&str, u64, &[u64]); 5] = [
@@ -33,18 +33,21 @@ fn marking() {
         ("1 MiB, the same", 0x10_0000, &[0x1234_5000]),
     ];
     for (row, len, offsets) in rows {
-        let rounds = if len > 8 { 1 << 12 } else { 1 << 18 };
+        let count = if len > 8 { 1 << 12 } else { 1 << 18 };
         compare(
             row,
             ROUNDS,
-            rounds,
-            || offsets.iter().cycle().take(rounds as usize).for_each(|&at| ours.mark(black_box(at), len)),
-            || {
-                for &at in offsets.iter().cycle().take(rounds as usize) {
-                    peer.mark_dirty(black_box(at as usize), len as usize);
-                }
-            },
+            count,
+            || each(offsets, count, |at| ours.mark(at, len)),
+            || each(offsets, count, |at| peer.mark_dirty(at as usize, len as usize)),
         );
+    }
+}
+
+/// Does `mark` at `count` offsets: those given, over and over.
+fn each(offsets: &[u64], count: u32, mark: impl Fn(u64)) {
+    for &at in offsets.iter().cycle().take(count as usize) {
+        mark(black_box(at));
     }
 }
 
