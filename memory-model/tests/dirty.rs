@@ -44,14 +44,15 @@ enum Step {
     Take(u64, u64),
 }
 
-/// Enough pages for a summary of two words.
+/// More than 64 words of 64 pages, which can be taken at once.
 const BYTES: u64 = 5000 * PAGE;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let offset = || (0..BYTES + 4 * PAGE).prop_map(|at| at - at % 3);
     let len = prop_oneof![0..3_u64, 0..3 * PAGE, 0..BYTES];
     let mark = (offset(), len).prop_map(|(at, len)| Step::Mark(at, len));
-    let take = (offset(), offset()).prop_map(|(one, two)| Step::Take(one.min(two), one.max(two)));
+    let end = || prop_oneof![Just(0), Just(BYTES), offset()];
+    let take = (end(), end()).prop_map(|(one, two)| Step::Take(one.min(two), one.max(two)));
     prop::collection::vec(prop_oneof![3 => mark, 1 => take], 1..40)
 }
 

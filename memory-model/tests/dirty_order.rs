@@ -94,6 +94,9 @@ mod atomic {
         pub fn new(value: bool) -> Self {
             Self(value.into())
         }
+        pub fn load(&self, order: Ordering) -> bool {
+            step(|| self.0.load(order))
+        }
         pub fn store(&self, value: bool, order: Ordering) {
             step(|| self.0.store(value, order));
         }
@@ -110,8 +113,8 @@ mod atomic {
 }
 
 /// Page 0 is marked while pages are taken; the neighbour's bit makes the taker visit the word.
-fn is_lost(plan: &[(order::Role, usize)], neighbour: u64, snapshots: usize) -> bool {
-    let dirty = DirtyBitmap::new(65 * PageSize::Size4K.bytes());
+fn is_lost(plan: &[(order::Role, usize)], pages: u64, neighbour: u64, snapshots: usize) -> bool {
+    let dirty = DirtyBitmap::new(pages * PageSize::Size4K.bytes());
     dirty.mark(neighbour, 1);
     order::set(plan);
     let mut seen: Vec<DirtySnapshot> = thread::scope(|scope| {
@@ -126,23 +129,27 @@ fn is_lost(plan: &[(order::Role, usize)], neighbour: u64, snapshots: usize) -> b
 #[test]
 fn no_order_loses_a_mark() {
     use order::Role::{Marker, Taker};
-    let (marker_steps, taker_steps) = (8, 24);
-    let mut plans = Vec::new();
-    for (one, two, most_of_one, most_of_two) in
-        [(Marker, Taker, marker_steps, taker_steps), (Taker, Marker, taker_steps, marker_steps)]
-    {
-        for first in 1..=most_of_one {
-            plans.extend((1..=most_of_two).map(|second| vec![(one, first), (two, second), (one, 1000)]));
+    // A word at a time, and 64 words at once: those are looked at first and taken then, from step 69 on.
+    let few = (65, [1, 64], 1..25);
+    let many = (64 * 64, [1, 64], 64..74);
+    for (pages, neighbours, taker_steps) in [few, many] {
+        let marker_steps = 1..9;
+        let mut plans = Vec::new();
+        for (one, two, ones, twos) in
+            [(Marker, Taker, &marker_steps, &taker_steps), (Taker, Marker, &taker_steps, &marker_steps)]
+        {
+            for first in ones.clone() {
+                plans.extend(twos.clone().map(|second| vec![(one, first), (two, second), (one, 1000)]));
+            }
         }
-    }
-    for neighbour in [1, 64] {
-        for snapshots in [1, 2] {
+        for (neighbour, snapshots) in neighbours.into_iter().flat_map(|page| [(page, 1), (page, 2)]) {
             for plan in &plans {
                 let steps: Vec<_> = plan.iter().map(|&(_, steps)| steps).collect();
                 let starts = if plan[0].0 == Marker { "marker" } else { "taker" };
                 assert!(
-                    !is_lost(plan, neighbour * PageSize::Size4K.bytes(), snapshots),
-                    "the {starts} starts, {steps:?} operations in turn, {snapshots} snapshots, page {neighbour} dirty"
+                    !is_lost(plan, pages, neighbour * PageSize::Size4K.bytes(), snapshots),
+                    "the {starts} starts, {steps:?} operations in turn, {snapshots} snapshots, page {neighbour} \
+                     of {pages} dirty"
                 );
             }
         }

@@ -23,10 +23,21 @@ impl Chunk {
         Self { index: Index::of(&starts), ranges }
     }
 
+    /// The first address of each range.
+    pub(super) fn starts(&self) -> impl Iterator<Item = u64> {
+        self.ranges.iter().map(|range| range.range.first().0)
+    }
+
     /// The range that holds `gpa`.
     #[inline]
     pub(super) fn find(&self, gpa: Gpa) -> Option<&FlatRange> {
-        self.ranges.get(self.index.position(gpa.0)).filter(|range| range.range.contains(gpa))
+        self.find_at(self.index.position(gpa.0), gpa)
+    }
+
+    /// The range with that number, if it holds `gpa`.
+    #[inline]
+    pub(super) fn find_at(&self, position: usize, gpa: Gpa) -> Option<&FlatRange> {
+        self.ranges.get(position).filter(|range| range.range.contains(gpa))
     }
 
     pub(super) fn first(&self) -> Gpa {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::chunk::{self, Chunk};
-use super::index::Index;
+use super::index::SplitIndex;
 use super::{Diff, FlatRange, render};
 use crate::{AddrRange, Gpa, Hva, MemoryError, RegionId, RegionTree};
 
@@ -14,8 +14,8 @@ use crate::{AddrRange, Gpa, Hva, MemoryError, RegionId, RegionTree};
 /// Views of one address space share what did not change from one to the next.
 #[derive(Clone, Debug, Default)]
 pub struct FlatView {
-    /// Of the first address of each chunk.
-    index: Index,
+    /// Of the first address of each chunk; of each range, where there is but one chunk.
+    index: SplitIndex,
     pub(super) chunks: Vec<Arc<Chunk>>,
     len: usize,
 }
@@ -36,8 +36,11 @@ impl FlatView {
     }
 
     pub(super) fn of(chunks: Vec<Arc<Chunk>>) -> Self {
-        let starts: Vec<u64> = chunks.iter().map(|chunk| chunk.first().0).collect();
-        let index = Index::of(&starts);
+        let starts: Vec<u64> = match &chunks[..] {
+            [only] => only.starts().collect(),
+            _ => chunks.iter().map(|chunk| chunk.first().0).collect(),
+        };
+        let index = SplitIndex::of(&starts);
         let len = chunks.iter().map(|chunk| chunk.ranges.len()).sum();
         Self { index, chunks, len }
     }
@@ -61,7 +64,7 @@ impl FlatView {
     #[inline]
     pub fn find(&self, gpa: Gpa) -> Option<&FlatRange> {
         match &self.chunks[..] {
-            [only] => only.find(gpa),
+            [only] => only.find_at(self.index.position(gpa.0), gpa),
             _ => self.find_in_chunks(gpa),
         }
     }
@@ -73,7 +76,8 @@ impl FlatView {
     /// The ranges that share an address with `window`, ascending, each whole.
     pub fn overlapping(&self, window: AddrRange<Gpa>) -> impl Iterator<Item = &FlatRange> {
         let lowest = self.chunks.first().map_or(window.first(), |chunk| chunk.first().max(window.first()));
-        let chunks = self.chunks.iter().skip(self.index.position(lowest.0));
+        let first = if self.chunks.len() > 1 { self.index.position(lowest.0) } else { 0 };
+        let chunks = self.chunks.iter().skip(first);
         chunks
             .flat_map(|chunk| &chunk.ranges)
             .skip_while(move |range| range.range.last() < window.first())

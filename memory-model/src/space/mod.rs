@@ -66,7 +66,8 @@ impl AddressSpace {
         &self.name
     }
 
-    /// The view in force: a snapshot that stays as it is, with the memory it shows (rule R19).
+    /// The view in force: a snapshot that stays as it is, with the memory it shows (rule R19). Who looks often
+    /// asks a [`reader`](Self::reader) instead, which costs a tenth.
     pub fn view(&self) -> Arc<FlatView> {
         self.published.load_full()
     }

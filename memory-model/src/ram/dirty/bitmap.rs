@@ -8,8 +8,6 @@
 //! afterwards, and if the turn has changed it sets the bit in the new buffer too. All of these steps are
 //! sequentially consistent: either the taker sees the bit, or the marker sees the turn. What a late marker
 //! leaves behind in the old buffer makes a clean page look dirty later, which costs a copy and is never wrong.
-//!
-//! Above the words lies a summary, one bit a word, so that clean memory costs a taker one bit for each 256 KiB.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -21,7 +19,7 @@ use super::DirtySnapshot;
 use super::atomic::{AtomicBool, AtomicU64};
 use crate::PageSize;
 
-/// Pages in a word, and words in a word of the summary.
+/// Pages in a word, and words in a word of a snapshot's summary.
 const BITS: u64 = 64;
 
 /// The dirty bits of one client: a bit for each 4 KiB page. Offsets are bytes from the start of the memory.
@@ -41,29 +39,24 @@ pub struct DirtyBitmap {
     turn: AtomicU64,
     /// Both buffers, one behind the other: the address of a bit needs no pointer that depends on the turn.
     words: Box<[AtomicU64]>,
-    /// The same for the summary.
-    summary: Box<[AtomicU64]>,
+    /// Whether the idle buffer may have bits that matter: those outside the range that was taken from it.
+    left_behind: AtomicBool,
     /// Held while bits are taken: one taker at a time.
     taking: AtomicBool,
 }
 
 /// One of the two buffers.
-struct Buffer<'a> {
-    words: &'a [AtomicU64],
-    summary: &'a [AtomicU64],
-}
+struct Buffer<'a>(&'a [AtomicU64]);
 
 impl DirtyBitmap {
     /// Clean bits for `bytes` bytes of memory.
     pub fn new(bytes: u64) -> Self {
         let pages = bytes.div_ceil(PageSize::Size4K.bytes());
-        let words = pages.div_ceil(BITS);
-        let two_of = |count: u64| (0..2 * count).map(|_| AtomicU64::new(0)).collect();
         Self {
             pages,
             turn: AtomicU64::new(0),
-            words: two_of(words),
-            summary: two_of(words.div_ceil(BITS)),
+            words: (0..2 * pages.div_ceil(BITS)).map(|_| AtomicU64::new(0)).collect(),
+            left_behind: AtomicBool::new(false),
             taking: AtomicBool::new(false),
         }
     }
@@ -105,9 +98,10 @@ impl DirtyBitmap {
     /// Whether any page that `len` bytes at `offset` touch is dirty.
     pub fn is_dirty(&self, offset: u64, len: u64) -> bool {
         let pages = self.pages_of(offset..offset.saturating_add(len));
-        [0, 1].map(|turn| self.buffer(turn)).iter().any(|buffer| {
-            masks(&pages).any(|(word, mask)| buffer.words[word as usize].load(Acquire) & mask != 0)
-        })
+        [0, 1]
+            .map(|turn| self.buffer(turn))
+            .iter()
+            .any(|buffer| masks(&pages).any(|(word, mask)| buffer.0[word as usize].load(Acquire) & mask != 0))
     }
 
     /// Takes the dirty bits of the pages that `range` touches and leaves them clean. A page marked meanwhile
@@ -122,10 +116,12 @@ impl DirtyBitmap {
         let turn = self.turn.load(Relaxed);
         let mut taken = DirtySnapshot::default();
         if !pages.is_empty() {
-            // Bits of the idle buffer are from the time before the last turn, outside the range taken then.
-            let idle = self.buffer(turn + 1).take(&pages);
+            if self.left_behind.load(Relaxed) {
+                taken = self.buffer(turn + 1).take(&pages);
+            }
             self.turn.store(turn + 1, SeqCst);
-            taken = idle.union(self.buffer(turn).take(&pages));
+            taken = taken.union(self.buffer(turn).take(&pages));
+            self.left_behind.store(pages != (0..self.pages), Relaxed);
         }
         self.taking.store(false, Release);
         taken
@@ -134,15 +130,14 @@ impl DirtyBitmap {
     /// What [`Buffer::mark`] does, for one page.
     #[inline]
     fn mark_page(&self, turn: u64, page: u64) {
-        let at = |both: &[AtomicU64], index: u64| (turn & 1) as usize * (both.len() / 2) + index as usize;
-        let word = page / BITS;
-        self.words[at(&self.words, word)].fetch_or(1 << (page % BITS), SeqCst);
-        summarize(&self.summary[at(&self.summary, word / BITS)], 1 << (word % BITS));
+        let first = (turn & 1) * (self.words.len() as u64 / 2);
+        self.words[(first + page / BITS) as usize].fetch_or(1 << (page % BITS), SeqCst);
     }
 
     #[inline]
     fn buffer(&self, turn: u64) -> Buffer<'_> {
-        Buffer { words: half(&self.words, turn & 1), summary: half(&self.summary, turn & 1) }
+        let (first, second) = self.words.split_at(self.words.len() / 2);
+        Buffer(if turn & 1 == 0 { first } else { second })
     }
 
     fn pages_of(&self, bytes: Range<u64>) -> Range<u64> {
@@ -155,13 +150,9 @@ impl DirtyBitmap {
 }
 
 impl Buffer<'_> {
-    /// Sets the bits of `pages`, and of their words in the summary.
     fn mark(&self, pages: &Range<u64>) {
         for (word, mask) in masks(pages) {
-            self.words[word as usize].fetch_or(mask, SeqCst);
-        }
-        for (word, mask) in masks(&words_of(pages)) {
-            summarize(&self.summary[word as usize], mask);
+            self.0[word as usize].fetch_or(mask, SeqCst);
         }
     }
 
@@ -169,53 +160,44 @@ impl Buffer<'_> {
     /// lost, and that marker sets it again in the active one.
     fn take(&self, pages: &Range<u64>) -> DirtySnapshot {
         let mut taken = DirtySnapshot::default();
-        let words = words_of(pages);
-        let candidates =
-            |(index, mask): (u64, u64)| (self.summary[index as usize].load(Relaxed) & mask).count_ones();
-        taken.reserve(masks(&words).map(candidates).sum::<u32>() as usize);
-        for (index, mask) in masks(&words) {
-            let summary = &self.summary[index as usize];
-            let found = summary.load(SeqCst);
-            if found & mask == 0 {
-                continue;
+        let Range { start: mut word, end } = words_of(pages);
+        while word < end {
+            let whole = pages.start <= word * BITS && (word + BITS) * BITS <= pages.end;
+            if word % BITS == 0 && whole {
+                self.take_words(word, &mut taken);
+                word += BITS;
+            } else {
+                self.take_word(word, mask_within(word, pages), &mut taken);
+                word += 1;
             }
-            let (mut candidates, mut left) = (found & mask, found & !mask);
-            while candidates != 0 {
-                let bit = u64::from(candidates.trailing_zeros());
-                candidates &= candidates - 1;
-                let word = index * BITS + bit;
-                left |= u64::from(self.take_word(word, pages, &mut taken)) << bit;
-            }
-            summary.store(left, Relaxed);
         }
         taken
     }
 
-    /// Takes one word's bits; whether it keeps some that lie outside `pages`.
-    #[inline]
-    fn take_word(&self, index: u64, pages: &Range<u64>, taken: &mut DirtySnapshot) -> bool {
-        let word = &self.words[index as usize];
+    /// Takes a word's bits in `mask`.
+    fn take_word(&self, index: u64, mask: u64, taken: &mut DirtySnapshot) {
+        let word = &self.0[index as usize];
         let found = word.load(SeqCst);
-        let mask = mask_within(index, pages);
         word.store(found & !mask, Relaxed);
         taken.push(index, found & mask);
-        found & !mask != 0
     }
-}
 
-/// Sets bits of a summary. Whether a page's bit was set before says nothing about its word's bit here: it can
-/// be one that a late marker left behind.
-#[inline]
-fn summarize(summary: &AtomicU64, mask: u64) {
-    if summary.load(SeqCst) & mask != mask {
-        summary.fetch_or(mask, SeqCst);
+    /// Takes all bits of the [`BITS`] words from `first` on, without a branch for each.
+    fn take_words(&self, first: u64, taken: &mut DirtySnapshot) {
+        let words = &self.0[first as usize..][..BITS as usize];
+        if words.iter().fold(0, |all, word| all | word.load(SeqCst)) == 0 {
+            return;
+        }
+        let (mut found, mut count, mut summary) = ([0; BITS as usize], 0, 0);
+        for (bit, word) in words.iter().enumerate() {
+            let bits = word.load(SeqCst);
+            word.store(0, Relaxed);
+            found[count] = bits;
+            count += usize::from(bits != 0);
+            summary |= u64::from(bits != 0) << bit;
+        }
+        taken.push_words(first, summary, &found[..count]);
     }
-}
-
-#[inline]
-fn half(both: &[AtomicU64], which: u64) -> &[AtomicU64] {
-    let length = both.len() / 2;
-    &both[which as usize * length..][..length]
 }
 
 /// The words that hold the bits of `pages`.

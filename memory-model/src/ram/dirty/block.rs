@@ -39,7 +39,11 @@ impl DirtyMemory {
     }
 
     fn of(&self, clients: DirtyClients) -> impl Iterator<Item = &OnceLock<DirtyBitmap>> {
-        let bits = clients.bits();
-        self.clients.iter().enumerate().filter(move |(bit, _)| bits >> bit & 1 != 0).map(|(_, bitmap)| bitmap)
+        let mut left = clients.bits();
+        core::iter::from_fn(move || {
+            let bitmap = self.clients.get(left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(bitmap)
+        })
     }
 }

@@ -56,23 +56,22 @@ impl DirtySnapshot {
             .zip(self.words.iter().copied())
     }
 
-    /// Makes room for the words of which `summary` bits say that they may be dirty.
-    pub(super) fn reserve(&mut self, words: usize) {
-        self.words.reserve(words);
+    /// Adds the bits of word `word`, which lies behind all added before.
+    pub(super) fn push(&mut self, word: u64, bits: u64) {
+        if bits != 0 {
+            self.push_words(word / BITS * BITS, 1 << (word % BITS), &[bits]);
+        }
     }
 
-    /// Adds the bits of word `word`, which lies behind all added before.
-    #[inline]
-    pub(super) fn push(&mut self, word: u64, bits: u64) {
-        if bits == 0 {
-            return;
-        }
-        let index = (word / BITS) as usize;
+    /// Adds words that are not zero: those of the 64 from `first` on that `summary` names. All lie behind those
+    /// added before.
+    pub(super) fn push_words(&mut self, first: u64, summary: u64, words: &[u64]) {
+        let index = (first / BITS) as usize;
         if index >= self.summary.len() {
             self.summary.resize(index + 1, 0);
         }
-        self.summary[index] |= 1 << (word % BITS);
-        self.words.push(bits);
+        self.summary[index] |= summary;
+        self.words.extend_from_slice(words);
     }
 
     /// All pages of both.
