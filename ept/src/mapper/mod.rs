@@ -49,7 +49,7 @@ pub use flush::Flush;
 ///
 /// let read = |address| translate(&memory, &paging, address, Access::READ, Flags::Keep).unwrap();
 /// assert_eq!(read(0x40_1234).address, 0x20_1234);
-/// assert_eq!((read(0x40_1000).rights, read(0x40_2000).rights), (Rights::READ, user_code.rights));
+/// assert_eq!((read(0x40_1000).rights(), read(0x40_2000).rights()), (Rights::READ, user_code.rights));
 /// # Ok::<(), ept::Error>(())
 /// ```
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The mapper against a plain map of pages, against a processor that walks all the time, and each refusal.
 
-// mod concurrent;
+mod concurrent;
 mod flags;
 mod oracle;
 mod refusals;
