@@ -163,10 +163,8 @@ impl Protect {
             return Ok(entry);
         }
         let new = entry & !self.among | self.bits;
-        match format.decode(level, new) {
-            Entry::Leaf(..) => Ok(new),
-            _ => Err(Error::Rights { rights: self.rights }),
-        }
+        let good = format.is_plain_leaf(level, new) || matches!(format.decode(level, new), Entry::Leaf(..));
+        if good { Ok(new) } else { Err(Error::Rights { rights: self.rights }) }
     }
 }
 

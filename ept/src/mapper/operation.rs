@@ -154,17 +154,17 @@ impl<'a, M: PhysMemory + FrameAllocator, C: Change> Operation<'a, M, C> {
         outcome.map(|()| self.done)
     }
 
-    /// The lowest table that translates the whole span and more.
+    /// A low table that translates the whole span and more: what is above it stays as it is.
     fn top(&self) -> Result<Table, Error> {
         let mut top = self.root;
         while let (index, last) = top.indices(self.span)
             && index == last
         {
             let (spot, entry) = (top.spot(index, self.span), self.read(top, index)?);
-            match self.format.decode(spot.level, entry) {
-                Entry::Table(next) if !spot.whole => top = top.child(spot, next),
-                _ => break,
+            if spot.whole || !self.format.is_plain_table(spot.level, entry) {
+                break;
             }
+            top = top.child(spot, entry & self.format.table_frame());
         }
         Ok(top)
     }
@@ -200,7 +200,10 @@ impl<'a, M: PhysMemory + FrameAllocator, C: Change> Operation<'a, M, C> {
     /// What becomes of an entry at level 1.
     #[inline]
     fn page(&self, table: Table, index: u16, entry: u64) -> Result<u64, Error> {
-        if let Entry::Malformed(reason) = self.format.decode(1, entry) {
+        if self.format.is_present(entry)
+            && !self.format.is_plain_leaf(1, entry)
+            && let Entry::Malformed(reason) = self.format.decode(1, entry)
+        {
             return Err(Error::Malformed { level: 1, entry, reason });
         }
         self.change.page(self.format, table.address(index), entry)
@@ -276,20 +279,23 @@ impl<'a, M: PhysMemory + FrameAllocator, C: Change> Operation<'a, M, C> {
         let (first, last) = table.indices(self.span);
         for index in first..=last {
             // Again if hardware has set a flag meanwhile.
-            while !match table.level {
-                1 => {
-                    let entry = self.read(table, index)?;
-                    self.write(table, index, entry, self.page(table, index, entry)?)?
-                }
-                _ => self.commit_entry(table, index)?,
-            } {}
+            while !self.commit_entry(table, index)? {}
         }
         Ok(())
     }
 
-    /// Changes an entry above level 1; `false` if hardware has set a flag in it meanwhile.
+    /// Changes one entry; `false` if hardware has set a flag in it meanwhile.
+    #[inline]
     fn commit_entry(&mut self, table: Table, index: u16) -> Result<bool, Error> {
         let entry = self.read(table, index)?;
+        match table.level {
+            1 => self.write(table, index, entry, self.page(table, index, entry)?),
+            _ => self.commit_large(table, index, entry),
+        }
+    }
+
+    /// Changes an entry above level 1.
+    fn commit_large(&mut self, table: Table, index: u16, entry: u64) -> Result<bool, Error> {
         let (step, spot) = (table.step(self.format, index, entry), table.spot(index, self.span));
         match self.plan(table, spot, entry)? {
             Plan::Visit(child) => self.commit_table(step, spot, child),

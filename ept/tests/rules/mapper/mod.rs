@@ -5,5 +5,6 @@ mod flags;
 mod oracle;
 mod refusals;
 mod sizes;
+mod states;
 mod tables;
 mod world;

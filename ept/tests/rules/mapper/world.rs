@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use ept::{
-    Attributes, Controls, Cr3, EptCaps, Eptp, Format, FrameAllocator, Ia32e, Kind, Levels, Mapper, Mapping,
-    MaxPhyAddr, MemoryError, Paging, PhysMemory, Rights, SparseMemory, mappings,
+    Access, Attributes, Controls, Cr3, EptCaps, Eptp, Fault, Flags, Format, FrameAllocator, Ia32e, Kind,
+    Levels, Mapper, Mapping, MaxPhyAddr, MemoryError, PageFaultCode, Paging, PhysMemory, Rights,
+    SparseMemory, mappings, walk,
 };
 
 pub const K4: u64 = 0x1000;
@@ -34,6 +35,9 @@ pub struct World {
     pub race: RefCell<Option<Race>>,
     /// A frame that is given out in the place of the n-th next table.
     pub bad: Option<(u64, usize)>,
+    /// Addresses that another processor reads after each write to memory, and what it must find: a page there, or
+    /// either a page there or nothing.
+    pub watched: Vec<Watched>,
     /// A table in read-only memory.
     pub read_only: Option<u64>,
 }
@@ -44,6 +48,13 @@ pub struct Race {
     pub at: u64,
     pub there: u64,
     pub bits: u64,
+}
+
+#[derive(Clone, Copy)]
+pub struct Watched {
+    pub address: u64,
+    pub frame: u64,
+    pub may_be_absent: bool,
 }
 
 impl World {
@@ -77,6 +88,7 @@ impl World {
             tables,
             race: RefCell::default(),
             bad: None,
+            watched: Vec::new(),
             read_only: None,
         }
     }
@@ -84,6 +96,20 @@ impl World {
     pub fn mapper(&mut self) -> Mapper<'_, Self> {
         let paging = self.paging;
         Mapper::new(self, paging)
+    }
+
+    /// What another processor sees right now.
+    fn look(&self) {
+        for &Watched { address, frame, may_be_absent } in &self.watched {
+            let seen = walk(&self.memory, &self.paging, address, Access::READ.by_user(), Flags::Keep);
+            match seen.outcome {
+                Ok(leaf) => assert_eq!(leaf.address, frame, "{address:#x}: {:x?}", seen.path),
+                Err(Fault::EptViolation { .. }) if may_be_absent => {}
+                Err(Fault::PageFault { code })
+                    if may_be_absent && !code.contains(PageFaultCode::RESERVED) => {}
+                Err(fault) => panic!("{address:#x}: {fault}, {:x?}", seen.path),
+            }
+        }
     }
 
     /// RAM, for user mode where the format knows one.
@@ -149,11 +175,15 @@ impl PhysMemory for World {
         if let Some(Race { there, bits, .. }) = race {
             self.write(there, self.memory.read_entry(there)? | bits);
         }
-        self.memory.compare_exchange(address, current, new)
+        let done = self.memory.compare_exchange(address, current, new);
+        self.look();
+        done
     }
 
     fn write_entries(&self, address: u64, entries: &[u64]) -> Result<(), MemoryError> {
-        self.memory.write_entries(address, entries)
+        let done = self.memory.write_entries(address, entries);
+        self.look();
+        done
     }
 }
 
