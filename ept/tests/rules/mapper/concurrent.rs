@@ -225,6 +225,8 @@ fn a_walker_sees_no_broken_entry_no_wrong_frame_and_no_hole() {
 #[test]
 fn a3_no_write_is_lost_while_flags_are_cleared() {
     const PAGES: u64 = 4096;
+    const DENIED: PageFaultCode =
+        PageFaultCode::PRESENT.union(PageFaultCode::WRITE).union(PageFaultCode::USER);
     let all = pages(0, PAGES * K4);
     for kind in [Kind::Ept, Kind::Ia32e] {
         let (arena, paging) = (Arena::new(), paging(kind));
@@ -238,11 +240,14 @@ fn a3_no_write_is_lost_while_flags_are_cleared() {
             thread::scope(|scope| {
                 let writer = scope.spawn(|| {
                     for n in 0..PAGES {
+                        let write =
+                            || walk(&arena, &paging, n * K4, Access::WRITE.by_user(), Flags::Set).outcome;
                         // Again while the page is read-only.
-                        while walk(&arena, &paging, n * K4, Access::WRITE.by_user(), Flags::Set)
-                            .outcome
-                            .is_err()
-                        {}
+                        while let Err(fault) = write() {
+                            let denied = matches!(fault, Fault::EptViolation { .. })
+                                || fault == Fault::PageFault { code: DENIED };
+                            assert!(denied, "{fault}");
+                        }
                     }
                 });
                 let mut random = Random(round + 1);

@@ -118,6 +118,24 @@ fn a_joined_page_gathers_flags_that_come_late() {
     }
 }
 
+/// The large page has the flags that any of the small ones has.
+#[test]
+fn a_joined_page_is_used_if_one_of_its_pieces_was() {
+    for (kind, levels) in FORMATS {
+        for access in [Access::READ, Access::WRITE] {
+            let mut world = World::new(kind, levels);
+            let page = world.page(Rights::RWX);
+            world.mapper().map_range(first_2m(), 0, Sizes::Only(PageSize::Size4K), page).unwrap();
+            translate(&world, &world.paging, 511 * K4, access.by_user(), Flags::Set).unwrap();
+            let flags = world.at(511 * K4).step.entry ^ world.at(0).step.entry ^ 511 * K4;
+            let _ = world.mapper().join(0, PageSize::Size2M).unwrap();
+            let (accessed, dirty) = world.flags();
+            assert_eq!(world.at(0).step.entry & (accessed | dirty), flags);
+            assert_eq!(world.is_dirty(&world.at(0)), access == Access::WRITE);
+        }
+    }
+}
+
 /// All that a leaf says besides its frame goes through a split and a join unharmed.
 #[test]
 fn split_and_join_keep_every_bit() {

@@ -179,7 +179,7 @@ impl Pages {
     /// `None` if it is refused.
     fn apply(&mut self, op: Op) -> Option<Expected> {
         let mut done = Expected::default();
-        let whole = |first: u64, bytes: u64| first % K4 == 0 && bytes % K4 == 0;
+        let whole = |first: u64, bytes: u64| first.is_multiple_of(K4) && bytes.is_multiple_of(K4);
         let sensible = |rights: Rights| rights != Rights::WRITE;
         match op {
             Op::Map { first, frame, size, rights } => {

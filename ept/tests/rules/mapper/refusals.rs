@@ -1,6 +1,9 @@
 //! What breaks a rule is refused by name, and changes nothing.
 
-use ept::{EptCaps, Error, Flags, FrameAllocator, Kind, Levels, PhysMemory, Rights, Sizes, translate};
+use ept::{
+    Attributes, Ept, EptCaps, Error, Flags, Format, FrameAllocator, Kind, Levels, PhysMemory, Rights, Sizes,
+    translate,
+};
 use memory_model::{AddrRange, Gpa, Gva, PageSize};
 
 use super::world::{G1, K4, M2, World};
@@ -93,8 +96,8 @@ fn a_range_is_refused_as_a_whole() {
     refused_as(&mut world, all(0, 2 * M2, (1 << 40) - M2, Sizes::UpTo(LARGE)), width);
     refused_as(
         &mut world,
-        all(0, 2 * M2, u64::MAX & !(M2 - 1), small),
-        Error::OutputRange { address: u64::MAX & !(M2 - 1), bits: 40 },
+        all(0, 2 * M2, !(M2 - 1), small),
+        Error::OutputRange { address: !(M2 - 1), bits: 40 },
     );
     refused_as(
         &mut world,
@@ -191,6 +194,34 @@ fn a_page_size_that_the_processor_lacks_is_refused() {
     world.mapper().map(0, 0, HUGE, page).unwrap();
     refused_as(&mut world, |world| world.mapper().split(0), Error::PageSize { size: LARGE });
     refused_as(&mut world, |world| world.mapper().unmap_range(gpa(0, K4)), Error::PageSize { size: LARGE });
+}
+
+/// Bit 61 is software's in a large page, and asks for sub-page permissions in a small one.
+#[test]
+fn a_bit_that_means_something_in_small_pages_alone_is_in_the_way() {
+    let mut world = ept();
+    let format = Ept {
+        sub_page_write: true,
+        ..Ept::new(Levels::Four, EptCaps::all(), world.paging.format.max_phy_addr())
+    };
+    world.paging.format = Format::ept(format);
+    let page = world.page(Rights::RWX);
+    let bit = 1 << 61;
+    world.mapper().map(0, 0, LARGE, Attributes { software: bit, ..page }).unwrap();
+    let bits = Error::SoftwareBits { bits: bit, size: SMALL };
+    refused_as(&mut world, |world| world.mapper().split(0), bits);
+    refused_as(&mut world, |world| world.mapper().protect_range(gpa(0, K4), Rights::READ), bits);
+    let _ = world.mapper().unmap(0).unwrap();
+    world.mapper().map_range(gpa(0, M2), 0, Sizes::Only(SMALL), page).unwrap();
+    for small in world.pages() {
+        world.write(small.step.entry_address(), small.step.entry | bit);
+    }
+    let entry = world.at(0).step.entry;
+    refused_as(
+        &mut world,
+        |world| world.mapper().join(0, LARGE),
+        Error::NotJoinable { address: 0, level: 1, entry, size: LARGE },
+    );
 }
 
 #[test]
