@@ -7,10 +7,10 @@ mod paired;
 mod ram;
 
 use ept::{
-    Attributes, Controls, Cr3, FrameAllocator, Ia32e, Kind, Levels, Mapper, MaxPhyAddr, Paging, Rights,
+    Attributes, Controls, Cr3, FrameAllocator, Ia32e, Kind, Levels, Mapper, MaxPhyAddr, Paging, Rights, Sizes,
 };
 use memory_addr::{PhysAddr, VirtAddr};
-use memory_model::PageSize;
+use memory_model::{AddrRange, Gva, PageSize};
 use page_table_multiarch::x86_64::X64PageTable;
 
 use multiarch::{FLAGS, Multiarch};
@@ -44,13 +44,14 @@ const PAGE: Attributes = Attributes::ram(Kind::Ia32e, Rights::RWX.union(Rights::
 fn in_bulk(name: &str, pages: u64) {
     let bytes = pages * FRAME;
     let (mut ram, theirs) = (Ram::new(bytes / 512 + 128 * FRAME), Ram::new(bytes / 512 + 128 * FRAME));
-    let ours = || mapper(&mut ram).map_range(START, 0, PageSize::Size4K, pages, PAGE).expect("room");
+    let range = AddrRange::new(Gva(START), bytes.into()).expect("no wrap");
+    let ours = || mapper(&mut ram).map_range(range, 0, Sizes::Only(PageSize::Size4K), PAGE).expect("room");
     let peer = || {
         Multiarch::lend(&theirs, FRAME);
         // Freeing it is not measured: its frames are lent anew.
         std::mem::forget(Multiarch::map(START, 0, bytes));
     };
-    paired::compare(name, ROUNDS, pages as u32, ours, peer);
+    paired::compare(name, Some(1.0), ROUNDS, pages as u32, ours, peer);
 }
 
 fn one_by_one(name: &str, count: u64) {
@@ -80,5 +81,5 @@ fn one_by_one(name: &str, count: u64) {
         drop(cursor);
         std::mem::forget(table);
     };
-    paired::compare(name, ROUNDS, pages.len() as u32, ours, peer);
+    paired::compare(name, Some(1.0), ROUNDS, pages.len() as u32, ours, peer);
 }

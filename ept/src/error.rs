@@ -3,7 +3,7 @@
 use memory_model::PageSize;
 
 use crate::access::Rights;
-use crate::format::Misconfiguration;
+use crate::format::{Kind, Misconfiguration};
 use crate::phys::MemoryError;
 
 /// Why a root pointer, an entry or a change of a table was refused. A refused change has changed nothing.
@@ -123,6 +123,34 @@ pub enum Error {
         /// The input address.
         address: u64,
     },
+    /// A 4 KiB page has no smaller ones.
+    #[error("the page at {address:#x} is 4K, the smallest there is")]
+    NotLarge {
+        /// The input address.
+        address: u64,
+    },
+    /// An entry is in the way of one large page: it is absent or a table, leads to another frame than the page would,
+    /// or differs from the first entry in more than A and D.
+    #[error("{address:#x} is no part of a {size} page: entry {entry:#x} at level {level}")]
+    NotJoinable {
+        /// The first input address of the entry.
+        address: u64,
+        /// Level of the entry.
+        level: u8,
+        /// The entry.
+        entry: u64,
+        /// The page size asked for.
+        size: PageSize,
+    },
+    /// The mapper builds EPT, NPT, and 4- and 5-level paging.
+    #[error("tables of {kind:?} paging are walked, not built")]
+    NotBuilt {
+        /// The kind of tables.
+        kind: Kind,
+    },
+    /// Accessed and dirty flags are asked for, where hardware sets none.
+    #[error("no accessed and dirty flags in these tables")]
+    NoFlags,
     /// An entry on the way is malformed, so nothing below it can be changed.
     #[error("entry {entry:#x} at level {level}: {reason}")]
     Malformed {

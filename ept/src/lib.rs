@@ -16,7 +16,7 @@
 //!   the path, several times as fast; [`translate_many`]: many addresses side by side.
 //! - [`nested_walk`], [`nested_translate`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
 //! - [`Paging::from_registers`]: a guest's paging, in any mode, as its control registers select it.
-//! - [`Mapper`]: map, unmap, protect. [`mappings`]: every page a table maps.
+//! - [`Mapper`]: map, unmap, protect, split, join, collect flags. [`mappings`]: every page a table maps.
 //! - [`mmu`]: KVM's fault path, page sizes, zaps, dirty logging.
 //!
 //! Rule names such as M1 or V1 in these docs and in the tests number the rules of the Intel SDM (vol. 3C, EPT; vol. 3A,
@@ -99,7 +99,7 @@ pub use format::{
     Attributes, Caching, Cr3, Entry, Ept, EptCaps, Eptp, Format, Ia32e, Kind, Legacy32, Levels, MaxPhyAddr,
     MemoryType, Misconfiguration, Pae, Pat, PatType, Role, effective_memory_type,
 };
-pub use mapper::Mapper;
+pub use mapper::{Flush, Mapper, Sizes};
 pub use mappings::{Mapping, Mappings, mappings};
 pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_translate, nested_walk};
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};

@@ -1,11 +1,11 @@
 //! All pages that a tree of tables maps, in order of their addresses.
 
-use memory_model::PageSize;
+use memory_model::{AddrRange, Address, PageSize};
 
 use crate::access::Rights;
-use crate::format::{Entry, MAX_LEVEL};
+use crate::format::{Entry, Kind, MAX_LEVEL};
 use crate::phys::PhysMemory;
-use crate::walk::{Paging, Step};
+use crate::walk::{Paging, Plain, Start, Step, read};
 
 /// One page that a table maps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,10 +25,7 @@ pub struct Mapping {
 /// Iterates over the pages that `paging` maps, lowest address first. Entries that are absent or malformed, and
 /// tables where no memory is, map nothing. Memory may change under way: each entry is read once.
 pub fn mappings<'a, M: PhysMemory>(memory: &'a M, paging: &'a Paging) -> Mappings<'a, M> {
-    let mut mappings = Mappings { memory, paging, open: [Open::default(); MAX_LEVEL], depth: 1 };
-    mappings.open[0] =
-        Open { table: paging.root, level: paging.format.levels(), next: 0, base: 0, merged: u64::MAX };
-    mappings
+    Mappings::between(memory, paging, 0, u64::MAX)
 }
 
 /// See [`mappings`].
@@ -38,6 +35,44 @@ pub struct Mappings<'a, M> {
     paging: &'a Paging,
     open: [Open; MAX_LEVEL],
     depth: usize,
+    /// The addresses asked for, cut to the width of the table.
+    first: u64,
+    last: u64,
+}
+
+impl<'a, M: PhysMemory> Mappings<'a, M> {
+    fn between(memory: &'a M, paging: &'a Paging, first: u64, last: u64) -> Self {
+        let mut mappings = Self { memory, paging, open: [Open::default(); MAX_LEVEL], depth: 0, first, last };
+        // PAE paging has four tables at the top, and the first is to be read first.
+        let tops: &[u64] =
+            if paging.format.kind() == Kind::Pae { &[3 << 30, 2 << 30, 1 << 30, 0] } else { &[0] };
+        for &base in tops {
+            if let Some(Start { table: root, .. }) = paging.start(base) {
+                mappings.open(root, paging.format.levels(), base, u64::MAX);
+            }
+        }
+        mappings
+    }
+
+    /// Only the pages that share an address with `range`, again from the first on.
+    pub fn within<A: Address>(self, range: AddrRange<A>) -> Self {
+        let format = &self.paging.format;
+        let inside = u64::MAX >> (64 - format.input_bits());
+        // Addresses that are not translated lie above the lower canonical half, or above all.
+        let edge = if format.translates(inside) { inside } else { inside >> 1 } + 1;
+        let cut = |address: u64, beyond| if format.translates(address) { address & inside } else { beyond };
+        let (first, last) = (cut(range.first().raw(), edge), cut(range.last().raw(), edge - 1));
+        Self::between(self.memory, self.paging, first, last)
+    }
+
+    /// Begins to read a table, where `first` lies in it or before it.
+    fn open(&mut self, table: u64, level: u8, base: u64, merged: u64) {
+        let format = &self.paging.format;
+        let next = self.first.saturating_sub(base) >> format.shift(level);
+        let next = next.min(format.entries().into()) as u16;
+        self.open[self.depth] = Open { table, level, next, base, merged };
+        self.depth += 1;
+    }
 }
 
 /// A table that is being read.
@@ -56,24 +91,20 @@ impl<M: PhysMemory> Iterator for Mappings<'_, M> {
     fn next(&mut self) -> Option<Mapping> {
         let format = &self.paging.format;
         while let Some(top) = self.depth.checked_sub(1) {
-            let open = &mut self.open[top];
-            if open.next == 512 {
+            let Open { table, level, next: index, base, merged } = self.open[top];
+            let base = base | u64::from(index) << format.shift(level);
+            if index >= format.entries() || base > self.last {
                 self.depth = top;
                 continue;
             }
-            let Open { table, level, next: index, base, merged } = *open;
-            open.next += 1;
+            self.open[top].next += 1;
             let mut step = format.step_at(level, table, index);
-            let Ok(entry) = self.memory.read_entry(step.entry_address()) else { continue };
+            let Ok(entry) = read(&mut Plain(self.memory), step) else { continue };
             step.entry = entry;
-            let base = base | u64::from(index) << format.shift(level);
             let merged = merged & format.mergeable(entry);
             match format.decode(level, entry) {
                 Entry::Absent | Entry::Malformed(_) => {}
-                Entry::Table(table) => {
-                    self.open[self.depth] = Open { table, level: level - 1, next: 0, base, merged };
-                    self.depth += 1;
-                }
+                Entry::Table(table) => self.open(table, level - 1, base, merged),
                 Entry::Leaf(frame, size) => {
                     let rights = format.merged_rights(merged, entry);
                     return Some(Mapping { address: format.extend(base), size, frame, rights, step });

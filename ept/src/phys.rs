@@ -34,11 +34,21 @@ pub trait PhysMemory {
 
     /// Writes `new` if the entry still is `current`; `false` if it has changed.
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError>;
+
+    /// Writes consecutive entries of one table, from `address` on, whatever they were. They are entries that no other
+    /// processor writes: absent ones, or those of a table that is not linked yet. Plain stores do; whoever sees a
+    /// later exchange must see them.
+    fn write_entries(&self, address: u64, entries: &[u64]) -> Result<(), MemoryError> {
+        for (at, &entry) in (address..).step_by(8).zip(entries) {
+            while !self.compare_exchange(at, self.read_entry(at)?, entry)? {}
+        }
+        Ok(())
+    }
 }
 
 /// Gives and takes back 4 KiB frames for tables.
 pub trait FrameAllocator {
-    /// A zeroed frame, or `None` if there is none left.
+    /// A frame, or `None` if there is none left. What it holds does not matter.
     fn allocate_table(&mut self) -> Option<u64>;
 
     /// Takes back a frame that [`allocate_table`](Self::allocate_table) gave. A processor may still hold
@@ -106,6 +116,14 @@ impl PhysMemory for SparseMemory {
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
         let entry = self.entry(address)?;
         Ok(entry.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).is_ok())
+    }
+
+    fn write_entries(&self, address: u64, entries: &[u64]) -> Result<(), MemoryError> {
+        let frame = self.frames.get(&(address / FRAME)).ok_or(MemoryError::Absent { address })?;
+        for (to, &entry) in frame[(address % FRAME / 8) as usize..].iter().zip(entries) {
+            to.store(entry, Ordering::Release);
+        }
+        Ok(())
     }
 }
 

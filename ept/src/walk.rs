@@ -44,7 +44,7 @@ impl Paging {
     }
 
     /// Where a walk for `address` begins; `None` if its page-directory pointer is not present.
-    fn start(&self, address: u64) -> Option<Start> {
+    pub(crate) fn start(&self, address: u64) -> Option<Start> {
         let level = self.format.levels();
         if self.format.kind() != Kind::Pae {
             return Some(Start { level, table: self.root, tables: u64::MAX });
@@ -286,7 +286,7 @@ pub(crate) trait Entries {
     fn compare_exchange(&mut self, address: u64, current: u64, new: u64) -> Result<bool, Self::Error>;
 }
 
-struct Plain<'a, M>(&'a M);
+pub(crate) struct Plain<'a, M>(pub &'a M);
 
 impl<M: PhysMemory> Entries for Plain<'_, M> {
     type Error = MemoryError;
@@ -380,7 +380,7 @@ fn set_flags<E: Entries>(
 }
 
 /// Reads the entry of a step. One of 32 bits is read with its neighbour, as memory gives eight bytes at a time.
-fn read<E: Entries>(entries: &mut E, step: Step) -> Result<u64, E::Error> {
+pub(crate) fn read<E: Entries>(entries: &mut E, step: Step) -> Result<u64, E::Error> {
     let address = step.entry_address();
     if step.width == 8 {
         return entries.read(address);

@@ -12,7 +12,7 @@
 //! | `0x08000` | page tables, 928 KiB | - |
 //! | `0xf0000` | the program's stack, 64 KiB | yes |
 
-use ept::{Attributes, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights};
+use ept::{Attributes, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights, Sizes};
 use memory_model::{AddrRange, FlatView, Gpa, Gva, PageSize};
 
 use crate::guest_tables::GuestTables;
@@ -222,8 +222,7 @@ impl LongMode {
 fn map_pages(mapper: &mut Mapper<'_, BootMemory<'_>>, map: &GuestMap) -> Result<(), ept::Error> {
     let map_all = |mapper: &mut Mapper<'_, _>| {
         let attributes = Attributes::ram(Kind::Ia32e, map.rights);
-        let count = (map.gva.bytes() >> map.page.shift()) as u64;
-        mapper.map_range(map.gva.first().0, map.gpa.0, map.page, count, attributes)
+        mapper.map_range(map.gva, map.gpa.0, Sizes::Only(map.page), attributes)
     };
     if !map.rights.is_empty() {
         match map_all(mapper) {
@@ -231,12 +230,8 @@ fn map_pages(mapper: &mut Mapper<'_, BootMemory<'_>>, map: &GuestMap) -> Result<
             done => return done,
         }
     }
-    for gva in map.gva.page_starts(map.page) {
-        match mapper.unmap(gva.0) {
-            Ok(_) | Err(ept::Error::NotMapped { .. }) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    // The guest does not run yet: nothing can be stale.
+    let _ = mapper.unmap_range(map.gva)?;
     if map.rights.is_empty() { Ok(()) } else { map_all(mapper) }
 }
 

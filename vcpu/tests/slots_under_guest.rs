@@ -95,7 +95,12 @@ fn guest_reads_while_slots_change(vm: &dyn Vm) {
         block.write(page, &page.to_le_bytes()).unwrap();
     }
     let gva = AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap();
-    let all = GuestMap { gva, gpa: Gpa(CODE), page: PageSize::Size4K, rights: ept::Rights::RWX | ept::Rights::USER };
+    let all = GuestMap {
+        gva,
+        gpa: Gpa(CODE),
+        page: PageSize::Size4K,
+        rights: ept::Rights::RWX | ept::Rights::USER,
+    };
     let guest = LongMode { entry: CODE, ring: Ring::User, handlers: vec![], maps: vec![all] };
     let (mut regs, system) = guest.install(&space.view()).unwrap();
     (regs[Gpr::Rbx], regs[Gpr::Rdi]) = (DATA, END);

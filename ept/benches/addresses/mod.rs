@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::hint::black_box;
 
-use ept::{Controls, Cr3, Ia32e, Levels, MaxPhyAddr, Paging};
+use ept::{Controls, Cr3, Ia32e, Levels, MaxPhyAddr, Paging, Sizes};
+use memory_model::{AddrRange, Gva, PageSize};
 
 use crate::ram::Random;
 
@@ -13,6 +14,14 @@ const MIB: u64 = 1 << 20;
 
 /// Tables, by what they take: the name, and how many bytes they map.
 pub const SIZES: [(&str, u64); 3] = [("16 KiB", 2 * MIB), ("2 MiB", 1020 * MIB), ("128 MiB", 65_400 * MIB)];
+
+/// Pages of 4 KiB alone.
+pub const SMALL: Sizes = Sizes::Only(PageSize::Size4K);
+
+/// That many bytes from there on.
+pub fn range(first: u64, bytes: u64) -> AddrRange<Gva> {
+    AddrRange::new(Gva(first), bytes.into()).expect("no wrap")
+}
 
 /// Random addresses, handed out in pieces. Who walks next starts half a pool away, so that nobody finds the other's
 /// entries in a cache.

@@ -104,11 +104,11 @@ impl World {
     }
 
     pub fn protect(&mut self, gpa: Gpa, rights: Rights) {
-        Mapper::new(&mut self.memory, self.second).protect(gpa.raw() & !0xfff, rights).unwrap();
+        let _ = Mapper::new(&mut self.memory, self.second).protect(gpa.raw() & !0xfff, rights).unwrap();
     }
 
     pub fn unmap(&mut self, gpa: Gpa) {
-        Mapper::new(&mut self.memory, self.second).unmap(gpa.raw() & !0xfff).unwrap();
+        let _ = Mapper::new(&mut self.memory, self.second).unmap(gpa.raw() & !0xfff).unwrap();
     }
 }
 

@@ -11,9 +11,8 @@ mod ram;
 use std::hint::black_box;
 
 use ept::{Access, Attributes, Flags, FrameAllocator, Kind, Mapper, Rights, translate};
-use memory_model::PageSize;
 
-use addresses::{Addresses, SIZES, START, each, ia32e};
+use addresses::{Addresses, SIZES, SMALL, START, each, ia32e, range};
 use peer::Memflow;
 use ram::{FRAME, Ram};
 
@@ -30,7 +29,7 @@ fn against_memflow(size: &str, bytes: u64) {
     let mut ram = Ram::new(bytes / 512 + 128 * FRAME);
     let paging = ia32e(ram.allocate_table().expect("room"));
     let page = Attributes::ram(Kind::Ia32e, Rights::RWX | Rights::USER);
-    let mapped = Mapper::new(&mut ram, paging).map_range(START, 0, PageSize::Size4K, bytes / FRAME, page);
+    let mapped = Mapper::new(&mut ram, paging).map_range(range(START, bytes), 0, SMALL, page);
     mapped.expect("room");
 
     let mut memflow = Memflow::new(&ram, paging.root);
@@ -41,10 +40,11 @@ fn against_memflow(size: &str, bytes: u64) {
         assert_eq!(memflow.translate(address), address - START);
     }
 
-    let target = if size == "128 MiB" { "" } else { " (target: at most 0.02x, one at a time)" };
-    paired::head(&format!("translate, tables of {size}, against memflow{target}"));
+    let in_cache = if size == "128 MiB" { None } else { Some(0.02) };
+    paired::head(&format!("translate, tables of {size}, against memflow"));
     paired::compare(
         "one at a time",
+        in_cache,
         ROUNDS,
         WALKS,
         addresses.walker(0, WALKS, each(ours)),
@@ -52,6 +52,7 @@ fn against_memflow(size: &str, bytes: u64) {
     );
     paired::compare(
         "memflow in batches of 16",
+        None,
         ROUNDS,
         WALKS,
         addresses.walker(0, WALKS, each(ours)),
