@@ -104,6 +104,15 @@ fn paging(kind: Kind) -> Paging {
     }
 }
 
+/// Stops the walker when the test ends, however it ends.
+struct Stop<'a>(&'a Arena);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Numbers that differ from each other (Marsaglia's xorshift).
 struct Random(u64);
 
@@ -202,6 +211,7 @@ fn a_walker_sees_no_broken_entry_no_wrong_frame_and_no_hole() {
         mapper.map(G1, G1 + OFFSET, PageSize::Size1G, page).unwrap();
         let (seen, done) = thread::scope(|scope| {
             let walker = scope.spawn(|| keep_walking(&arena, &paging));
+            let stop = Stop(&arena);
             let mut random = Random(0x2545_f491_4f6c_dd1d);
             let mut done = 0;
             while done < 1500 && !walker.is_finished() {
@@ -212,7 +222,7 @@ fn a_walker_sees_no_broken_entry_no_wrong_frame_and_no_hole() {
                     Err(error) => panic!("{error}"),
                 }
             }
-            arena.stop.store(true, Ordering::Relaxed);
+            drop(stop);
             (walker.join().expect("what the walker has seen"), done)
         });
         assert_eq!(done, 1500);
@@ -246,10 +256,11 @@ fn a3_no_write_is_lost_while_flags_are_cleared() {
                         while let Err(fault) = write() {
                             let denied = matches!(fault, Fault::EptViolation { .. })
                                 || fault == Fault::PageFault { code: DENIED };
-                            assert!(denied, "{fault}");
+                            assert!(denied && !arena.stop.load(Ordering::Relaxed), "{fault}");
                         }
                     }
                 });
+                let stop = Stop(&arena);
                 let mut random = Random(round + 1);
                 while !writer.is_finished() {
                     let some = pages(random.below(PAGES - 64) * K4, 64 * K4);
@@ -258,6 +269,7 @@ fn a3_no_write_is_lost_while_flags_are_cleared() {
                     let _ = mapper.protect_range(some, page.rights).unwrap();
                     let _ = mapper.clear_accessed(all, |_| ()).unwrap();
                 }
+                core::mem::forget(stop);
             });
             let _ = mapper.clear_dirty(all, |page| told(&mut dirty, page.address)).unwrap();
             let lost: Vec<_> = (0..PAGES).filter(|&n| dirty[n as usize] != 1).collect();
