@@ -127,7 +127,7 @@ fn a_joined_page_is_used_if_one_of_its_pieces_was() {
             let page = world.page(Rights::RWX);
             world.mapper().map_range(first_2m(), 0, Sizes::Only(PageSize::Size4K), page).unwrap();
             translate(&world, &world.paging, 511 * K4, access.by_user(), Flags::Set).unwrap();
-            let flags = world.at(511 * K4).step.entry ^ world.at(0).step.entry ^ 511 * K4;
+            let flags = world.at(511 * K4).step.entry ^ world.at(0).step.entry ^ (511 * K4);
             let _ = world.mapper().join(0, PageSize::Size2M).unwrap();
             let (accessed, dirty) = world.flags();
             assert_eq!(world.at(0).step.entry & (accessed | dirty), flags);
