@@ -16,6 +16,7 @@
 //! - [`nested_walk`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
 //! - [`Mapper`]: map, unmap, protect. [`mappings`]: every page a table maps.
 //! - [`mmu`]: KVM's fault path, page sizes, zaps, dirty logging.
+//! - [`verify`]: all that is wrong with a guest's tables, given its slots and the host's frames.
 //!
 //! Rule names such as M1 or V1 in these docs and in the tests number the rules of the Intel SDM (vol. 3C, EPT; vol. 3A,
 //! chapter 4), of AMD's nested paging, and of KVM's MMU.
@@ -84,6 +85,7 @@ mod nested;
 mod phys;
 mod quick;
 mod registers;
+pub mod verify;
 mod walk;
 
 pub use access::{Access, Controls, ProtectionKeys, Rights};
