@@ -1,5 +1,7 @@
 //! Frames that more than one leaf maps, and tables that a leaf maps: found by bits, named in a second pass.
 
+use alloc::vec::Vec;
+
 use memory_model::{Gpa, Hpa};
 
 use super::finding::{Finding, Place, Violation};
@@ -15,11 +17,13 @@ use crate::walk::Path;
 pub(super) struct Mark {
     pub seen: FrameSet,
     pub twice: FrameSet,
+    /// Scratch space.
+    words: Vec<(usize, u64)>,
 }
 
 impl Mark {
     pub fn new(like: &FrameSet) -> Self {
-        Self { seen: like.cleared(), twice: like.cleared() }
+        Self { seen: like.cleared(), twice: like.cleared(), words: Vec::new() }
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -39,14 +43,11 @@ impl Sink for Mark {
     fn table(&mut self, _: At<'_>, pages: &[HostPage], tally: &mut Tally) {
         let first = pages.first().map_or(0, |page| page.raw());
         let in_turn = |(index, page): (usize, &HostPage)| page.raw() ^ (first + ((index as u64) << 12));
-        let mut outside = 0;
-        if pages.iter().enumerate().fold(0, |wrong, page| wrong | in_turn(page)) == 0 {
-            outside = self.seen.insert_run(first >> 12, pages.len() as u64, &mut self.twice);
+        let outside = if pages.iter().enumerate().fold(0, |wrong, page| wrong | in_turn(page)) == 0 {
+            self.seen.insert_run(first >> 12, pages.len() as u64, &mut self.twice)
         } else {
-            for page in pages {
-                outside += self.seen.insert_run(page.raw() >> 12, 1, &mut self.twice);
-            }
-        }
+            self.seen.insert_all(pages.iter().map(|page| page.raw()), &mut self.twice, &mut self.words)
+        };
         tally.unchecked(Unchecked::OutsideRam, outside);
     }
 }

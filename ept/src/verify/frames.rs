@@ -83,6 +83,45 @@ impl FrameSet {
         count - inside
     }
 
+    /// The same for single frames, given by their addresses. `words` is scratch space: the words to be changed are all
+    /// known before the first is read, so that reading one does not wait for another.
+    #[inline]
+    pub fn insert_all(
+        &mut self,
+        addresses: impl Iterator<Item = u64>,
+        twice: &mut Self,
+        words: &mut Vec<(usize, u64)>,
+    ) -> u64 {
+        let mut outside = 0;
+        words.clear();
+        let (mut at, mut bits) = (0, 0);
+        for address in addresses {
+            let bit = (address >> 12).wrapping_sub(self.first);
+            if bit >= self.frames {
+                outside += 1;
+                continue;
+            }
+            let (word, mask) = ((bit / 64) as usize, 1 << (bit % 64));
+            // A bit that is there already goes into a pair of its own, to be met again.
+            if word != at || bits & mask != 0 {
+                words.push((at, bits));
+                (at, bits) = (word, 0);
+            }
+            bits |= mask;
+        }
+        words.push((at, bits));
+        for &(at, bits) in words.iter() {
+            let (Some(word), Some(twice)) = (self.words.get_mut(at), twice.words.get_mut(at)) else {
+                continue;
+            };
+            if *word & bits != 0 {
+                *twice |= *word & bits;
+            }
+            *word |= bits;
+        }
+        outside
+    }
+
     /// Adds all of `other`, a set of the same range, and to `twice` what both had.
     pub fn merge(&mut self, other: &Self, twice: &mut Self) {
         for ((ours, theirs), twice) in self.words.iter_mut().zip(&other.words).zip(&mut twice.words) {
@@ -125,5 +164,22 @@ mod tests {
         assert_eq!((set.len(), twice.len()), (0x100, 2));
         let ends = [0x10f, 0x1f0].map(|frame| twice.contains(frame));
         assert_eq!((ends, twice.contains(0x110), set.contains(0xff)), ([true; 2], false, false));
+    }
+
+    #[test]
+    fn single_frames_are_added_as_runs_are() {
+        let range = AddrRange::inclusive(Hpa(0x10_0000), Hpa(0x1f_ffff)).unwrap();
+        let mut set = FrameSet::new(range).unwrap();
+        let mut twice = set.cleared();
+        let frames = [0x101, 0x102, 0x100, 0x1ff, 0x102, 0x100, 0xff, 0x200, 0x140, 0x140];
+        let add = |set: &mut FrameSet, twice: &mut FrameSet| {
+            set.insert_all(frames.map(|frame| frame << 12).into_iter(), twice, &mut Vec::new())
+        };
+        assert_eq!(add(&mut set, &mut twice), 2);
+        let members = |set: &FrameSet| (0..0x300).filter(|&frame| set.contains(frame)).collect::<Vec<_>>();
+        assert_eq!(members(&set), [0x100, 0x101, 0x102, 0x140, 0x1ff]);
+        assert_eq!(members(&twice), [0x100, 0x102, 0x140]);
+        add(&mut set, &mut twice);
+        assert_eq!(members(&twice), members(&set));
     }
 }

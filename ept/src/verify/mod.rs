@@ -91,7 +91,7 @@ use alias::{Mark, Name};
 use report::{Lowest, NO_LEVEL, Tally};
 use slots::{Overlap, Stretch};
 use tree::Tree;
-use work::{Pass, Sink};
+use work::{Pass, Scratch, Sink};
 
 pub use finding::{Finding, Invariant, Limit, Place, Violation};
 pub use host::{HostMap, HostPage, HostPages, UnknownHost};
@@ -148,14 +148,14 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
 
     /// Looks at tables until there are none left. Called from several threads, each takes a part.
     pub fn work(&self) -> Work {
-        let mut pass = self.pass(Mark::new(&self.tree.frames));
+        let (mut pass, mut scratch) = (self.pass(Mark::new(&self.tree.frames)), Scratch::new());
         loop {
             let first = self.next.fetch_add(BATCH, Ordering::Relaxed).min(self.tree.tables.len());
             let batch = &self.tree.tables[first..(first + BATCH).min(self.tree.tables.len())];
             if batch.is_empty() {
                 return Work { tally: pass.tally, mark: pass.sink };
             }
-            batch.iter().for_each(|table| pass.table(table));
+            batch.iter().for_each(|table| pass.table(table, &mut scratch));
         }
     }
 
@@ -198,7 +198,8 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
             users: Lowest::new(self.most.saturating_mul(2)),
             mapped: Tally::new(self.most, self.guests.len()),
         });
-        self.tree.tables.iter().for_each(|table| pass.table(table));
+        let mut scratch = Scratch::new();
+        self.tree.tables.iter().for_each(|table| pass.table(table, &mut scratch));
         pass.sink.finish()
     }
 

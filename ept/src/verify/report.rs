@@ -210,13 +210,7 @@ impl Tally {
     }
 
     /// Counts a finding at an entry of that level, and keeps it if its place is low enough; only then is the path asked for.
-    pub fn found(
-        &mut self,
-        level: u8,
-        more: u64,
-        head: Finding,
-        path: impl FnOnce() -> Path,
-    ) {
+    pub fn found(&mut self, level: u8, more: u64, head: Finding, path: impl FnOnce() -> Path) {
         let Finding { guest, root, address, violation, .. } = head;
         let invariant = violation.invariant();
         self.counts[usize::from(invariant.number())] += 1;

@@ -88,19 +88,30 @@ pub(super) struct Pass<'a, M, S> {
     pub tally: Tally,
 }
 
+/// A table and the host's pages behind it. Kept from table to table: to clear them would cost as much as to look.
+pub(super) struct Scratch {
+    entries: [u64; 512],
+    pages: [HostPage; 512],
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        Self { entries: [0; 512], pages: [HostPage::UNKNOWN; 512] }
+    }
+}
+
 impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     /// Looks at all entries of one table.
-    pub fn table(&mut self, table: &'a Table) {
-        let mut entries = [0; 512];
+    pub fn table(&mut self, table: &'a Table, Scratch { entries, pages }: &mut Scratch) {
         self.tally.coverage.tables[usize::from(table.level)] += 1;
-        if self.memory.read_table(table.frame, &mut entries).is_err() {
-            let at = At::new(self.tree, table, 0, &entries);
+        if self.memory.read_table(table.frame, entries).is_err() {
+            let at = At::new(self.tree, table, 0, entries);
             let violation = Violation::Outside { table: Hpa(table.frame), level: table.level };
             return at.found(at.gpa, 0, violation, &mut self.tally);
         }
         match table.level {
-            1 => self.page_table(table, &entries),
-            _ => self.directory(table, &entries),
+            1 => self.page_table(table, entries, pages),
+            _ => self.directory(table, entries),
         }
     }
 
@@ -122,7 +133,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     }
 
     /// A table of level 1, stretch by stretch of the slots.
-    fn page_table(&mut self, table: &Table, entries: &[u64; 512]) {
+    fn page_table(&mut self, table: &Table, entries: &[u64; 512], pages: &mut [HostPage; 512]) {
         let first = At::new(self.tree, table, 0, entries).gpa;
         let whole = AddrRange::page_of(first, PageSize::Size2M);
         let (_, space) = self.space(table);
@@ -132,7 +143,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             let index = |gpa: Gpa| (gpa.page_offset(PageSize::Size2M) >> 12) as usize;
             let (begin, end) = (index(part.first()), index(part.last()) + 1);
             self.entries(table, entries, done..begin);
-            self.stretch(table, entries, begin..end, stretch);
+            self.stretch(table, entries, begin..end, stretch, &mut pages[begin..end]);
             done = end;
         }
         self.entries(table, entries, done..512);
@@ -154,11 +165,10 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         entries: &[u64; 512],
         range: core::ops::Range<usize>,
         stretch: &Stretch,
+        pages: &mut [HostPage],
     ) {
         let (guest, _) = self.space(table);
         let first = At::new(self.tree, table, range.start, entries);
-        let mut pages = [HostPage::UNKNOWN; 512];
-        let pages = &mut pages[range.clone()];
         guest.host.pages(stretch.hva_of(first.gpa), pages);
         let template = first.root().template(&guest.slots[stretch.slot]);
         if template.all_right(&entries[range.clone()], pages) {

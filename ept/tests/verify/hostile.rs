@@ -84,7 +84,7 @@ fn tables_shared_512_fold_at_each_level() {
 fn every_entry_points_to_a_table_of_its_own_that_is_not_there() {
     let mut world = World::empty(format(Kind::Npt));
     let root = world.roots[0].root;
-    fill(&mut world, root, |index| 0x1000_0000 + (index << 20) | POINTER);
+    fill(&mut world, root, |index| (0x1000_0000 + (index << 20)) | POINTER);
     assert_eq!(broken(&bounded(&world, 3)), [(7, 512)]);
 }
 
