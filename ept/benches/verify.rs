@@ -69,20 +69,20 @@ impl PhysMemory for Tables {
 impl Tables {
     /// A PML4, a PDPT, a PD for each GiB and, with 4K pages, a page table for each 2 MiB.
     fn of_4k(frame: impl Fn(u64) -> u64) -> Self {
-        let mut tables = Self::upper(|number| TABLES + (66 + number) * PAGE | 0x107);
+        let mut tables = Self::upper(|number| (TABLES + (66 + number) * PAGE) | 0x107);
         tables.entries.extend((0..GUEST / PAGE).map(|page| frame(page) | 0x377));
         tables.leaves = [GUEST / PAGE, 0, 0];
         tables
     }
 
     fn of_2m() -> Self {
-        Self { leaves: [0, GUEST >> 21, 0], ..Self::upper(|number| RAM + (number << 21) | 0x3f7) }
+        Self { leaves: [0, GUEST >> 21, 0], ..Self::upper(|number| (RAM + (number << 21)) | 0x3f7) }
     }
 
     fn upper(pde: impl Fn(u64) -> u64) -> Self {
         let mut entries = vec![0; 1024];
-        entries[0] = TABLES + PAGE | 0x107;
-        (0..64).for_each(|number| entries[512 + number as usize] = TABLES + (2 + number) * PAGE | 0x107);
+        entries[0] = (TABLES + PAGE) | 0x107;
+        (0..64).for_each(|number| entries[512 + number as usize] = (TABLES + (2 + number) * PAGE) | 0x107);
         entries.extend((0..64 * 512).map(pde));
         Self { entries, leaves: [0; 3] }
     }

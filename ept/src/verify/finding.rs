@@ -23,7 +23,7 @@ pub enum Invariant {
     LargeLeaf = 4,
     /// No entry is malformed, nor is a root.
     WellFormed = 5,
-    /// Pointers to tables grant what the policy says; what translates nothing is zero or a known encoding.
+    /// Pointers to tables grant everything, if that is the policy; what translates nothing is zero or a known encoding.
     NonLeaf = 6,
     /// Each table is reached once, at one level, and lies in RAM: tables form a tree.
     Tree = 7,
@@ -200,12 +200,12 @@ pub enum Violation {
         /// The bits that must be zero.
         bits: u64,
     },
-    /// 6: a pointer to a table with other rights than the policy's.
+    /// 6: a pointer to a table with fewer rights than it can grant.
     #[error("a pointer to a table grants {seen:?}, not {expected:?}")]
     TableRights {
-        /// The policy's.
+        /// All that it can grant.
         expected: Rights,
-        /// The entry's.
+        /// What it grants.
         seen: Rights,
     },
     /// 6: an entry that translates nothing is neither zero nor a known encoding.

@@ -5,7 +5,6 @@ use core::fmt;
 use memory_model::Hpa;
 
 use super::host::HostMap;
-use crate::access::Rights;
 use crate::format::{Caching, Kind, MemoryType};
 use crate::mmu::Memslot;
 use crate::walk::Paging;
@@ -76,8 +75,8 @@ pub struct Policy<'a> {
     pub ram: Caching,
     /// The kind of memory of leaves for devices.
     pub device: Caching,
-    /// What each pointer to a table grants; `None`: anything.
-    pub tables: Option<Rights>,
+    /// Pointers to tables grant everything, so that leaves alone decide.
+    pub tables_grant_all: bool,
     /// Hardware alone writes A and D, so that D implies A.
     pub dirty_implies_accessed: bool,
     /// Bits set in every present entry, which are no part of an address: the C-bit of encrypted memory.
@@ -105,11 +104,14 @@ impl Policy<'static> {
             // PAT entries 0 and 3 are WB and UC after reset.
             _ => (Caching::PAT_RAM, Caching::Pat(3)),
         };
-        let tables = match kind {
-            Kind::Ept => Rights::RWX,
-            _ => Rights::RWX.union(Rights::USER),
-        };
-        Self { ram, device, tables: Some(tables), dirty_implies_accessed: true, encryption: 0, software: &[] }
+        Self {
+            ram,
+            device,
+            tables_grant_all: true,
+            dirty_implies_accessed: true,
+            encryption: 0,
+            software: &[],
+        }
     }
 
     /// As KVM keeps its tables: prefetched leaves have D without A (rule S4), and some entries mean something to it

@@ -46,6 +46,8 @@ pub enum Unchecked {
     NoHva,
     /// 3: writable leaves in a logged slot, whose log is not known.
     LogUnknown,
+    /// 3: leaves whose sub-page permissions let a guest write parts of them.
+    SubPages,
     /// 8, 9: frames mapped outside of the host's RAM.
     OutsideRam,
     /// 9: frames whose HVA another slot has too, and of which the host does not say where they are.
@@ -70,6 +72,7 @@ impl fmt::Display for Unchecked {
             Self::HostUnknown => "2: frames that the host does not tell",
             Self::NoHva => "2: frames of leaves outside their slots",
             Self::LogUnknown => "3: writable leaves whose dirty log is not known",
+            Self::SubPages => "3: leaves with sub-page permissions",
             Self::OutsideRam => "8, 9: frames outside of the host's RAM",
             Self::AliasUnknown => "9: frames of slots that share HVAs, and that the host does not tell",
             Self::Changed => "all: tables that changed while they were read",

@@ -20,7 +20,7 @@ pub(super) struct Template {
 }
 
 /// The roles whose bits every leaf has alike. With R set, no combination of the other rights is malformed.
-const FIXED: [Role; 9] = [
+const FIXED: [Role; 10] = [
     Role::Frame,
     Role::Present,
     Role::Read,
@@ -30,7 +30,11 @@ const FIXED: [Role; 9] = [
     Role::CacheDisable,
     Role::PageAttribute,
     Role::PageSize,
+    Role::SubPageWrite,
 ];
+
+/// The roles whose bits let a guest write.
+const WRITES: [Role; 3] = [Role::Write, Role::PagingWrite, Role::SupervisorShadowStack];
 
 impl Template {
     /// The template of leaves that may be writable, or not.
@@ -44,7 +48,7 @@ impl Template {
             care |= bits(Role::User);
         }
         if !writable {
-            care |= bits(Role::Write);
+            care |= WRITES.into_iter().fold(0, |care, role| care | bits(role));
         }
         let leaf =
             format.leaf(PageSize::Size4K, 0, Attributes { rights, caching: policy.ram, software: 0 })?;
@@ -54,7 +58,7 @@ impl Template {
             care,
             value: leaf & care | policy.encryption,
             dirty: if flags { dirty } else { 0 },
-            above: dirty.trailing_zeros() - accessed.trailing_zeros(),
+            above: dirty.trailing_zeros().saturating_sub(accessed.trailing_zeros()),
         })
     }
 

@@ -11,8 +11,9 @@ use super::frames::FrameSet;
 use super::input::Guest;
 use super::report::{NO_LEVEL, Tally, Unchecked};
 use super::template::Template;
+use crate::access::Rights;
 use crate::error::Error;
-use crate::format::{Entry, Kind, shift_of};
+use crate::format::{Entry, Kind};
 use crate::phys::PhysMemory;
 use crate::walk::{Paging, Path, Step};
 
@@ -24,6 +25,8 @@ pub(super) struct Root {
     pub number: usize,
     pub paging: Paging,
     pub encryption: u64,
+    /// All that a pointer to a table can grant.
+    pub pointer: Rights,
     pub writable: Template,
     pub readonly: Template,
 }
@@ -74,8 +77,8 @@ pub(super) fn roots(guests: &[Guest<'_>]) -> Result<Vec<Root>, Error> {
             }
             let template = |writable| Template::new(format, policy, writable);
             let (writable, readonly) = (template(true)?, template(false)?);
-            let encryption = policy.encryption;
-            roots.push(Root { guest, number, paging, encryption, writable, readonly });
+            let (encryption, pointer) = (policy.encryption, format.rights(format.table(0)?));
+            roots.push(Root { guest, number, paging, encryption, pointer, writable, readonly });
         }
     }
     Ok(roots)
@@ -137,7 +140,7 @@ impl Tree {
                 let level = level - 1;
                 let pointers = &mut self.tables[above].pointers;
                 *pointers = pointers.wrapping_add(frame);
-                let base = base | u64::from(at) << shift_of(level + 1);
+                let base = base | u64::from(at) << format.shift(level + 1);
                 let base = format.extend(base);
                 next = self.enter(
                     Table { frame, base, above, entry, pointers: 0, root, index: at, level },
@@ -190,7 +193,8 @@ impl Tree {
         let mut depth = 0;
         let mut at = *table;
         while let Some(above) = self.tables.get(at.above).filter(|above| above.level > at.level) {
-            steps[depth] = Step { level: above.level, index: at.index, table: above.frame, entry: at.entry };
+            let format = &self.roots[above.root].paging.format;
+            steps[depth] = Step { entry: at.entry, ..format.step_at(above.level, above.frame, at.index) };
             depth += 1;
             at = *above;
         }

@@ -10,9 +10,12 @@ use super::slots::{Stretch, from};
 use super::template::Template;
 use super::tree::{Root, Table, Tree};
 use crate::access::Rights;
-use crate::format::{Entry, Format, Kind, Role, shift_of};
+use crate::format::{Entry, Format, Kind, Role};
 use crate::phys::PhysMemory;
 use crate::walk::{Path, Step};
+
+/// Whatever lets a guest write: also without W, to shadow stacks and to flags in its paging entries (rules X2, X3).
+const WRITES: Rights = Rights::WRITE.union(Rights::SHADOW_STACK).union(Rights::PAGING_WRITE);
 
 /// Takes note of the frames that leaves map.
 pub(super) trait Sink {
@@ -41,8 +44,9 @@ pub(super) struct At<'a> {
 
 impl<'a> At<'a> {
     fn new(tree: &'a Tree, table: &'a Table, index: usize, entries: &'a [u64; 512]) -> Self {
-        let gpa = Gpa(table.base | (index as u64) << shift_of(table.level));
-        Self { tree, table, index: index as u16, gpa: Gpa(format(tree, table).extend(gpa.raw())), entries }
+        let format = format(tree, table);
+        let gpa = Gpa(format.extend(table.base | (index as u64) << format.shift(table.level)));
+        Self { tree, table, index: index as u16, gpa, entries }
     }
 
     /// The entry that many further on in the same table.
@@ -61,7 +65,8 @@ impl<'a> At<'a> {
     pub fn path(&self) -> Path {
         let Table { frame, level, .. } = *self.table;
         let mut path = self.tree.path_to(self.table);
-        path.push(Step { level, index: self.index, table: frame, entry: self.entry() });
+        let step = format(self.tree, self.table).step_at(level, frame, self.index);
+        path.push(Step { entry: self.entry(), ..step });
         path
     }
 
@@ -221,7 +226,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             Entry::Absent => Violation::NotZero { seen: entry },
             Entry::Malformed(reason) => Violation::Misconfigured { reason },
             Entry::Table(next) => {
-                self.pointer(at, guest.policy.tables);
+                self.pointer(at, guest.policy.tables_grant_all);
                 return Some(next);
             }
             Entry::Leaf(frame, size) => {
@@ -233,9 +238,11 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         None
     }
 
-    fn pointer(&mut self, at: &At<'_>, expected: Option<Rights>) {
-        let seen = at.root().paging.format.rights(at.entry());
-        if let Some(expected) = expected.filter(|&expected| expected != seen) {
+    fn pointer(&mut self, at: &At<'_>, all_rights: bool) {
+        let expected = at.root().pointer;
+        // Some bits of leaves grant rights that have no say in a pointer.
+        let seen = at.root().paging.format.rights(at.entry()) & expected;
+        if all_rights && seen != expected {
             at.found(at.gpa, 0, Violation::TableRights { expected, seen }, &mut self.tally);
         }
         self.encryption(at);
@@ -298,7 +305,10 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         if slot.memslot.log_dirty && size != PageSize::Size4K {
             at.found(at.gpa, 1, Violation::LoggedLarge { size }, &mut self.tally);
         }
-        if !seen.contains(Rights::WRITE) {
+        if at.entry() & at.root().paging.format.bits(Role::SubPageWrite, at.table.level, true) != 0 {
+            self.tally.unchecked(Unchecked::SubPages, 1);
+        }
+        if !seen.intersects(WRITES) {
             return;
         }
         let limit = match slot.log {
@@ -319,7 +329,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     fn not_writable(&mut self, at: &At<'_>, limit: Option<Limit>) {
         let seen = at.root().paging.format.rights(at.entry());
         if let Some(limit) = limit {
-            let allowed = seen - Rights::WRITE;
+            let allowed = seen - WRITES;
             at.found(at.gpa, 0, Violation::Rights { allowed, seen, limit }, &mut self.tally);
         }
     }
@@ -361,7 +371,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             at.found(at.gpa, 0, violation, &mut self.tally);
         }
         if seen.read_only && !slot.memslot.readonly {
-            let writable = at.root().paging.format.rights(at.entry()).contains(Rights::WRITE);
+            let writable = at.root().paging.format.rights(at.entry()).intersects(WRITES);
             self.not_writable(at, writable.then_some(Limit::Host));
         }
         self.memory_type(at, &seen);

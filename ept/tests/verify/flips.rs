@@ -4,7 +4,7 @@
 //! By default all entries in use and some of the others are taken; with `EPT_FLIP_ALL` set, all of them.
 
 use ept::verify::{DirtyLog, Guest};
-use ept::{Caching, EptCaps, Format, Kind, Levels, PhysMemory, Rights, Role, mappings};
+use ept::{Caching, Ept, EptCaps, Format, Kind, Levels, PhysMemory, Rights, Role, mappings};
 use memory_model::{AddrRange, Hpa, PageSize};
 
 use crate::world::*;
@@ -47,7 +47,8 @@ fn gigantic(format: Format) -> World {
 fn view(world: &World) -> Vec<(u64, PageSize, u64, Rights, Caching, u64)> {
     let format = &world.roots[0].format;
     let more = |level, entry| {
-        entry & (format.bits(Role::Global, level, true) | format.bits(Role::ProtectionKey, level, true))
+        let roles = [Role::Global, Role::ProtectionKey, Role::GuestPagingVerification, Role::SubPageWrite];
+        entry & roles.into_iter().fold(0, |bits, role| bits | format.bits(role, level, true))
     };
     let pages = mappings(&world.memory, &world.roots[0]);
     pages
@@ -145,6 +146,7 @@ fn each_flipped_bit_is_found_or_changes_the_view_or_is_ignored() {
         ("EPT", format(Kind::Ept)),
         ("EPT, 5 levels", ept(EptCaps::all(), Levels::Five, true)),
         ("EPT, no flags, no execute-only", ept(no_options(), Levels::Four, false)),
+        ("EPT, all extensions", Format::ept(extensions())),
         ("NPT", format(Kind::Npt)),
         ("IA-32e", format(Kind::Ia32e)),
     ] {
@@ -163,6 +165,18 @@ fn each_flipped_bit_is_found_or_changes_the_view_or_is_ignored() {
         );
         assert!(missed.is_empty(), "{name}: {missed:x?}");
         assert!(found > 100 && seen > 0 && ignored > 100);
+    }
+}
+
+fn extensions() -> Ept {
+    Ept {
+        accessed_dirty: true,
+        supervisor_shadow_stack: true,
+        mode_based_execute: true,
+        paging_write: true,
+        guest_paging_verification: true,
+        sub_page_write: true,
+        ..Ept::new(Levels::Four, EptCaps::all(), WIDTH)
     }
 }
 

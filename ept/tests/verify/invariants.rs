@@ -5,7 +5,8 @@ use ept::verify::{
     DirtyLog, Guest, HostPage, HostPages, Limit, Place, Policy, Unchecked, UnknownHost, Verifier, Violation,
 };
 use ept::{
-    Caching, EptCaps, Error, FrameAllocator, Kind, Levels, MemoryType, Misconfiguration, Paging, Rights,
+    Caching, Ept, EptCaps, Error, Format, FrameAllocator, Kind, Legacy32, Levels, MemoryType,
+    Misconfiguration, Pae, Paging, Rights,
 };
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 
@@ -161,6 +162,29 @@ fn i03_read_only_is_never_writable() {
     }
 }
 
+/// Rules X2 and X3: what lets a guest write without W.
+#[test]
+fn i03_read_only_is_not_writable_by_shadow_stacks_and_paging_writes_either() {
+    let extensions = Ept {
+        supervisor_shadow_stack: true,
+        paging_write: true,
+        sub_page_write: true,
+        ..Ept::new(Levels::Four, EptCaps::all(), WIDTH)
+    };
+    let mut world = World::of(Format::ept(extensions));
+    assert!(world.verify().is_clean());
+    let leaf = world.leaf(4 * M2 + K4);
+    for bit in [58, 60] {
+        world.flip(leaf, 1 << bit);
+        let found = only(&world.verify(), 3, 4 * M2 + K4);
+        assert!(matches!(found.violation, Violation::Rights { limit: Limit::ReadonlySlot, .. }), "{found}");
+        world.flip(leaf, 1 << bit);
+    }
+    world.flip(leaf, 1 << 61);
+    let report = world.verify();
+    assert_eq!((report.is_clean(), report.unchecked(Unchecked::SubPages)), (true, 1));
+}
+
 #[test]
 fn i03_a_logged_page_is_writable_only_once_it_is_in_the_log() {
     for kind in KINDS {
@@ -298,7 +322,7 @@ fn i05_a_root_is_an_address() {
 }
 
 #[test]
-fn i06_pointers_to_tables_grant_what_the_policy_says() {
+fn i06_pointers_to_tables_grant_everything() {
     for kind in KINDS {
         for level in [2, 3, 4] {
             let mut world = World::new(kind);
@@ -308,7 +332,7 @@ fn i06_pointers_to_tables_grant_what_the_policy_says() {
             let (expected, seen) = (world.all(), world.all() - Rights::WRITE);
             assert_eq!(found.violation, Violation::TableRights { expected, seen });
             assert_eq!(found.path.last().unwrap().entry_address(), entry);
-            world.policy.tables = None;
+            world.policy.tables_grant_all = false;
             assert!(world.verify().is_clean());
         }
     }
@@ -730,9 +754,20 @@ fn input_that_makes_no_sense_is_refused() {
     let guests = [world.guest()];
     let refused = Verifier::new(&world.memory, &guests, range, 1).map(|_| ());
     assert_eq!(refused.unwrap_err(), Error::HostRam { range });
+    for format in [Format::pae(Pae { max_phy_addr: WIDTH, no_execute: true }), legacy()] {
+        world.roots[0] = Paging::new(format, 0);
+        let guests = [world.guest()];
+        let refused = Verifier::new(&world.memory, &guests, ram(), 1).map(|_| ());
+        assert_eq!(refused.unwrap_err(), Error::Unverifiable { kind: format.kind() });
+    }
+    let mut world = World::new(Kind::Ept);
     world.policy.ram = Caching::Pat(0);
     let guests = [world.guest()];
     assert_eq!(Verifier::new(&world.memory, &guests, ram(), 1).map(|_| ()).unwrap_err(), Error::Caching);
+}
+
+fn legacy() -> Format {
+    Format::legacy32(Legacy32 { page_4m: true, pse_36: None })
 }
 
 impl World {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ept::mmu::Memslot;
 use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Invariant, Policy, Report, Slot, Verifier};
 use ept::{
-    Attributes, Controls, EptCaps, Eptp, Format, FrameAllocator, Ia32e, Kind, Levels, Mapper, MaxPhyAddr,
-    Paging, PhysMemory, Rights, SparseMemory, mappings,
+    Attributes, Ept, EptCaps, Format, FrameAllocator, Ia32e, Kind, Levels, Mapper, MaxPhyAddr, Paging,
+    PhysMemory, Rights, SparseMemory, mappings,
 };
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 
@@ -62,11 +62,11 @@ pub struct World {
 }
 
 pub fn ept(caps: EptCaps, levels: Levels, flags: bool) -> Format {
-    Format::ept(Eptp::for_root(0, levels, flags, caps, WIDTH).unwrap(), caps, WIDTH)
+    Format::ept(Ept { accessed_dirty: flags, ..Ept::new(levels, caps, WIDTH) })
 }
 
 pub fn format(kind: Kind) -> Format {
-    let processor = Ia32e { levels: Levels::Four, max_phy_addr: WIDTH, no_execute: true, page_1g: true };
+    let processor = Ia32e::new(Levels::Four, WIDTH);
     match kind {
         Kind::Ept => ept(EptCaps::all(), Levels::Four, true),
         Kind::Npt => Format::npt(processor),
@@ -84,7 +84,7 @@ impl World {
         let mut memory = SparseMemory::allocating_from(TABLES);
         let root = memory.allocate_table().unwrap();
         let policy = Policy::strict(format.kind());
-        let paging = Paging { root, ..paging(format) };
+        let paging = Paging::new(format, root);
         let (slots, host) = (Vec::new(), Host::default());
         Self { memory, roots: vec![paging], slots, host, policy, leaves: None, tables: None }
     }
@@ -213,10 +213,6 @@ pub fn verify(memory: &SparseMemory, guests: &[Guest<'_>]) -> Report {
     });
     assert_eq!(report.to_string(), parallel.to_string());
     report
-}
-
-pub fn paging(format: Format) -> Paging {
-    Paging { format, root: 0, controls: Controls::empty() }
 }
 
 pub fn index(gpa: u64, level: u8) -> u64 {
