@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use ept::mmu::Memslot;
-use ept::verify::{Guest, HostMap, HostPage, HostPages, Policy, Report, Slot, Verifier};
+use ept::verify::{DirtyLog, Guest, HostMap, HostPage, HostPages, Policy, Report, Slot, Verifier};
 use ept::{EptCaps, Eptp, Kind, Levels, MaxPhyAddr, MemoryError, Paging, PhysMemory};
 use memory_model::{AddrRange, Gpa, Hpa, Hva};
 
@@ -21,8 +21,8 @@ const HOST: u64 = 128 << 30;
 fn main() {
     println!("64 GiB of guest, {THREADS} threads, median of {ROUNDS}\n");
     println!(
-        "{:<38} {:>9} {:>11} {:>9} {:>9} {:>7} {:>10}",
-        "", "bytes", "verify", "GB/s", "read", "share", "per leaf"
+        "{:<38} {:>11} {:>11} {:>10} {:>7} {:>7} {:>8}",
+        "", "verify", "leaf, core", "bytes", "GB/s", "read", "share"
     );
     let in_a_row = |page: u64| RAM + page * PAGE;
     // An odd factor: each frame once, and no two neighbours in the guest are neighbours in the host.
@@ -34,6 +34,7 @@ fn main() {
     let small = Tables::of_4k(in_a_row);
     row("4K, frames in a row, host in rows", &small, &Row, 0);
     with_pages("4K, frames in a row, host page by page", &small, in_a_row);
+    logged("4K, writes logged, all in the log", &small);
     drop(small);
     with_pages("4K, frames in runs of 32", &Tables::of_4k(runs), runs);
     with_pages("4K, frames scattered", &Tables::of_4k(scattered), scattered);
@@ -105,12 +106,23 @@ fn with_pages(name: &str, tables: &Tables, frame: impl Fn(u64) -> u64) {
     row(name, tables, &HostPages { hva: Hva(HVA), pages: &pages }, pages.len() * 8);
 }
 
+/// As during a migration: each leaf is looked up in the log.
+fn logged(name: &str, tables: &Tables) {
+    let log = vec![u64::MAX; (GUEST / PAGE / 64) as usize];
+    let memslot = Memslot { base: Gpa(0), bytes: GUEST, hva: Hva(HVA), readonly: false, log_dirty: true };
+    row_of(name, tables, Slot { memslot, log: DirtyLog::Bitmap(&log) }, &Row, 0);
+}
+
 fn row(name: &str, tables: &Tables, host: &dyn HostMap, more: usize) {
+    let memslot = Memslot { base: Gpa(0), bytes: GUEST, hva: Hva(HVA), readonly: false, log_dirty: false };
+    row_of(name, tables, memslot.into(), host, more);
+}
+
+/// `more`: bytes of the host's own that are read.
+fn row_of(name: &str, tables: &Tables, slot: Slot<'_>, host: &dyn HostMap, more: usize) {
     let (caps, width) = (EptCaps::all(), MaxPhyAddr::new(46).unwrap());
     let eptp = Eptp::for_root(TABLES, Levels::Four, true, caps, width).unwrap();
-    let memslot = Memslot { base: Gpa(0), bytes: GUEST, hva: Hva(HVA), readonly: false, log_dirty: false };
-    let slots: [Slot<'_>; 1] = [memslot.into()];
-    let roots = [Paging::ept(eptp, caps, width)];
+    let (slots, roots) = ([slot], [Paging::ept(eptp, caps, width)]);
     let guest = Guest {
         process: 0,
         roots: &roots,
@@ -121,7 +133,6 @@ fn row(name: &str, tables: &Tables, host: &dyn HostMap, more: usize) {
         tables: None,
     };
     let ram = AddrRange::new(Hpa(0), HOST.into()).unwrap();
-    // Read what is verified: the tables, and the host's own array if it has one.
     let array = vec![1u64; more / 8];
     let (mut verified, mut read) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -138,15 +149,18 @@ fn row(name: &str, tables: &Tables, host: &dyn HostMap, more: usize) {
     let (verified, read) = (median(verified), median(read));
     let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
     let leaves = tables.leaves.iter().sum::<u64>();
-    println!(
-        "{name:<38} {:>5} MiB {:>8.2} ms {:>9.1} {:>9.1} {:>5.0} % {:>7.2} ns",
-        bytes >> 20,
-        verified.as_secs_f64() * 1e3,
-        rate(verified),
-        rate(read),
-        rate(verified) * 100.0 / rate(read),
-        verified.as_secs_f64() * 1e9 * THREADS as f64 / leaves as f64,
-    );
+    let (milliseconds, per_leaf) =
+        (verified.as_secs_f64() * 1e3, verified.as_secs_f64() * 1e9 / leaves as f64);
+    print!("{name:<38} {milliseconds:>8.2} ms {:>8.2} ns", per_leaf * THREADS as f64);
+    match bytes >> 20 {
+        0 => println!(),
+        size => println!(
+            " {size:>6} MiB {:>7.1} {:>7.1} {:>6.0} %",
+            rate(verified),
+            rate(read),
+            rate(verified) * 100.0 / rate(read)
+        ),
+    }
 }
 
 fn verify(tables: &Tables, guests: &[Guest<'_>], ram: AddrRange<Hpa>) -> Report {

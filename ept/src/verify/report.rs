@@ -32,7 +32,7 @@ pub struct Coverage {
     pub leaves: Vec<[u64; 3]>,
     /// 4 KiB frames compared with the host's.
     pub frames: u64,
-    /// Entries that mean something to software only.
+    /// Entries that mean something to software only, by the policy's encodings: nothing else of them is checked.
     pub software: u64,
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Template {
     /// D, if it implies A; and how far above A it is.
     dirty: u64,
     above: u32,
+    /// Bits that let a guest write.
+    writes: u64,
 }
 
 /// The roles whose bits every leaf has alike. With R set, no combination of the other rights is malformed.
@@ -47,8 +49,9 @@ impl Template {
             rights |= Rights::USER;
             care |= bits(Role::User);
         }
+        let writes = WRITES.into_iter().fold(0, |writes, role| writes | bits(role));
         if !writable {
-            care |= WRITES.into_iter().fold(0, |care, role| care | bits(role));
+            care |= writes;
         }
         let leaf =
             format.leaf(PageSize::Size4K, 0, Attributes { rights, caching: policy.ram, software: 0 })?;
@@ -59,6 +62,7 @@ impl Template {
             value: leaf & care | policy.encryption,
             dirty: if flags { dirty } else { 0 },
             above: dirty.trailing_zeros().saturating_sub(accessed.trailing_zeros()),
+            writes,
         })
     }
 
@@ -70,6 +74,12 @@ impl Template {
         (entry ^ (page | self.value)) & self.care
             | page & HostPage::FLAGS
             | entry & self.dirty & !(entry << self.above)
+    }
+
+    /// Whether the leaf lets a guest write.
+    #[inline]
+    pub fn writes(&self, entry: u64) -> bool {
+        entry & self.writes != 0
     }
 
     /// Whether all of these leaves are right.

@@ -175,18 +175,22 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         let (guest, _) = self.space(table);
         let first = At::new(self.tree, table, range.start, entries);
         guest.host.pages(stretch.hva_of(first.gpa), pages);
-        let template = first.root().template(&guest.slots[stretch.slot]);
-        if template.all_right(&entries[range.clone()], pages) {
+        let slot = &guest.slots[stretch.slot];
+        let template = first.root().template(slot);
+        let (log, first_page) = (slot.log(), (first.gpa.raw() - slot.memslot.base.raw()) >> 12);
+        let logged = |(page, &entry): (u64, &u64)| !template.writes(entry) || in_log(log, page);
+        let all = &entries[range.clone()];
+        if template.all_right(all, pages) && (log.is_none() || (first_page..).zip(all).all(logged)) {
             return self.right(&first, pages, stretch);
         }
-        for (index, &page) in range.zip(pages.iter()) {
+        for ((index, &page), number) in range.zip(pages.iter()).zip(first_page..) {
             let entry = entries[index];
             if entry == 0 {
                 continue;
             }
             let at = At::new(self.tree, table, index, entries);
             match template.wrong(entry, page) {
-                0 => self.right(&at, &[page], stretch),
+                0 if logged((number, &entry)) => self.right(&at, &[page], stretch),
                 _ => _ = self.entry(&at),
             }
         }
@@ -316,11 +320,9 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             _ if !slot.memslot.log_dirty || size != PageSize::Size4K => None,
             DirtyLog::Pml => None,
             DirtyLog::Unknown => return self.tally.unchecked(Unchecked::LogUnknown, 1),
-            DirtyLog::Bitmap(words) => {
+            DirtyLog::Bitmap(_) => {
                 let page = (at.gpa.raw() - slot.memslot.base.raw()) >> 12;
-                let word = usize::try_from(page / 64).ok().and_then(|word| words.get(word));
-                let logged = word.is_some_and(|word| word >> (page % 64) & 1 != 0);
-                (!logged).then_some(Limit::DirtyLog)
+                (!in_log(slot.log(), page)).then_some(Limit::DirtyLog)
             }
         };
         self.not_writable(at, limit);
@@ -337,7 +339,14 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     /// Compares each frame of a leaf inside one slot with the host's.
     fn frames(&mut self, at: &At<'_>, hpa: Hpa, leaf: AddrRange<Gpa>, slot: &Slot<'_>) {
         let (guest, space) = self.space(at.table);
-        let mut pages = [HostPage::UNKNOWN; 512];
+        let (mut one, mut many);
+        let pages: &mut [HostPage] = if at.table.level == 1 {
+            one = [HostPage::UNKNOWN];
+            &mut one
+        } else {
+            many = [HostPage::UNKNOWN; 512];
+            &mut many
+        };
         let mut seen = Seen::default();
         for stretch in from(space, leaf.first()) {
             let Some(part) = stretch.gpa.intersection(leaf) else { break };
@@ -431,8 +440,27 @@ impl Root {
     }
 
     fn template(&self, slot: &Slot<'_>) -> &Template {
-        if slot.memslot.readonly || slot.memslot.log_dirty { &self.readonly } else { &self.writable }
+        if slot.memslot.readonly { &self.readonly } else { &self.writable }
     }
+}
+
+impl Slot<'_> {
+    /// The log that says which pages may be writable, if one does. One that is not known allows none.
+    fn log(&self) -> Option<&[u64]> {
+        match self.log {
+            _ if !self.memslot.log_dirty => None,
+            DirtyLog::Pml => None,
+            DirtyLog::Unknown => Some(&[]),
+            DirtyLog::Bitmap(words) => Some(words),
+        }
+    }
+}
+
+/// Whether the page of that number may be writable by the log.
+#[inline]
+fn in_log(log: Option<&[u64]>, page: u64) -> bool {
+    let word = |words: &[u64]| words.get(usize::try_from(page / 64).ok()?).copied();
+    log.is_none_or(|words| word(words).is_some_and(|word| word >> (page % 64) & 1 != 0))
 }
 
 fn slot_range(slot: &Slot<'_>) -> Option<AddrRange<Gpa>> {
