@@ -119,7 +119,7 @@ pub struct Work {
     mark: Mark,
 }
 
-/// How many tables a thread takes at a time.
+/// How many tables a thread takes at a time, at most: fewer where there are few, so that each thread gets some.
 const BATCH: usize = 32;
 
 impl<'a, M: PhysMemory> Verifier<'a, M> {
@@ -149,9 +149,11 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
     /// Looks at tables until there are none left. Called from several threads, each takes a part.
     pub fn work(&self) -> Work {
         let (mut pass, mut scratch) = (self.pass(Mark::new(&self.tree.frames)), Scratch::new());
+        let tables = &self.tree.tables;
+        let most = (tables.len() / 256).clamp(1, BATCH);
         loop {
-            let first = self.next.fetch_add(BATCH, Ordering::Relaxed).min(self.tree.tables.len());
-            let batch = &self.tree.tables[first..(first + BATCH).min(self.tree.tables.len())];
+            let first = self.next.fetch_add(most, Ordering::Relaxed).min(tables.len());
+            let batch = &tables[first..(first + most).min(tables.len())];
             if batch.is_empty() {
                 return Work { tally: pass.tally, mark: pass.sink };
             }
