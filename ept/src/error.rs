@@ -1,6 +1,6 @@
 //! Why a root or a change of a table was refused.
 
-use memory_model::PageSize;
+use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 
 use crate::access::Rights;
 use crate::format::{Kind, Misconfiguration};
@@ -167,4 +167,24 @@ pub enum Error {
     /// A table lies where no memory is.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A slot to verify against is empty, not made of whole pages, or wraps.
+    #[error("a slot of {bytes:#x} bytes at {base} is none")]
+    Slot {
+        /// Its base.
+        base: Gpa,
+        /// Its length.
+        bytes: u64,
+    },
+    /// No memory for a bit for each frame of the host.
+    #[error("no room for a bit for each frame of {range}")]
+    HostRam {
+        /// The host's RAM.
+        range: AddrRange<Hpa>,
+    },
+    /// The tables cannot be second-level tables.
+    #[error("{kind:?} tables cannot be verified")]
+    Unverifiable {
+        /// Their kind.
+        kind: Kind,
+    },
 }

@@ -18,6 +18,8 @@
 //! - [`Paging::from_registers`]: a guest's paging, in any mode, as its control registers select it.
 //! - [`Mapper`]: map, unmap, protect, split, join, collect flags. [`mappings`]: every page a table maps.
 //! - [`mmu`]: KVM's fault path, page sizes, zaps, dirty logging.
+//! - [`tlb`]: what a processor remembers of tables, and INVEPT, INVVPID and INVLPG, which make it forget.
+//! - [`verify`]: all that is wrong with a guest's tables, given its slots and the host's frames.
 //!
 //! Rule names such as M1 or V1 in these docs and in the tests number the rules of the Intel SDM (vol. 3C, EPT; vol. 3A,
 //! chapter 4), of AMD's nested paging, and of KVM's MMU.
@@ -88,6 +90,7 @@ mod phys;
 mod quick;
 mod registers;
 pub mod tlb;
+pub mod verify;
 mod walk;
 
 pub use access::{Access, Controls, ProtectionKeys, Rights};

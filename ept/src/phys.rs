@@ -32,6 +32,14 @@ pub trait PhysMemory {
     /// Reads the entry at `address`.
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError>;
 
+    /// Reads the 512 entries of the table at `table`, a multiple of 4096, each by an access of its own.
+    fn read_table(&self, table: u64, entries: &mut [u64; 512]) -> Result<(), MemoryError> {
+        for (index, entry) in (0..).zip(entries) {
+            *entry = self.read_entry(table + index * 8)?;
+        }
+        Ok(())
+    }
+
     /// Writes `new` if the entry still is `current`; `false` if it has changed.
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError>;
 
@@ -111,6 +119,12 @@ impl SparseMemory {
 impl PhysMemory for SparseMemory {
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
         Ok(self.entry(address)?.load(Ordering::Acquire))
+    }
+
+    fn read_table(&self, table: u64, entries: &mut [u64; ENTRIES]) -> Result<(), MemoryError> {
+        let frame = self.frames.get(&(table / FRAME)).ok_or(MemoryError::Absent { address: table })?;
+        entries.iter_mut().zip(frame.iter()).for_each(|(to, from)| *to = from.load(Ordering::Acquire));
+        Ok(())
     }
 
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
