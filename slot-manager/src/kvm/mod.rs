@@ -67,6 +67,12 @@ impl KvmSlots {
         Self { vm, limits, address_space: 0, method, rings, lent }
     }
 
+    /// The same, with the rings of a VM whose vCPUs are made elsewhere: all who set slots of one VM share them.
+    pub fn with_rings(mut self, rings: KvmRings) -> Self {
+        self.rings = rings;
+        self
+    }
+
     /// The slots in another address space, such as that of SMM (rule R7). Each has numbers of its own.
     pub fn in_address_space(vm: Arc<VmFd>, address_space: u16) -> Result<Self, SlotError> {
         let count = Capability::MULTI_ADDRESS_SPACE.probe(&vm).max(1);

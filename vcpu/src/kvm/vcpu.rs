@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
+use slot_manager::KvmRings;
 
 use super::regs;
 use super::run_page::RunPage;
@@ -50,9 +51,10 @@ impl Unfinished {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(vm: &VmFd, index: u32, supported: &CpuId) -> Result<Self, VcpuError> {
+    pub(super) fn new(vm: &VmFd, index: u32, supported: &CpuId, rings: &KvmRings) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index.into()).map_err(VcpuError::host("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&cpuid(supported, index)).map_err(VcpuError::host("KVM_SET_CPUID2"))?;
+        rings.add_vcpu(&fd)?;
         let page = RunPage::map(&fd, vm.run_size()).map_err(VcpuError::host("mmap of kvm_run"))?;
         Ok(Self { fd, page, unfinished: Unfinished::Nothing, queued: None, kick: Kick::default() })
     }

@@ -5,16 +5,20 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use memory_model::{Gpa, Hpa, Hva};
-use slot_manager::{KvmSlots, SlotExecutor};
+use slot_manager::{KvmRings, KvmSlots, SlotExecutor};
 
 use super::{KvmVcpu, host};
 use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Vm, Witness, pagemap};
 
 /// A virtual machine of KVM's, without an interrupt controller in the kernel: `HLT` comes back as an exit.
+///
+/// Dirty rings are chosen by its slots
+/// ([`SlotManager::set_dirty_method`](slot_manager::SlotManager::set_dirty_method)), before the first vCPU is made.
 #[derive(Debug)]
 pub struct KvmVm {
     fd: Arc<VmFd>,
     cpuid: &'static CpuId,
+    rings: KvmRings,
 }
 
 impl KvmVm {
@@ -23,17 +27,17 @@ impl KvmVm {
         let kvm = host::open()?;
         let cpuid = host::supported_cpuid(&kvm)?;
         let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
-        Ok(Self { fd: Arc::new(fd), cpuid })
+        Ok(Self { fd: Arc::new(fd), cpuid, rings: KvmRings::default() })
     }
 }
 
 impl Vm for KvmVm {
     fn slots(&self) -> Box<dyn SlotExecutor> {
-        Box::new(KvmSlots::new(self.fd.clone()))
+        Box::new(KvmSlots::new(self.fd.clone()).with_rings(self.rings.clone()))
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
-        Ok(Box::new(KvmVcpu::new(&self.fd, index, self.cpuid)?))
+        Ok(Box::new(KvmVcpu::new(&self.fd, index, self.cpuid, &self.rings)?))
     }
 }
 

@@ -150,11 +150,15 @@ const OWN_TABLES: &str = "the second level's own tables are in the frame table";
 
 /// The slots as the MMU asks for them. A slot that is INVALID for a moment (rule K4) never shows: who changes slots
 /// holds the VM until the change is made.
-pub(super) struct Slots<'a>(pub(super) &'a KernelMemslots);
+pub(super) struct Slots<'a> {
+    pub(super) memslots: &'a KernelMemslots,
+    /// Who asks.
+    pub(super) vcpu: u32,
+}
 
 impl Memslots for Slots<'_> {
     fn slot(&self, gpa: Gpa) -> Option<ept::mmu::Memslot> {
-        let slot = self.0.gfn_to_memslot(gpa)?;
+        let slot = self.memslots.gfn_to_memslot(gpa)?;
         Some(ept::mmu::Memslot {
             base: slot.gpa().first(),
             bytes: slot.npages() << PageSize::Size4K.shift(),
@@ -164,10 +168,10 @@ impl Memslots for Slots<'_> {
         })
     }
 
-    /// Into the slot's bitmap. A vCPU without a ring has nothing that could be full.
+    /// Into the vCPU's ring, or the slot's bitmap where there are no rings.
     fn mark_page_dirty(&self, gpa: Gpa) {
-        let marked = self.0.mark_page_dirty(None, 0, gpa);
-        debug_assert!(marked, "only rings can be full");
+        let marked = self.memslots.mark_page_dirty(Some(self.vcpu), 0, gpa);
+        debug_assert!(marked, "a vCPU with a full ring does not run");
     }
 }
 

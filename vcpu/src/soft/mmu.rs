@@ -14,6 +14,8 @@ use crate::{cr0, cr4, efer};
 /// Memory as the CPU sees it. Nothing is cached, so there is nothing to invalidate.
 pub(super) struct Mmu<'a> {
     pub(super) kernel: &'a mut SoftKernel,
+    /// Whose accesses they are.
+    pub(super) vcpu: u32,
 }
 
 impl Bus for Mmu<'_> {
@@ -89,7 +91,7 @@ impl Mmu<'_> {
             _ => return Err(BusFault::HostMemory { gpa }),
         };
         let SoftKernel { memslots, frames, tdp } = &mut *self.kernel;
-        match tdp.fault(gpa, access, &Slots(memslots), frames) {
+        match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
             Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious) => Ok(Resolved::Retry),
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
