@@ -108,8 +108,12 @@ impl DirtyLog for KvmSlots {
         // Held over both, so that nobody resets entries that nobody has read (rule D5).
         let Rings { rings, others, .. } = &mut *self.rings.lock();
         let ours = |slot: u32| slot >> 16 == u32::from(self.address_space);
-        let kept = others.extract_if(.., |(slot, _)| ours(*slot));
-        kept.for_each(|(slot, page)| found(SlotId(slot & 0xffff), page));
+        others.retain(|&(slot, page)| {
+            if ours(slot) {
+                found(SlotId(slot & 0xffff), page);
+            }
+            !ours(slot)
+        });
         let (mut count, mut overrun) = (0, false);
         for ring in rings {
             let harvested = ring.harvest(&mut |slot, page| match ours(slot) {

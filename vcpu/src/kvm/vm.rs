@@ -5,8 +5,9 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use memory_model::{Gpa, Hpa, Hva};
-use slot_manager::{KvmRings, KvmSlots, SlotExecutor};
+use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 
+use super::coalesced::CoalescedWrites;
 use super::{KvmVcpu, host};
 use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Vm, Witness, pagemap};
 
@@ -19,6 +20,7 @@ pub struct KvmVm {
     fd: Arc<VmFd>,
     cpuid: &'static CpuId,
     rings: KvmRings,
+    coalesced: CoalescedWrites,
 }
 
 impl KvmVm {
@@ -27,7 +29,19 @@ impl KvmVm {
         let kvm = host::open()?;
         let cpuid = host::supported_cpuid(&kvm)?;
         let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
-        Ok(Self { fd: Arc::new(fd), cpuid, rings: KvmRings::default() })
+        let (rings, coalesced) = Default::default();
+        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced })
+    }
+
+    /// Keeps this VM's ioeventfds and coalesced zones in step with the memory address space that it listens to.
+    /// What the kernel coalesces comes out as the exits it would have been, before the next one.
+    pub fn memory_doorbells(&self) -> KvmDoorbells {
+        KvmDoorbells::memory(self.fd.clone())
+    }
+
+    /// The same for the port address space.
+    pub fn port_doorbells(&self) -> KvmDoorbells {
+        KvmDoorbells::ports(self.fd.clone())
     }
 }
 
@@ -37,7 +51,9 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
-        Ok(Box::new(KvmVcpu::new(&self.fd, index, self.cpuid, &self.rings)?))
+        let vcpu = KvmVcpu::new(&self.fd, index, self.cpuid, self.coalesced.clone())?;
+        self.rings.add_vcpu(vcpu.fd())?;
+        Ok(Box::new(vcpu))
     }
 }
 
