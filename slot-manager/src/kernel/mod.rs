@@ -236,7 +236,6 @@ impl SlotExecutor for KernelMemslots {
     }
 
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
-        let answer = self.set_user_memory_region(&op.to_region());
-        answer.map(drop).map_err(|errno| SlotError::refused(op, errno))
+        self.on(&mut ()).execute(op).map(drop)
     }
 }

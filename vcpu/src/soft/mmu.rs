@@ -92,7 +92,9 @@ impl Mmu<'_> {
         };
         let SoftKernel { memslots, frames, tdp } = &mut *self.kernel;
         match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
-            Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious) => Ok(Resolved::Retry),
+            Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
+                Ok(Resolved::Retry)
+            }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
         }
@@ -101,7 +103,7 @@ impl Mmu<'_> {
 
 /// What a violation came to.
 enum Resolved {
-    /// A page was mapped: walk again.
+    /// A page was mapped, or will be once a slot has gone where it goes: walk again.
     Retry,
     /// No slot, or a write into a read-only one.
     Device,
