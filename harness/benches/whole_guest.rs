@@ -27,7 +27,7 @@ fn main() {
         let guest = guest_tests::built_in().find(|guest| guest.name == name).unwrap();
         let image = Image::parse(guest.elf).unwrap();
         let ours = || assert_eq!(run_guest(name, &image, Mmu::Kvm).unwrap().verdict, Verdict::Pass);
-        paired::compare(name, 200, 1, ours, || assert_eq!(bare(&image, &cpuid), 0x10));
+        paired::compare(name, None, 200, 1, ours, || assert_eq!(bare(&image, &cpuid), 0x10));
     }
 }
 

@@ -45,14 +45,14 @@ fn main() -> Result<(), MemoryError> {
             black_box(word);
         }
     };
-    compare("read", ROUNDS, PER_ROUND, ours, theirs);
+    compare("read", Some(1.00), ROUNDS, PER_ROUND, ours, theirs);
     let ours = || addresses.iter().for_each(|&at| bus.write(Gpa(at), &at.to_le_bytes()).expect("memory"));
     let theirs = || {
         for &at in &addresses {
             peer.write_slice(&at.to_le_bytes(), GuestAddress(at)).expect("memory");
         }
     };
-    compare("write", ROUNDS, PER_ROUND, ours, theirs);
+    compare("write", Some(1.00), ROUNDS, PER_ROUND, ours, theirs);
 
     head("4 bytes of a device, 18 ranges, random addresses (peer: the callback alone)");
     let device: &dyn MmioOps = &*device;
@@ -69,7 +69,7 @@ fn main() -> Result<(), MemoryError> {
             black_box(black_box(device).read(black_box(at), 4, attrs)).expect("it never fails");
         }
     };
-    compare("read", ROUNDS, PER_ROUND, ours, theirs);
+    compare("read", None, ROUNDS, PER_ROUND, ours, theirs);
     let ours = || {
         for &at in &addresses {
             bus.write(Gpa(at + REGION_BYTES), &(at as u32).to_le_bytes()).expect("a device");
@@ -78,7 +78,7 @@ fn main() -> Result<(), MemoryError> {
     let theirs = || {
         addresses.iter().for_each(|&at| black_box(device).write(at, 4, at, attrs).expect("it never fails"))
     };
-    compare("write", ROUNDS, PER_ROUND, ours, theirs);
+    compare("write", None, ROUNDS, PER_ROUND, ours, theirs);
     Ok(())
 }
 

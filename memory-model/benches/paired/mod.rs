@@ -4,18 +4,20 @@ use std::time::{Duration, Instant};
 
 /// Prints the head of a table of [`compare`] rows.
 pub fn head(title: &str) {
-    println!("\n{title}\n{:<44} {:>12} {:>12} {:>8}", "", "ours", "peer", "ratio");
+    println!("\n{title}\n{:<44} {:>12} {:>12} {:>8} {:>10}", "", "ours", "peer", "ratio", "target");
 }
 
 /// Runs `ours` and `peer` in turn, `rounds` times after one of each to warm up, each doing `per_round` pieces of
-/// work; prints the median time of a piece and the median of the rounds' ratios, and gives the latter.
+/// work; prints the median time of a piece and the median of the rounds' ratios, beside the highest ratio that
+/// is wanted, if one is.
 pub fn compare(
     row: &str,
+    target: Option<f64>,
     rounds: usize,
     per_round: u32,
     mut ours: impl FnMut(),
     mut peer: impl FnMut(),
-) -> f64 {
+) {
     let time = |work: &mut dyn FnMut()| {
         let start = Instant::now();
         work();
@@ -29,8 +31,9 @@ pub fn compare(
     };
     let (ours, peer): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
     let ratio = median(pairs.iter().map(|(ours, peer)| ours.as_secs_f64() / peer.as_secs_f64()).collect());
-    println!("{row:<44} {:>12} {:>12} {ratio:>7.2}x", readable(piece(ours)), readable(piece(peer)));
-    ratio
+    let target = target.map_or("-".into(), |target| format!("<= {target:.2}x"));
+    let (ours, peer) = (readable(piece(ours)), readable(piece(peer)));
+    println!("{row:<44} {ours:>12} {peer:>12} {ratio:>7.2}x {target:>10}");
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

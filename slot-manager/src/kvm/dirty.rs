@@ -50,18 +50,19 @@ impl KvmSlots {
     pub fn dirty_rings(&self) -> &KvmRings {
         &self.rings
     }
-}
 
-impl DirtyLog for KvmSlots {
-    fn dirty_method(&self) -> DirtyMethod {
+    /// The method in force.
+    pub(super) fn logged_by(&self) -> DirtyMethod {
         match self.rings.lock().bytes {
             0 => self.method,
             bytes => DirtyMethod::Ring { bytes },
         }
     }
+}
 
+impl DirtyLog for KvmSlots {
     fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError> {
-        if !self.dirty_method().gives_way_to(wanted)? {
+        if !self.logged_by().gives_way_to(wanted)? {
             return Ok(());
         }
         let (capability, argument) = match wanted {

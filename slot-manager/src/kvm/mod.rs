@@ -24,7 +24,9 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use memory_model::RamBlock;
 
-use crate::{DirtyMethod, Errno, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp};
+use crate::{
+    DirtyLog, DirtyMethod, Errno, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp,
+};
 
 pub use capability::Capability;
 pub use dirty::KvmRings;
@@ -131,6 +133,14 @@ impl SlotExecutor for KvmSlots {
         self.call(op)?;
         self.lent.insert(result.id, Lent { pages: result.pages(), _block: result.block });
         Ok(())
+    }
+
+    fn dirty_method(&self) -> DirtyMethod {
+        self.logged_by()
+    }
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        act(self);
     }
 }
 

@@ -62,9 +62,9 @@ impl SoftKernel {
     }
 
     /// Lets `act` do something with the dirty logs.
-    pub(super) fn with_log<T>(&mut self, act: impl FnOnce(&mut dyn DirtyLog) -> T) -> T {
+    pub(super) fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         let (memslots, mut mmu) = self.parts();
-        act(&mut memslots.on(&mut mmu))
+        act(&mut memslots.on(&mut mmu));
     }
 
     /// `KVM_GET_DIRTY_LOG`: one bit a page. Without manual protect it starts the log anew.

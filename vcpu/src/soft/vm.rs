@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memory_model::{Gpa, Hpa, Hva};
 use slot_manager::{
-    DirtyLog, DirtyMethod, DirtyRing, Errno, KernelMemslots, SlotError, SlotExecutor, SlotId, SlotLimits,
-    SlotOp, SlotRecord,
+    DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
 
 use super::cpu::{Cpu, CpuError};
@@ -83,29 +82,13 @@ impl SlotExecutor for SoftSlots {
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         self.0.kernel().set_slot(op)
     }
-}
 
-impl DirtyLog for SoftSlots {
     fn dirty_method(&self) -> DirtyMethod {
         self.0.kernel().memslots.dirty_method()
     }
-    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        self.0.kernel().with_log(|log| log.set_dirty_method(method))
-    }
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.get_dirty_log(slot, bitmap))
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: SlotId,
-        first_page: u64,
-        num_pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.clear_dirty_log(slot, first_page, num_pages, bitmap))
-    }
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.reap_dirty_rings(found))
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        self.0.kernel().with_log(act);
     }
 }
 
