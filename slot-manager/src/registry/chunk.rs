@@ -9,6 +9,7 @@ pub(super) const CHUNK: usize = 16;
 
 /// Ranges by their first number, ascending; equal ones may stand side by side.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(super) struct Chunk {
     len: usize,
     /// Those behind `len` are as high as can be, so that every search is as long.
