@@ -6,7 +6,7 @@ use ept::PhysMemory;
 use guest_tests::Image;
 use harness::{Ending, LinkKind, Machine, Mmu, Outcome, Report, Verdict, judge};
 use memory_model::{AddrRange, Gpa, Hva};
-use slot_manager::{DirtyLog, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
+use slot_manager::{DirtyLog, DirtyMethod, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
 use vcpu::soft::SoftVm;
 
@@ -116,8 +116,6 @@ struct OffByOnePage {
     region: &'static str,
 }
 
-impl DirtyLog for OffByOnePage {}
-
 impl SlotExecutor for OffByOnePage {
     fn limits(&self) -> SlotLimits {
         self.inner.limits()
@@ -135,6 +133,14 @@ impl SlotExecutor for OffByOnePage {
             }
             op => self.inner.execute(op),
         }
+    }
+
+    fn dirty_method(&self) -> DirtyMethod {
+        self.inner.dirty_method()
+    }
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        self.inner.with_log(act);
     }
 }
 

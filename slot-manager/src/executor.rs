@@ -1,6 +1,6 @@
 //! Who carries slot operations out.
 
-use crate::{DirtyLog, SlotError, SlotOp};
+use crate::{DirtyLog, DirtyMethod, SlotError, SlotOp};
 
 /// What the kernel behind an executor can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,11 +20,16 @@ impl SlotLimits {
 }
 
 /// A kernel's side of memory slots: real, in-process or a recorder.
-pub trait SlotExecutor: DirtyLog + Send {
+pub trait SlotExecutor: Send {
     /// What it can do. Stays the same.
     fn limits(&self) -> SlotLimits;
     /// Does one operation. After an error nothing has changed.
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError>;
+    /// How it logs dirty pages: by bitmaps until it was told otherwise.
+    fn dirty_method(&self) -> DirtyMethod;
+    /// Has `act` do something with its dirty logs, once. They may lie behind a lock, so they are not handed out; and
+    /// an executor around another one has this alone to pass on.
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog));
 }
 
 impl<E: SlotExecutor + ?Sized> SlotExecutor for Box<E> {
@@ -33,5 +38,11 @@ impl<E: SlotExecutor + ?Sized> SlotExecutor for Box<E> {
     }
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         (**self).execute(op)
+    }
+    fn dirty_method(&self) -> DirtyMethod {
+        (**self).dirty_method()
+    }
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        (**self).with_log(act);
     }
 }

@@ -53,8 +53,8 @@
 //! goes ([`SlotManager::pause_by`]); and a page written while its slot was logged is collected, though slots split,
 //! merge and move meanwhile.
 //!
-//! Known holes: conversion between private and shared memory, the private half of a slot of [`KernelMemslots`]
-//! through the manager, and rings with a bitmap besides, which x86 has not.
+//! Known holes: conversion between private and shared memory (rule R10), and rings with a bitmap besides, which x86
+//! has not.
 
 mod dirty;
 mod error;

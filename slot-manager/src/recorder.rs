@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{DirtyLog, DirtyMethod, Errno, SlotError, SlotExecutor, SlotId, SlotLimits, SlotOp};
+use crate::{DirtyLog, DirtyMethod, Errno, SlotError, SlotExecutor, SlotLimits, SlotOp};
 
 /// Writes down each operation and passes it on to another executor, unless told to refuse it. Clones share
 /// what they hold: keep one, and give the other to a [`SlotManager`](crate::SlotManager).
@@ -79,28 +79,12 @@ impl<E: SlotExecutor> SlotExecutor for Recorder<E> {
             None => shared.inner.execute(op),
         }
     }
-}
 
-impl<E: SlotExecutor> DirtyLog for Recorder<E> {
     fn dirty_method(&self) -> DirtyMethod {
         self.lock().inner.dirty_method()
     }
-    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        self.lock().inner.set_dirty_method(method)
-    }
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        self.lock().inner.get_dirty_log(slot, bitmap)
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: SlotId,
-        first_page: u64,
-        num_pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        self.lock().inner.clear_dirty_log(slot, first_page, num_pages, bitmap)
-    }
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        self.lock().inner.reap_dirty_rings(found)
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        self.lock().inner.with_log(act);
     }
 }

@@ -1,12 +1,18 @@
 //! Slots by number, by guest address and by host address.
 
+mod chunk;
 mod hva;
+mod numbers;
 mod sorted;
+
+use std::hint::select_unpredictable;
 
 use memory_model::{AddrRange, Gpa, Hva};
 
 use crate::{Slot, SlotId, SlotOp};
+use chunk::Entry;
 use hva::HvaIndex;
+use numbers::FreeNumbers;
 use sorted::Sorted;
 
 /// What a registry needs to know of a slot.
@@ -39,13 +45,14 @@ pub trait SlotRecord {
 
 /// The slots of one address space. Guest ranges never overlap; host ranges may (rule K1).
 ///
-/// The slots lie in no order. Three sorted arrays lead to them: of numbers, of first guest
-/// addresses, of host ranges. A look-up is one binary search; a change shifts what lies behind it, which costs
-/// less than the ioctl that it stands for.
+/// The slots lie in no order. Three indexes lead to them: of numbers, of first guest addresses, of host ranges.
+/// Each is an array of short sorted arrays. A look-up is a binary search of both without a branch that a processor
+/// could guess wrongly; a change shifts what is behind it in one of the short ones.
 #[derive(Clone, Debug)]
 pub struct SlotRegistry<S = Slot> {
     slots: Vec<S>,
     by_id: Sorted,
+    free_ids: FreeNumbers,
     by_gpa: Sorted,
     by_hva: HvaIndex,
 }
@@ -55,8 +62,8 @@ type Place = u32;
 
 impl<S> Default for SlotRegistry<S> {
     fn default() -> Self {
-        let (by_id, by_gpa, by_hva) = Default::default();
-        Self { slots: Vec::new(), by_id, by_gpa, by_hva }
+        let (by_id, free_ids, by_gpa, by_hva) = Default::default();
+        Self { slots: Vec::new(), by_id, free_ids, by_gpa, by_hva }
     }
 }
 
@@ -73,27 +80,17 @@ impl<S: SlotRecord> SlotRegistry<S> {
 
     /// All slots, by ascending guest address.
     pub fn iter(&self) -> impl Iterator<Item = &S> {
-        self.by_gpa.entries(0).iter().map(|entry| self.at(entry.place))
+        self.by_gpa.iter().map(|entry| self.at(entry.place))
     }
 
     /// The numbers in use, ascending.
     pub fn ids(&self) -> impl Iterator<Item = SlotId> {
-        self.by_id.firsts().iter().map(|&id| SlotId(id as u32))
+        self.by_id.firsts().map(|id| SlotId(id as u32))
     }
 
     /// The numbers not in use, ascending, without a look at those in use (rule R2).
     pub fn free_ids(&self) -> impl Iterator<Item = SlotId> {
-        let (mut used, mut next) = (self.by_id.firsts(), 0);
-        std::iter::from_fn(move || {
-            while used.first() == Some(&next) {
-                let run = dense_run(used);
-                next += run as u64;
-                used = &used[run..];
-            }
-            let free = u32::try_from(next).ok().map(SlotId);
-            next += 1;
-            free
-        })
+        self.free_ids.iter().map(SlotId)
     }
 
     /// The slot with that number.
@@ -104,8 +101,10 @@ impl<S: SlotRecord> SlotRegistry<S> {
     /// The slot that holds `gpa`.
     #[inline]
     pub fn by_gpa(&self, gpa: Gpa) -> Option<&S> {
-        let entry = self.by_gpa.last_not_above(gpa.0)?;
-        (gpa.0 <= entry.last).then(|| self.at(entry.place))
+        let near = self.by_gpa.find(gpa.0)?;
+        let slot = self.at(near.entry.place);
+        // A hole is as likely as a slot: there is no branch to be guessed.
+        select_unpredictable((near.first <= gpa.0) & (gpa.0 <= near.entry.last), Some(slot), None)
     }
 
     /// Every slot that shows the byte at `hva`, in no order: the same memory can be seen at several places.
@@ -116,8 +115,7 @@ impl<S: SlotRecord> SlotRegistry<S> {
 
     /// The slots that share a byte with `range`, by ascending guest address.
     pub fn overlapping(&self, range: AddrRange<Gpa>) -> impl Iterator<Item = &S> {
-        let from = self.by_gpa.count_not_above(range.first().0).saturating_sub(1);
-        let slots = self.by_gpa.entries(from).iter().map(|entry| self.at(entry.place));
+        let slots = self.by_gpa.iter_from(range.first().0).map(|entry| self.at(entry.place));
         slots
             .skip_while(move |slot| slot.gpa().last() < range.first())
             .take_while(move |slot| slot.gpa().first() <= range.last())
@@ -126,7 +124,7 @@ impl<S: SlotRecord> SlotRegistry<S> {
     /// The slots that show a byte of `range`, in no order: whom an MMU notifier concerns.
     #[inline]
     pub fn overlapping_hva(&self, range: AddrRange<Hva>) -> impl Iterator<Item = &S> {
-        self.by_hva.overlapping(range).map(|place| self.at(place))
+        self.by_hva.overlapping(range, &self.slots)
     }
 
     /// Adds a slot. False, and nothing changed, if the number is taken or the guest range not free.
@@ -137,8 +135,9 @@ impl<S: SlotRecord> SlotRegistry<S> {
         }
         let place = Place::try_from(self.slots.len()).expect("numbers are unique and have 32 bits");
         self.by_hva.insert(slot.hva_range(), place);
-        self.by_id.insert(id.0.into(), id.0.into(), place);
-        self.by_gpa.insert(gpa.first().0, gpa.last().0, place);
+        self.free_ids.take(id.0);
+        self.by_id.insert(id.0.into(), Entry { last: id.0.into(), place });
+        self.by_gpa.insert(gpa.first().0, Entry { last: gpa.last().0, place });
         self.slots.push(slot);
         true
     }
@@ -147,6 +146,7 @@ impl<S: SlotRecord> SlotRegistry<S> {
     pub fn remove(&mut self, id: SlotId) -> Option<S> {
         let place = self.place_of(id)?;
         let slot = self.slots.swap_remove(place as usize);
+        self.free_ids.give_back(id.0);
         self.by_id.remove(id.0.into(), place);
         self.by_gpa.remove(slot.gpa().first().0, place);
         self.by_hva.remove(slot.hva_range(), place);
@@ -161,25 +161,14 @@ impl<S: SlotRecord> SlotRegistry<S> {
     }
 
     fn place_of(&self, id: SlotId) -> Option<Place> {
-        let entry = self.by_id.last_not_above(id.0.into())?;
-        (entry.last == u64::from(id.0)).then_some(entry.place)
+        let near = self.by_id.find(id.0.into())?;
+        (near.first == u64::from(id.0)).then_some(near.entry.place)
     }
 
     #[inline]
     fn at(&self, place: Place) -> &S {
         &self.slots[place as usize]
     }
-}
-
-/// How many numbers follow one another without a gap, of some that ascend: each of them is as far from the
-/// first as its index is.
-fn dense_run(ascending: &[u64]) -> usize {
-    let (mut dense, mut gap) = (1, ascending.len());
-    while dense < gap {
-        let middle = dense + (gap - dense) / 2;
-        if ascending[middle] - ascending[0] == middle as u64 { dense = middle + 1 } else { gap = middle }
-    }
-    dense
 }
 
 impl SlotRegistry {

@@ -30,6 +30,9 @@ pub enum VcpuError {
     /// The software machine's second-level tables could not be set up.
     #[error("second-level tables: {0}")]
     SecondLevel(#[from] ept::Error),
+    /// The vCPU's dirty ring could not be mapped.
+    #[error(transparent)]
+    DirtyRing(#[from] slot_manager::SlotError),
     /// The guest waits for the bytes of a read, and was told to just go on.
     #[error("the guest waits for {needed} bytes: answer with Entry::Data")]
     AnswerMissing {

@@ -101,6 +101,9 @@ pub enum Exit {
         /// The guest address, where the host tells it.
         gpa: Option<Gpa>,
     },
+    /// The vCPU's dirty ring has no room for what it may write next
+    /// ([`SlotManager::reap`](slot_manager::SlotManager::reap) makes some), and it comes back at once until there is.
+    DirtyRingFull,
     /// The software CPU met an instruction, or a form of it, that it does not have.
     Unimplemented {
         /// Its address.

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use memory_model::{AddrRange, AddressSpace, Gpa, Gva, PageSize, RamBlock, RegionTree};
-use slot_manager::{Slot, SlotFlags, SlotManager, SlotOp, SlotRecord};
+use slot_manager::{
+    DirtyMethod, RESERVED_ENTRIES, Slot, SlotExecutor, SlotFlags, SlotManager, SlotOp, SlotRecord,
+};
 use vcpu::boot::{GuestMap, LongMode, Ring};
 use vcpu::soft::SoftVm;
 use vcpu::{Budget, Entry, Exit, Gpr, Vcpu, Vm};
@@ -21,7 +23,7 @@ const WORDS: usize = (BYTES / PAGE / 64) as usize;
 const STRIDE: &[u8] = &[0x88, 0x06, 0x48, 0x01, 0xd6, 0x48, 0x39, 0xfe, 0x72, 0xf6, 0xe6, 0xf4, 0xeb, 0xf2];
 
 struct Machine {
-    slots: Arc<Mutex<SlotManager<Box<dyn slot_manager::SlotExecutor>>>>,
+    slots: Arc<Mutex<SlotManager<Box<dyn SlotExecutor>>>>,
     vm: SoftVm,
     vcpu: Box<dyn Vcpu>,
     _space: AddressSpace,
@@ -29,6 +31,10 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::by(DirtyMethod::Bitmap)
+    }
+
+    fn by(method: DirtyMethod) -> Self {
         let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap()).unwrap();
         let block = RamBlock::anonymous("ram", BYTES).unwrap();
         let add = |tree: &mut RegionTree| {
@@ -38,6 +44,7 @@ impl Machine {
         space.update(add).unwrap();
         let vm = SoftVm::new().unwrap();
         let slots = Arc::new(Mutex::new(SlotManager::new(vm.slots())));
+        slots.lock().unwrap().set_dirty_method(method).unwrap();
         space.register(slots.clone()).unwrap();
         block.write(CODE, STRIDE).unwrap();
         let all = GuestMap {
@@ -73,9 +80,18 @@ impl Machine {
         regs[Gpr::Rdi] = BYTES;
         regs.rip = CODE;
         self.vcpu.set_regs(&regs).unwrap();
-        let exit = self.vcpu.run(Entry::Resume, &Budget::time(Duration::from_secs(20))).unwrap();
+        let exit = loop {
+            match self.run() {
+                Exit::DirtyRingFull => self.slots.lock().unwrap().reap().unwrap(),
+                exit => break exit,
+            }
+        };
         assert!(matches!(exit, Exit::IoOut { port: 0xf4, .. }), "{exit:?}");
         (DATA / PAGE + first..BYTES / PAGE).step_by(stride as usize).collect()
+    }
+
+    fn run(&mut self) -> Exit {
+        self.vcpu.run(Entry::Resume, &Budget::time(Duration::from_secs(20))).unwrap()
     }
 
     /// The pages of the log, those of the data: the guest's tables get flags of their own.
@@ -169,4 +185,23 @@ fn a_move_keeps_the_log_and_what_is_written_at_the_new_place_joins_it() {
     let mut both = [written, more].concat();
     both.sort_unstable();
     assert_eq!(machine.log(), both);
+}
+
+#[test]
+fn d5_a_vcpu_with_a_full_ring_comes_out_until_it_is_reaped_and_no_page_is_lost() {
+    // 256 entries.
+    let mut machine = Machine::by(DirtyMethod::Ring { bytes: 4096 });
+    machine.set_log(true);
+    let mut regs = machine.vcpu.regs().unwrap();
+    (regs[Gpr::Rsi], regs[Gpr::Rdx], regs[Gpr::Rdi]) = (DATA, PAGE, BYTES);
+    machine.vcpu.set_regs(&regs).unwrap();
+    assert_eq!(machine.run(), Exit::DirtyRingFull);
+    assert_eq!(machine.run(), Exit::DirtyRingFull, "nobody has reaped");
+    let ring = machine.vm.kernel().memslots.dirty_ring(0).unwrap().clone();
+    assert!(ring.used() >= ring.len() - RESERVED_ENTRIES && ring.used() < ring.len());
+    let written = machine.write(0, 1);
+    let collected = machine.slots.lock().unwrap().collect_all_dirty().unwrap();
+    let data = collected.pages().map(|gpa| gpa.page_number()).filter(|page| *page >= DATA / PAGE);
+    assert_eq!(data.collect::<Vec<_>>(), written);
+    assert!(machine.slots.lock().unwrap().collect_all_dirty().unwrap().is_empty());
 }

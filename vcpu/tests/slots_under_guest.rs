@@ -1,14 +1,18 @@
 //! A guest that reads memory in a loop while its slots are split and merged beneath it sees no MMIO exit and no
 //! wrong byte (rule R8).
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+mod gate;
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 
 use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
 use vcpu::soft::SoftVm;
-use vcpu::{Budget, Entry, Exit, Gpr, Kick, KvmVm, Vcpu, Vm};
+use vcpu::{Gpr, KvmVm, Vm};
+
+use gate::Gate;
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const BYTES: u64 = 0x40_0000;
@@ -33,52 +37,6 @@ const READ: &[u8] = &[
     0xeb, 0xe1,                   // jmp again
     0xe6, 0xf4,                   // wrong: out 0xf4, al
 ];
-
-/// Who runs the guest, and who wants it stopped.
-#[derive(Default)]
-struct Gate {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    wanted: bool,
-    stopped: bool,
-    pauses: u64,
-    done: bool,
-}
-
-impl Gate {
-    /// Returns when the guest is out, and lets it in again when the answer is dropped.
-    fn pause(self: &Arc<Self>, kick: &Kick) -> Paused {
-        let mut state = self.state.lock().unwrap();
-        state.wanted = true;
-        state.pauses += 1;
-        kick.kick();
-        drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
-        Paused(self.clone())
-    }
-
-    /// The guest is out: stays out as long as that is wanted. Whether it goes on.
-    fn stand_by(&self) -> bool {
-        let mut state = self.state.lock().unwrap();
-        state.stopped = true;
-        self.changed.notify_all();
-        state = self.changed.wait_while(state, |state| state.wanted).unwrap();
-        state.stopped = state.done;
-        !state.done
-    }
-}
-
-struct Paused(Arc<Gate>);
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        self.0.state.lock().unwrap().wanted = false;
-        self.0.changed.notify_all();
-    }
-}
 
 fn guest_reads_while_slots_change(vm: &dyn Vm) {
     let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap()).unwrap();
@@ -112,7 +70,7 @@ fn guest_reads_while_slots_change(vm: &dyn Vm) {
     let (to_pause, to_kick) = (gate.clone(), kick.clone());
     slots.lock().unwrap().pause_by(move || to_pause.pause(&to_kick));
     let exit = std::thread::scope(|scope| {
-        let running = scope.spawn(|| run(&mut *vcpu, &gate));
+        let running = scope.spawn(|| gate.run(&mut *vcpu, ControlFlow::Break));
         for round in 0..ROUNDS {
             // An odd page leaves, and comes back: one slot becomes two becomes one.
             let page = DATA + PAGE + round % 64 * 2 * PAGE;
@@ -126,33 +84,15 @@ fn guest_reads_while_slots_change(vm: &dyn Vm) {
             space.update(|tree| tree.remove(hole)).unwrap();
             // The guest has read all of its pages before the next round.
             let before = block.load_u64(END).unwrap();
-            while block.load_u64(END).unwrap() == before && !gate.state.lock().unwrap().done {
+            while block.load_u64(END).unwrap() == before && !gate.is_done() {
                 std::thread::yield_now();
             }
         }
-        gate.state.lock().unwrap().done = true;
-        kick.kick();
+        gate.end(&kick);
         running.join().unwrap()
     });
     assert_eq!(exit, None, "the guest came out for another reason than to be stopped");
-    assert_eq!(gate.state.lock().unwrap().pauses, 2 * ROUNDS);
-}
-
-/// Runs the guest until it is done; what else it wanted, if anything.
-fn run(vcpu: &mut dyn Vcpu, gate: &Gate) -> Option<Exit> {
-    loop {
-        let exit = vcpu.run(Entry::Resume, &Budget::time(Duration::from_secs(60))).unwrap();
-        if exit != Exit::Kicked {
-            // Nobody must wait for a guest that is gone.
-            let mut state = gate.state.lock().unwrap();
-            (state.stopped, state.done) = (true, true);
-            gate.changed.notify_all();
-            return Some(exit);
-        }
-        if !gate.stand_by() {
-            return None;
-        }
-    }
+    assert_eq!(gate.pauses(), 2 * ROUNDS);
 }
 
 #[test]

@@ -133,6 +133,19 @@ fn a_kick_brings_an_endless_guest_back() {
 }
 
 #[test]
+fn an_answer_is_not_lost_to_a_kick() {
+    let machine = Machine::new();
+    // mov eax, [0x401000], mapped by the guest behind the end of RAM; hlt
+    let code = [0x8b, 0x04, 0x25, 0, 0x10, 0x40, 0, 0xf4];
+    let mut vcpu = machine.boot(&code, vec![identity(CODE, 0x1000), identity(0x40_1000, 0x1000)]);
+    assert!(matches!(vcpu.run(Entry::Resume, &soon()).unwrap(), Exit::MmioRead { .. }));
+    vcpu.kick().kick();
+    assert_eq!(vcpu.run(Entry::Data(vec![1, 2, 3, 4]), &soon()).unwrap(), Exit::Kicked);
+    assert_eq!(vcpu.run(Entry::Resume, &soon()).unwrap(), Exit::Halt);
+    assert_eq!(vcpu.regs().unwrap()[Gpr::Rax], 0x0403_0201);
+}
+
+#[test]
 fn wrong_answers_are_errors_and_can_be_put_right() {
     let machine = Machine::new();
     // mov eax, [0x401000], mapped by the guest behind the end of RAM; hlt

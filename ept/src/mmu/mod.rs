@@ -53,10 +53,27 @@ impl Memslot {
     }
 }
 
+/// What is at a guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotLookup {
+    /// This slot holds it.
+    Slot(Memslot),
+    /// Its slot is about to go or to move (`KVM_MEMSLOT_INVALID`): the access is made again when it has.
+    Invalid,
+    /// No slot: an access is MMIO.
+    Hole,
+}
+
+impl From<Option<Memslot>> for SlotLookup {
+    fn from(slot: Option<Memslot>) -> Self {
+        slot.map_or(Self::Hole, Self::Slot)
+    }
+}
+
 /// Who knows the slots (`struct kvm_memslots`).
 pub trait Memslots {
-    /// The slot that holds `gpa`; `None` makes an access MMIO (`gfn_to_memslot`).
-    fn slot(&self, gpa: Gpa) -> Option<Memslot>;
+    /// What is at `gpa` (`gfn_to_memslot`).
+    fn slot(&self, gpa: Gpa) -> SlotLookup;
 
     /// A page of a slot that logs dirty pages was made writable for a write (`mark_page_dirty_in_slot`).
     fn mark_page_dirty(&self, gpa: Gpa);

@@ -6,7 +6,7 @@ use memory_model::{Gpa, Hva, PageSize};
 
 use super::shadow_page::ShadowPage;
 use super::spte::{SpteMaker, Target, Writable};
-use super::{HostFault, HostFrame, HostFrames, Memslot, Memslots};
+use super::{HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup};
 use crate::access::Access;
 use crate::error::Error;
 use crate::format::Format;
@@ -24,6 +24,9 @@ pub enum FaultOutcome {
     },
     /// The tables allow the access already: the processor used an older translation (`RET_PF_SPURIOUS`).
     Spurious,
+    /// The slot is about to go or to move, and nothing was mapped: the access is to be made again when it has
+    /// (`RET_PF_RETRY`).
+    Retry,
     /// No slot: the access is emulated (`RET_PF_EMULATE`).
     Mmio {
         /// The guest-physical address.
@@ -131,7 +134,7 @@ impl Tdp {
             FaultOutcome::Fixed { .. } => self.stats.pf_fixed += 1,
             FaultOutcome::Spurious => self.stats.pf_spurious += 1,
             FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. } => self.stats.pf_emulate += 1,
-            FaultOutcome::HostFault { .. } => {}
+            FaultOutcome::HostFault { .. } | FaultOutcome::Retry => {}
         }
         Ok(outcome)
     }
@@ -144,7 +147,11 @@ impl Tdp {
         frames: &mut F,
     ) -> Result<FaultOutcome, Error> {
         // As KVM does beyond `kvm_mmu_max_gfn`: what the tables cannot map is emulated.
-        let slot = slots.slot(gpa).filter(|_| self.paging.format.translates(gpa.raw()));
+        let slot = match slots.slot(gpa) {
+            SlotLookup::Slot(slot) => Some(slot).filter(|_| self.paging.format.translates(gpa.raw())),
+            SlotLookup::Invalid => return Ok(FaultOutcome::Retry),
+            SlotLookup::Hole => None,
+        };
         let Some((slot, hva)) = slot.and_then(|slot| Some((slot, slot.hva_of(gpa)?))) else {
             return Ok(FaultOutcome::Mmio { gpa });
         };

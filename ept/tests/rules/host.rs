@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 
 use ept::mmu::{
-    FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SpteBits, Stats, Tdp, Zapped,
+    FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, SpteBits, Stats, Tdp,
+    Zapped,
 };
 use ept::{
     Access, Ept, EptCaps, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
@@ -76,11 +77,16 @@ impl HostFrames for Host {
 pub struct Slots {
     pub slots: Vec<Memslot>,
     pub dirty: RefCell<Vec<Gpa>>,
+    /// All of them are about to go.
+    pub invalid: bool,
 }
 
 impl Memslots for Slots {
-    fn slot(&self, gpa: Gpa) -> Option<Memslot> {
-        self.slots.iter().copied().find(|slot| slot.hva_of(gpa).is_some())
+    fn slot(&self, gpa: Gpa) -> SlotLookup {
+        match self.slots.iter().copied().find(|slot| slot.hva_of(gpa).is_some()) {
+            Some(_) if self.invalid => SlotLookup::Invalid,
+            slot => slot.into(),
+        }
     }
     fn mark_page_dirty(&self, gpa: Gpa) {
         self.dirty.borrow_mut().push(gpa);
@@ -119,7 +125,7 @@ impl World {
             marks: Cell::default(),
         };
         let tdp = Tdp::new(format, &mut host).unwrap();
-        Self { host, slots: Slots { slots: vec![slot], dirty: RefCell::default() }, tdp }
+        Self { host, slots: Slots { slots: vec![slot], ..Slots::default() }, tdp }
     }
 
     pub fn fault(&mut self, gpa: u64, access: Access) -> FaultOutcome {
@@ -158,7 +164,10 @@ impl World {
         assert_eq!(self.host.memory.frame_count(), self.tdp.shadow_pages().count(), "frames and ShadowPages");
         let bits = SpteBits::of(self.tdp.paging().format.kind());
         for leaf in self.leaves() {
-            let (slot, entry) = (self.slots.slot(Gpa(leaf.address)).unwrap(), leaf.step.entry);
+            let SlotLookup::Slot(slot) = self.slots.slot(Gpa(leaf.address)) else {
+                panic!("a leaf outside slots")
+            };
+            let entry = leaf.step.entry;
             let hva = slot.hva_of(Gpa(leaf.address)).unwrap();
             let mapping = self.host.mapped.iter().find(|at| (at.hva..at.hva + at.bytes).contains(&hva.raw()));
             let mapping = mapping.unwrap();

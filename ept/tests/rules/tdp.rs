@@ -27,6 +27,17 @@ fn outside_slots_is_mmio_and_maps_nothing() {
 }
 
 #[test]
+fn k4_an_access_to_a_slot_about_to_go_is_made_again_and_is_no_mmio() {
+    let mut world = world(PageSize::Size4K);
+    world.slots.invalid = true;
+    assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Retry);
+    assert_eq!(world.fault(0, Access::WRITE), FaultOutcome::Mmio { gpa: Gpa(0) });
+    assert_eq!((world.sizes(), world.tdp.stats().pf_emulate), ([0; 3], 1));
+    world.slots.invalid = false;
+    assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
+}
+
+#[test]
 fn a_slot_beyond_the_tables_is_mmio() {
     let mut world = world(PageSize::Size4K);
     world.slots.slots[0].base = Gpa(1 << 48);

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, Tdp};
+use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp};
 use ept::verify::{DirtyLog, Guest, HostPage, Policy};
 use ept::{
     Access, Attributes, EptCaps, FrameAllocator, Kind, Levels, Mapper, MemoryError, PhysMemory, Rights, Role,
@@ -239,12 +239,18 @@ struct Logged {
     dirty: RefCell<BTreeMap<u64, Vec<u64>>>,
 }
 
-impl Memslots for Logged {
-    fn slot(&self, gpa: Gpa) -> Option<Memslot> {
+impl Logged {
+    fn holding(&self, gpa: Gpa) -> Option<Memslot> {
         self.slots.iter().copied().find(|slot| slot.hva_of(gpa).is_some())
     }
+}
+
+impl Memslots for Logged {
+    fn slot(&self, gpa: Gpa) -> SlotLookup {
+        self.holding(gpa).into()
+    }
     fn mark_page_dirty(&self, gpa: Gpa) {
-        let slot = self.slot(gpa).unwrap();
+        let slot = self.holding(gpa).unwrap();
         let page = (gpa.raw() - slot.base.raw()) / K4;
         let mut dirty = self.dirty.borrow_mut();
         let words =

@@ -13,7 +13,7 @@ mod unread;
 
 pub use pages::{DirtyPages, SlotPages};
 pub use reaper::Reaper;
-pub(crate) use unread::Unread;
+pub(crate) use unread::{Part, Unread};
 
 use crate::{Errno, SlotError, SlotId};
 
@@ -48,69 +48,28 @@ impl DirtyMethod {
     }
 }
 
-/// A kernel's dirty logs, shaped as its ioctls are. [`SlotManager`](crate::SlotManager) makes one interface
-/// of them. What is not given is that of a kernel without logs.
+/// A kernel's dirty logs, shaped as its ioctls are. [`SlotManager`](crate::SlotManager) makes one interface of them.
 pub trait DirtyLog {
-    /// How pages are logged.
-    fn dirty_method(&self) -> DirtyMethod {
-        DirtyMethod::Bitmap
-    }
-
     /// Chooses another way than [`DirtyMethod::Bitmap`]: once, before the first log, and for rings before
     /// the first vCPU. After an error nothing has changed.
-    fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError> {
-        Err(SlotError::DirtyMethodRefused { wanted, errno: Errno::EINVAL })
-    }
+    fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError>;
 
     /// `KVM_GET_DIRTY_LOG`: fills `bitmap`, whatever it held, with a bit for each page of the slot, rounded up
     /// to 64 (rule D1).
-    #[expect(unused_variables, reason = "the names of the parameters are part of the documentation")]
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
+    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno>;
 
     /// `KVM_CLEAR_DIRTY_LOG`: clears the bits of `num_pages` pages from `first_page` on that are set in
     /// `bitmap`.
-    #[expect(unused_variables, reason = "the names of the parameters are part of the documentation")]
     fn clear_dirty_log(
         &mut self,
         slot: SlotId,
         first_page: u64,
         num_pages: u32,
         bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
-    }
+    ) -> Result<(), Errno>;
 
     /// Takes all entries out of all rings: slot, and page in the slot. They are protected again before this
     /// returns, so that what is read of them afterwards is not older than the next entry (rule D7). `EOVERFLOW`
     /// if a ring has no room left though the kernel keeps some back: pages may be lost.
-    #[expect(unused_variables, reason = "the names of the parameters are part of the documentation")]
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        Err(Errno::EINVAL)
-    }
-}
-
-impl<E: DirtyLog + ?Sized> DirtyLog for Box<E> {
-    fn dirty_method(&self) -> DirtyMethod {
-        (**self).dirty_method()
-    }
-    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        (**self).set_dirty_method(method)
-    }
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        (**self).get_dirty_log(slot, bitmap)
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: SlotId,
-        first_page: u64,
-        num_pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        (**self).clear_dirty_log(slot, first_page, num_pages, bitmap)
-    }
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        (**self).reap_dirty_rings(found)
-    }
+    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno>;
 }

@@ -26,8 +26,6 @@ pub(crate) struct Part {
     pub(crate) num_pages: u32,
     /// Nothing set before or behind the pages asked for, though they need not begin or end a word.
     pub(crate) words: Vec<u64>,
-    /// All pages of the slot are asked for.
-    whole: bool,
 }
 
 impl Part {
@@ -50,14 +48,13 @@ impl Unread {
 
     /// Adds one page. The kernel tells only of pages that the slot has.
     pub(crate) fn note(&mut self, slot: &Slot, page: u64) {
-        let words =
-            self.slots.entry(slot.id).or_insert_with(|| vec![0; slot.pages().div_ceil(BITS) as usize]);
+        let words = self.words(slot);
         if let Some(word) = words.get_mut((page / BITS) as usize) {
             *word |= 1 << (page % BITS);
         }
     }
 
-    /// The bits of the pages of `slot` that lie in `range`: they stay here until [`Unread::remove`].
+    /// The bits of the pages of `slot` that lie in `range`, which stay here.
     pub(crate) fn part(&self, slot: &Slot, range: AddrRange<Gpa>) -> Option<Part> {
         let (words, pages) = (self.slots.get(&slot.id)?, pages_in(slot, range)?);
         let within = pages.start / BITS..pages.end.div_ceil(BITS);
@@ -65,19 +62,37 @@ impl Unread {
         let first_page = within.start * BITS;
         let num_pages = slot.pages().min(within.end * BITS) - first_page;
         mask(&mut words, pages.start - first_page..pages.end - first_page);
-        let num_pages = u32::try_from(num_pages).expect("a slot has fewer than 2^31 pages");
-        Some(Part { first_page, num_pages, words, whole: range.covers(slot.gpa) })
+        Some(Part { first_page, num_pages: page_count(num_pages), words })
     }
 
-    /// Forgets the bits of `part`, and gives them as pages.
-    pub(crate) fn remove(&mut self, slot: &Slot, part: Part) -> SlotPages {
-        if part.whole {
-            self.slots.remove(&slot.id);
-        } else if let Some(words) = self.slots.get_mut(&slot.id) {
-            let words = words[(part.first_page / BITS) as usize..].iter_mut();
-            words.zip(&part.words).for_each(|(word, taken)| *word &= !taken);
+    /// Takes the same out.
+    pub(crate) fn take(&mut self, slot: &Slot, range: AddrRange<Gpa>) -> Option<Part> {
+        if range.covers(slot.gpa) {
+            // A long slot has a long log, which need not be copied.
+            let words = self.slots.remove(&slot.id)?;
+            return Some(Part { first_page: 0, num_pages: page_count(slot.pages()), words });
         }
-        part.into_pages(slot)
+        let part = self.part(slot, range)?;
+        self.words_of(slot, &part).for_each(|(word, taken)| *word &= !taken);
+        Some(part)
+    }
+
+    /// Puts back what was taken out.
+    pub(crate) fn put_back(&mut self, slot: &Slot, part: Part) {
+        self.words_of(slot, &part).for_each(|(word, taken)| *word |= taken);
+    }
+
+    fn words(&mut self, slot: &Slot) -> &mut Vec<u64> {
+        self.slots.entry(slot.id).or_insert_with(|| vec![0; slot.pages().div_ceil(BITS) as usize])
+    }
+
+    /// Those words of a slot that `part` has, beside its own.
+    fn words_of<'a>(
+        &'a mut self,
+        slot: &Slot,
+        part: &'a Part,
+    ) -> impl Iterator<Item = (&'a mut u64, &'a u64)> {
+        self.words(slot)[(part.first_page / BITS) as usize..].iter_mut().zip(&part.words)
     }
 
     /// Keeps the bits of a slot that is gone.
@@ -96,6 +111,10 @@ impl Unread {
     pub(crate) fn forget(&mut self, slot: SlotId) {
         self.slots.remove(&slot);
     }
+}
+
+fn page_count(pages: u64) -> u32 {
+    u32::try_from(pages).expect("a slot has fewer than 2^31 pages")
 }
 
 /// Which pages of the slot share a byte with `range`.

@@ -1,6 +1,7 @@
 //! Memory that only a guest can reach: `guest_memfd`, as an object of this process.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::kvm_create_guest_memfd;
 use memory_model::PageSize;
@@ -44,10 +45,11 @@ impl Files {
     }
 
     fn open(&mut self, file: File) -> u32 {
-        let fd = self.next;
-        self.next += 1;
-        self.open.insert(fd, file);
-        fd
+        while self.open.contains_key(&self.next) {
+            self.next += 1;
+        }
+        self.open.insert(self.next, file);
+        self.next
     }
 
     fn bound(&mut self, fd: u32) -> Option<&mut BTreeMap<u64, u64>> {
@@ -75,13 +77,30 @@ impl KernelMemslots {
     /// a kernel that has no such files; EINVAL for flags that it does not have, and for a size that is 0, not whole
     /// pages or past the longest file.
     pub fn create_guest_memfd(&mut self, request: &kvm_create_guest_memfd) -> Result<u32, Errno> {
+        let file = self.new_guest_memfd(request)?;
+        Ok(self.files.open(file))
+    }
+
+    /// The same under the number of a descriptor of this process: that of the file which a RAM block is given for
+    /// its private half, and which is not looked at.
+    pub fn create_guest_memfd_as(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        request: &kvm_create_guest_memfd,
+    ) -> Result<(), Errno> {
+        let file = self.new_guest_memfd(request)?;
+        self.files.open.insert(fd.as_raw_fd() as u32, file);
+        Ok(())
+    }
+
+    fn new_guest_memfd(&self, request: &kvm_create_guest_memfd) -> Result<File, Errno> {
         let flags = self.caps.guest_memfd.ok_or(Errno::ENOTTY)?;
         let pages = request.size.is_multiple_of(PageSize::Size4K.bytes());
         let length = i64::try_from(request.size).is_ok_and(|size| size > 0);
         if request.flags & !flags != 0 || !pages || !length {
             return Err(Errno::EINVAL);
         }
-        Ok(self.files.open(File::GuestMemfd { size: request.size, bound: BTreeMap::new() }))
+        Ok(File::GuestMemfd { size: request.size, bound: BTreeMap::new() })
     }
 
     /// A descriptor of something else: a plain file, or another VM's guest_memfd.

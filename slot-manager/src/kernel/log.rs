@@ -6,8 +6,8 @@ use super::{Ioctls, KernelMemslots, KvmArch, split_number};
 use crate::{DirtyLog, DirtyMethod, Errno, SlotError, SlotId};
 
 impl KernelMemslots {
-    /// See [`DirtyLog::dirty_method`].
-    fn method(&self) -> DirtyMethod {
+    /// How pages are logged.
+    pub(super) fn method(&self) -> DirtyMethod {
         match (self.rings.bytes, self.manual_protect) {
             (0, manual) if manual.enabled() => {
                 DirtyMethod::ManualProtect { initially_set: manual.initially_set() }
@@ -18,35 +18,7 @@ impl KernelMemslots {
     }
 }
 
-impl DirtyLog for KernelMemslots {
-    fn dirty_method(&self) -> DirtyMethod {
-        self.method()
-    }
-    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        self.on(&mut ()).set_dirty_method(method)
-    }
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        DirtyLog::get_dirty_log(&mut self.on(&mut ()), slot, bitmap)
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: SlotId,
-        first_page: u64,
-        num_pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        self.on(&mut ()).clear_dirty_log(slot.0, first_page, num_pages, bitmap)
-    }
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        self.on(&mut ()).reap_dirty_rings(found)
-    }
-}
-
 impl<A: KvmArch> DirtyLog for Ioctls<'_, A> {
-    fn dirty_method(&self) -> DirtyMethod {
-        self.kernel.method()
-    }
-
     fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError> {
         if !self.kernel.method().gives_way_to(wanted)? {
             return Ok(());

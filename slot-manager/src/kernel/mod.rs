@@ -13,7 +13,9 @@ mod update;
 use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use memory_model::Gpa;
 
-use crate::{Errno, SlotError, SlotExecutor, SlotFlags, SlotLimits, SlotOp, SlotRegistry};
+use crate::{
+    DirtyLog, DirtyMethod, Errno, SlotError, SlotExecutor, SlotFlags, SlotLimits, SlotOp, SlotRegistry,
+};
 
 pub use arch::KvmArch;
 pub use dirty_ring::{DirtyGfn, DirtyRing, RESERVED_ENTRIES};
@@ -236,7 +238,14 @@ impl SlotExecutor for KernelMemslots {
     }
 
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
-        let answer = self.set_user_memory_region(&op.to_region());
-        answer.map(drop).map_err(|errno| SlotError::refused(op, errno))
+        self.on(&mut ()).execute(op).map(drop)
+    }
+
+    fn dirty_method(&self) -> DirtyMethod {
+        self.method()
+    }
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        act(&mut self.on(&mut ()));
     }
 }

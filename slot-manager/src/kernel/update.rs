@@ -5,9 +5,18 @@ use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
 use super::dirty_bitmap::DirtyBitmap;
 use super::table::{Call, Verdict};
 use super::{Ioctls, KvmArch, Memslot, SlotChange};
-use crate::{Errno, SlotFlags};
+use crate::{Errno, SlotError, SlotFlags, SlotOp};
 
 impl<A: KvmArch> Ioctls<'_, A> {
+    /// Makes the call that `op` stands for: the second version if the slot has a private half.
+    pub fn execute(&mut self, op: &SlotOp) -> Result<SlotChange, SlotError> {
+        let answer = match op.slot().flags.contains(SlotFlags::GUEST_MEMFD) {
+            true => self.set_user_memory_region2(&op.to_region2()),
+            false => self.set_user_memory_region(&op.to_region()),
+        };
+        answer.map_err(|errno| SlotError::refused(op, errno))
+    }
+
     /// `KVM_SET_USER_MEMORY_REGION`. A failed call changes nothing but the generation (rule K5).
     pub fn set_user_memory_region(
         &mut self,

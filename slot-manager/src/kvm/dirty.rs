@@ -1,5 +1,6 @@
 //! The dirty logs of a real VM.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,16 +15,18 @@ use super::{Capability, KvmSlots, ext};
 use crate::{DirtyLog, DirtyMethod, Errno, SlotError, SlotId};
 
 /// The dirty rings of a VM's vCPUs. Clones are handles to the same rings: whoever makes vCPUs holds one.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct KvmRings {
     shared: Arc<Mutex<Rings>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Rings {
     /// The size of each; 0 as long as the VM has none.
     bytes: u32,
     rings: Vec<DirtyRing>,
+    /// What was harvested for an address space that was not asked for: kernel slot number and page.
+    others: BTreeSet<(u32, u64)>,
 }
 
 impl KvmRings {
@@ -47,15 +50,19 @@ impl KvmSlots {
     pub fn dirty_rings(&self) -> &KvmRings {
         &self.rings
     }
+
+    /// The method in force.
+    pub(super) fn logged_by(&self) -> DirtyMethod {
+        match self.rings.lock().bytes {
+            0 => self.method,
+            bytes => DirtyMethod::Ring { bytes },
+        }
+    }
 }
 
 impl DirtyLog for KvmSlots {
-    fn dirty_method(&self) -> DirtyMethod {
-        self.method
-    }
-
     fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError> {
-        if !self.method.gives_way_to(wanted)? {
+        if !self.logged_by().gives_way_to(wanted)? {
             return Ok(());
         }
         let (capability, argument) = match wanted {
@@ -72,10 +79,10 @@ impl DirtyLog for KvmSlots {
         };
         enable(&self.vm, capability, argument)
             .map_err(|errno| SlotError::DirtyMethodRefused { wanted, errno })?;
-        if let DirtyMethod::Ring { bytes } = wanted {
-            self.rings.lock().bytes = bytes;
+        match wanted {
+            DirtyMethod::Ring { bytes } => self.rings.lock().bytes = bytes,
+            _ => self.method = wanted,
         }
-        self.method = wanted;
         Ok(())
     }
 
@@ -100,13 +107,19 @@ impl DirtyLog for KvmSlots {
 
     fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
         // Held over both, so that nobody resets entries that nobody has read (rule D5).
-        let mut shared = self.rings.lock();
+        let Rings { rings, others, .. } = &mut *self.rings.lock();
+        let ours = |slot: u32| slot >> 16 == u32::from(self.address_space);
+        others.retain(|&(slot, page)| {
+            if ours(slot) {
+                found(SlotId(slot & 0xffff), page);
+            }
+            !ours(slot)
+        });
         let (mut count, mut overrun) = (0, false);
-        for ring in &mut shared.rings {
-            let harvested = ring.harvest(&mut |slot, page| {
-                if slot >> 16 == u32::from(self.address_space) {
-                    found(SlotId(slot & 0xffff), page);
-                }
+        for ring in rings {
+            let harvested = ring.harvest(&mut |slot, page| match ours(slot) {
+                true => found(SlotId(slot & 0xffff), page),
+                false => drop(others.insert((slot, page))),
             });
             count += harvested;
             // The kernel keeps some entries back. If there are none of them left, it may have written past the

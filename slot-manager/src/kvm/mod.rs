@@ -24,7 +24,9 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use memory_model::RamBlock;
 
-use crate::{DirtyMethod, Errno, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp};
+use crate::{
+    DirtyLog, DirtyMethod, Errno, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp,
+};
 
 pub use capability::Capability;
 pub use dirty::KvmRings;
@@ -65,6 +67,12 @@ impl KvmSlots {
         };
         let (method, rings, lent) = Default::default();
         Self { vm, limits, address_space: 0, method, rings, lent }
+    }
+
+    /// The same, with the rings of a VM whose vCPUs are made elsewhere: all who set slots of one VM share them.
+    pub fn with_rings(mut self, rings: KvmRings) -> Self {
+        self.rings = rings;
+        self
     }
 
     /// The slots in another address space, such as that of SMM (rule R7). Each has numbers of its own.
@@ -125,6 +133,14 @@ impl SlotExecutor for KvmSlots {
         self.call(op)?;
         self.lent.insert(result.id, Lent { pages: result.pages(), _block: result.block });
         Ok(())
+    }
+
+    fn dirty_method(&self) -> DirtyMethod {
+        self.logged_by()
+    }
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        act(self);
     }
 }
 

@@ -17,6 +17,7 @@ const RESET: u32 = 1 << 1;
 
 /// The ring of one vCPU, mapped. The kernel fills entries in order and says so in their flags; we read
 /// them in order and say so likewise; a reset gives them back.
+#[derive(Debug)]
 pub(super) struct DirtyRing {
     entries: NonNull<kvm_dirty_gfn>,
     bytes: usize,

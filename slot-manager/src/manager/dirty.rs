@@ -3,7 +3,8 @@
 use memory_model::{AddrRange, DirtyClients, FlatRange, Gpa};
 
 use super::SlotManager;
-use crate::{DirtyMethod, DirtyPages, SlotError, SlotExecutor, SlotFlags, plan};
+use crate::dirty::Part;
+use crate::{DirtyLog, DirtyMethod, DirtyPages, Slot, SlotError, SlotExecutor, SlotFlags, plan};
 
 /// All clients whose bits come from a kernel's log. It does not know which of them asked.
 const LOGGED: DirtyClients = DirtyClients::VGA.union(DirtyClients::MIGRATION);
@@ -11,7 +12,7 @@ const LOGGED: DirtyClients = DirtyClients::VGA.union(DirtyClients::MIGRATION);
 impl<E: SlotExecutor> SlotManager<E> {
     /// Chooses how the kernel logs: see [`DirtyLog::set_dirty_method`](crate::DirtyLog::set_dirty_method).
     pub fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        self.executor.set_dirty_method(method)
+        with_log(&mut self.executor, |log| log.set_dirty_method(method))
     }
 
     /// Collects the dirty pages in `range` of the slots that are logged, and all of those that were logged and
@@ -38,11 +39,12 @@ impl<E: SlotExecutor> SlotManager<E> {
         if !matches!(executor.dirty_method(), DirtyMethod::Ring { .. }) {
             return Ok(());
         }
-        let reaped = executor.reap_dirty_rings(&mut |id, page| {
+        let mut note = |id, page| {
             if let Some(slot) = registry.by_id(id) {
                 unread.note(slot, page);
             }
-        });
+        };
+        let reaped = with_log(executor, |log| log.reap_dirty_rings(&mut note));
         reaped.map_err(|errno| SlotError::DirtyRings { errno })
     }
 
@@ -55,8 +57,7 @@ impl<E: SlotExecutor> SlotManager<E> {
         for slot in registry.overlapping(range).filter(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES))
         {
             let mut bitmap = Vec::new();
-            executor
-                .get_dirty_log(slot.id, &mut bitmap)
+            with_log(executor, |log| log.get_dirty_log(slot.id, &mut bitmap))
                 .map_err(|errno| SlotError::DirtyLog { slot: slot.clone(), errno })?;
             unread.merge(slot.id, bitmap);
         }
@@ -67,18 +68,20 @@ impl<E: SlotExecutor> SlotManager<E> {
     fn hand_out(&mut self, range: AddrRange<Gpa>) -> Result<DirtyPages, SlotError> {
         let Self { executor, registry, unread, .. } = self;
         let by_hand = matches!(executor.dirty_method(), DirtyMethod::ManualProtect { .. });
-        let mut parts = Vec::new();
+        let mut taken: Vec<(&Slot, Part)> = Vec::new();
         for slot in registry.overlapping(range) {
-            let Some(part) = unread.part(slot, range) else { continue };
-            if by_hand {
-                executor
-                    .clear_dirty_log(slot.id, part.first_page, part.num_pages, &part.words)
-                    .map_err(|errno| SlotError::DirtyLog { slot: slot.clone(), errno })?;
+            let Some(part) = unread.take(slot, range) else { continue };
+            taken.push((slot, part));
+            let Some((_, part)) = taken.last().filter(|_| by_hand) else { continue };
+            let (first_page, num_pages) = (part.first_page, part.num_pages);
+            let clear =
+                |log: &mut dyn DirtyLog| log.clear_dirty_log(slot.id, first_page, num_pages, &part.words);
+            if let Err(errno) = with_log(executor, clear) {
+                taken.into_iter().for_each(|(slot, part)| unread.put_back(slot, part));
+                return Err(SlotError::DirtyLog { slot: slot.clone(), errno });
             }
-            parts.push((slot, part));
         }
-        // Only now, so that what an error leaves behind is found again.
-        Ok(parts.into_iter().map(|(slot, part)| unread.remove(slot, part)).collect())
+        Ok(taken.into_iter().map(|(slot, part)| part.into_pages(slot)).collect())
     }
 
     /// Brings the bits of a range's block up to date. What cannot be read counts as dirty.
@@ -121,4 +124,11 @@ impl<E: SlotExecutor> SlotManager<E> {
         let parts = slots.filter_map(|slot| Some((slot, self.unread.part(slot, range)?)));
         parts.map(|(slot, part)| part.into_pages(slot)).collect()
     }
+}
+
+/// What `act` gives when it is given the executor's logs.
+fn with_log<T>(executor: &mut impl SlotExecutor, act: impl FnOnce(&mut dyn DirtyLog) -> T) -> T {
+    let (mut act, mut answer) = (Some(act), None);
+    executor.with_log(&mut |log| answer = act.take().map(|act| act(log)));
+    answer.expect("an executor shows its logs once")
 }

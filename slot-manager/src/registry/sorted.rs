@@ -1,90 +1,158 @@
-//! A sorted array of ranges beside what they lead to.
+//! Ranges in order, beside what they lead to.
 
-/// Ranges by their first number, ascending; equal ones may stand side by side. The firsts lie together, and a
-/// sample of them lies together again, so that a search of many touches few cache lines.
+use memory_model::{AddrRange, Address};
+
+use super::chunk::{CHUNK, Chunk, Entry, last_not_above};
+
+/// Ranges by their first number, ascending; equal ones may stand side by side. They are kept in chunks, so that a
+/// new one shifts few others; the first numbers of the chunks lie together, and a look-up searches first those,
+/// then one chunk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sorted {
+    /// The first number of each chunk, filled up to a power of two as a chunk's are.
     firsts: Vec<u64>,
-    entries: Vec<Entry>,
-    /// Each [`STRIDE`]th of `firsts`.
-    samples: Vec<u64>,
+    /// None is empty.
+    #[expect(clippy::vec_box, reason = "a new chunk shifts those behind it")]
+    chunks: Vec<Box<Chunk>>,
+    len: usize,
 }
 
-/// The rest of a range.
+/// A range, and where it is: chunk, and index in it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    pub(super) last: u64,
-    pub(super) place: u32,
+pub(super) struct Found {
+    pub(super) first: u64,
+    pub(super) entry: Entry,
+    pub(super) position: (usize, usize),
 }
 
-/// Eight cache lines of `firsts`.
-const STRIDE: usize = 64;
+impl Found {
+    /// Without a branch.
+    #[inline]
+    pub(super) fn overlaps<A: Address>(&self, range: AddrRange<A>) -> bool {
+        (self.first <= range.last().raw()) & (range.first().raw() <= self.entry.last)
+    }
+}
 
 impl Sorted {
     pub(super) fn len(&self) -> usize {
-        self.firsts.len()
+        self.len
     }
 
-    pub(super) fn firsts(&self) -> &[u64] {
-        &self.firsts
-    }
-
-    /// The entries from that index on, by ascending first.
-    pub(super) fn entries(&self, from: usize) -> &[Entry] {
-        &self.entries[from..]
-    }
-
-    /// How many begin at `number` or below.
-    #[inline]
-    pub(super) fn count_not_above(&self, number: u64) -> usize {
-        // The sample that is the last not above, and those behind it up to the next.
-        let Some(sample) = self.samples.partition_point(|&first| first <= number).checked_sub(1) else {
-            return 0;
+    /// The last range that begins at `number` or below; the first of all, if they begin above. None if there is
+    /// no range.
+    #[inline(always)] // A call costs as much as the search.
+    pub(super) fn find(&self, number: u64) -> Option<Found> {
+        let at = match last_not_above(&self.firsts, number) {
+            at if at < self.chunks.len() => at,
+            // What fills up the array equals the highest number there is.
+            _ => self.chunks.len().checked_sub(1)?,
         };
-        let from = sample * STRIDE;
-        let near = &self.firsts[from..self.firsts.len().min(from + STRIDE)];
-        from + near.partition_point(|&first| first <= number)
+        let chunk = &self.chunks[at];
+        Some(chunk.found(at, chunk.last_not_above(number)))
     }
 
-    /// The last that begins at `number` or below.
+    /// The range before.
     #[inline]
-    pub(super) fn last_not_above(&self, number: u64) -> Option<Entry> {
-        self.entries.get(self.count_not_above(number).checked_sub(1)?).copied()
+    pub(super) fn before(&self, (chunk, index): (usize, usize)) -> Option<Found> {
+        if let Some(index) = index.checked_sub(1) {
+            return Some(self.chunks[chunk].found(chunk, index));
+        }
+        let chunk = chunk.checked_sub(1)?;
+        Some(self.chunks[chunk].found(chunk, self.chunks[chunk].firsts().len() - 1))
     }
 
-    pub(super) fn insert(&mut self, first: u64, last: u64, place: u32) {
-        let index = self.count_not_above(first);
-        self.firsts.insert(index, first);
-        self.entries.insert(index, Entry { last, place });
-        self.sample_from(index);
+    /// All ranges.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Entry> {
+        self.chunks.iter().flat_map(|chunk| chunk.entries()).copied()
     }
 
-    /// Takes out the range that begins at `first` and leads to `place`.
-    pub(super) fn remove(&mut self, first: u64, place: u32) {
-        if let Some(index) = self.index_of(first, place) {
-            self.firsts.remove(index);
-            self.entries.remove(index);
-            self.sample_from(index);
+    /// All from the one that [`Sorted::find`] finds.
+    pub(super) fn iter_from(&self, number: u64) -> impl Iterator<Item = Entry> {
+        let (chunk, index) = self.find(number).map_or((0, 0), |found| found.position);
+        let mut chunks = self.chunks.iter().skip(chunk);
+        let begun = chunks.next().map_or(&[][..], |chunk| &chunk.entries()[index..]);
+        begun.iter().chain(chunks.flat_map(|chunk| chunk.entries())).copied()
+    }
+
+    /// All first numbers.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = u64> {
+        self.chunks.iter().flat_map(|chunk| chunk.firsts()).copied()
+    }
+
+    pub(super) fn insert(&mut self, first: u64, entry: Entry) {
+        self.len += 1;
+        let Some(near) = self.find(first) else {
+            return self.insert_chunk(0, Chunk::of(first, entry));
+        };
+        let (chunk, index) = near.position;
+        let index = index + usize::from(near.first <= first);
+        let is_last = chunk + 1 == self.chunks.len();
+        let in_chunk = &mut self.chunks[chunk];
+        if in_chunk.firsts().len() < CHUNK {
+            in_chunk.insert(index, first, entry);
+            self.firsts[chunk] = in_chunk.firsts()[0];
+            return;
+        }
+        // Those that come in order fill their chunks.
+        match (chunk, index) {
+            (0, 0) => self.insert_chunk(0, Chunk::of(first, entry)),
+            (_, CHUNK) if is_last => self.insert_chunk(chunk + 1, Chunk::of(first, entry)),
+            _ => {
+                let mut rest = in_chunk.split();
+                match index.checked_sub(in_chunk.firsts().len()) {
+                    Some(index) => rest.insert(index, first, entry),
+                    None => in_chunk.insert(index, first, entry),
+                }
+                self.insert_chunk(chunk + 1, rest);
+            }
         }
     }
 
-    /// Lets the range that begins at `first` and leads to `from` lead to `to`.
-    pub(super) fn relocate(&mut self, first: u64, from: u32, to: u32) {
-        if let Some(index) = self.index_of(first, from) {
-            self.entries[index].place = to;
+    /// Takes out the range that begins at `first` and leads to `place`. Whether it is there.
+    pub(super) fn remove(&mut self, first: u64, place: u32) -> bool {
+        let Some((chunk, index)) = self.position_of(first, place) else { return false };
+        self.len -= 1;
+        self.chunks[chunk].remove(index);
+        match self.chunks[chunk].firsts().first() {
+            Some(&first) => self.firsts[chunk] = first,
+            None => self.remove_chunk(chunk),
         }
+        if let [this, next, ..] = &mut self.chunks[chunk..]
+            && this.firsts().len() + next.firsts().len() <= CHUNK / 2
+        {
+            this.append(next);
+            self.remove_chunk(chunk + 1);
+        }
+        true
     }
 
-    fn index_of(&self, first: u64, place: u32) -> Option<usize> {
-        let mut equal =
-            (0..self.count_not_above(first)).rev().take_while(|&index| self.firsts[index] == first);
-        equal.find(|&index| self.entries[index].place == place)
+    /// Lets the range that begins at `first` and leads to `from` lead to `to`. Whether it is there.
+    pub(super) fn relocate(&mut self, first: u64, from: u32, to: u32) -> bool {
+        let Some((chunk, index)) = self.position_of(first, from) else { return false };
+        self.chunks[chunk].entry_mut(index).place = to;
+        true
     }
 
-    /// All from `index` on have shifted.
-    fn sample_from(&mut self, index: usize) {
-        let kept = index.div_ceil(STRIDE);
-        self.samples.truncate(kept);
-        self.samples.extend(self.firsts[(kept * STRIDE).min(self.firsts.len())..].iter().step_by(STRIDE));
+    fn position_of(&self, first: u64, place: u32) -> Option<(usize, usize)> {
+        let from = std::iter::successors(self.find(first), |found| self.before(found.position));
+        let mut equal = from.take_while(|found| found.first == first);
+        equal.find(|found| found.entry.place == place).map(|found| found.position)
+    }
+
+    fn insert_chunk(&mut self, chunk: usize, new: Chunk) {
+        self.firsts.insert(chunk, new.firsts()[0]);
+        self.chunks.insert(chunk, Box::new(new));
+        self.fill_up();
+    }
+
+    fn remove_chunk(&mut self, chunk: usize) {
+        self.firsts.remove(chunk);
+        self.chunks.remove(chunk);
+        self.fill_up();
+    }
+
+    fn fill_up(&mut self) {
+        self.firsts.truncate(self.chunks.len());
+        self.firsts.resize(self.chunks.len().next_power_of_two(), u64::MAX);
     }
 }

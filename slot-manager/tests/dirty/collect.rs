@@ -1,9 +1,13 @@
 //! The rules of collecting, one by one.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use memory_model::{DirtyClients, Gpa};
-use slot_manager::{DirtyMethod, KernelMemslots, Reaper, SlotError, SlotFlags, SlotManager, SlotOp};
+use memory_model::{AddressSpace, DirtyClients, Gpa, Hva, RamBlock, RegionTree};
+use slot_manager::{
+    DirtyLog, DirtyMethod, Errno, KernelMemslots, Reaper, Recorder, SlotError, SlotExecutor, SlotFlags,
+    SlotId, SlotLimits, SlotManager, SlotOp,
+};
 
 use crate::machine::{Machine, PAGE, PAGES, pages};
 
@@ -128,4 +132,81 @@ fn d5_a_reaper_makes_room_in_the_rings_and_what_it_finds_waits() {
     drop(reaper);
     assert_eq!(machine.collect_all().len() as u64, PAGES);
     assert!(ring.is_empty());
+}
+
+/// A kernel that does not clear the log of this slot.
+struct Unclearable(KernelMemslots, Option<SlotId>);
+
+impl SlotExecutor for Unclearable {
+    fn limits(&self) -> SlotLimits {
+        self.0.limits()
+    }
+    fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
+        self.0.execute(op)
+    }
+    fn dirty_method(&self) -> DirtyMethod {
+        self.0.dirty_method()
+    }
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        act(self);
+    }
+}
+
+impl DirtyLog for Unclearable {
+    fn set_dirty_method(&mut self, wanted: DirtyMethod) -> Result<(), SlotError> {
+        let mut answer = Ok(());
+        self.0.with_log(&mut |log| answer = log.set_dirty_method(wanted));
+        answer
+    }
+    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
+        bitmap.resize(1, 0);
+        self.0.get_dirty_log(slot.0, bitmap)
+    }
+    fn clear_dirty_log(
+        &mut self,
+        slot: SlotId,
+        first_page: u64,
+        num_pages: u32,
+        bitmap: &[u64],
+    ) -> Result<(), Errno> {
+        match self.1 {
+            Some(unclearable) if unclearable == slot => Err(Errno::EFAULT),
+            _ => self.0.clear_dirty_log(slot.0, first_page, num_pages, bitmap),
+        }
+    }
+    fn reap_dirty_rings(&mut self, _found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+}
+
+#[test]
+fn d4_what_a_failed_collection_has_read_is_in_the_next_one() {
+    let kernel = Recorder::new(Unclearable(KernelMemslots::new(), Some(SlotId(1))));
+    let manager = Arc::new(Mutex::new(SlotManager::new(kernel.clone())));
+    let method = DirtyMethod::ManualProtect { initially_set: false };
+    manager.lock().unwrap().set_dirty_method(method).unwrap();
+    let mut tree = RegionTree::new("system", 1 << 64).unwrap();
+    for (name, at) in [("low", 0), ("high", 0x10)] {
+        let ram = tree.ram(name, RamBlock::foreign(name, Hva(0x7f00_0000_0000), 8 * PAGE).unwrap()).unwrap();
+        tree.set_dirty_log(ram, DirtyClients::MIGRATION).unwrap();
+        tree.add(tree.root(), at * PAGE, ram).unwrap();
+    }
+    let space = AddressSpace::new("memory", tree).unwrap();
+    space.register(manager.clone()).unwrap();
+    let written = [Gpa(2 * PAGE), Gpa(3 * PAGE), Gpa(0x11 * PAGE)];
+    kernel.with_inner(|kernel| {
+        assert!(written.iter().all(|gpa| kernel.0.mark_page_dirty(None, 0, *gpa)));
+    });
+    let mut manager = manager.lock().unwrap();
+    // The pages of the first slot are cleared in the kernel by then; those of one are asked for, or all.
+    for range in [pages(2, 0x10), pages(0, 0x100)] {
+        let error = manager.collect_dirty(range).unwrap_err();
+        assert!(
+            matches!(&error, SlotError::DirtyLog { slot, errno: Errno::EFAULT } if slot.id.0 == 1),
+            "{error}"
+        );
+    }
+    kernel.with_inner_mut(|kernel| kernel.1 = None);
+    assert!(manager.collect_all_dirty().unwrap().pages().eq(written));
+    assert!(manager.collect_all_dirty().unwrap().is_empty());
 }

@@ -53,7 +53,7 @@ fn a_guest_that_writes_while_slots_split_merge_and_move_has_every_page_collected
 }
 
 #[test]
-fn pages_copied_after_they_were_collected_are_the_guests_memory_in_the_end() {
+fn d4_d7_pages_copied_after_they_were_collected_are_the_guests_memory_in_the_end() {
     for (method, machine) in machines() {
         let mut guest = machine.vcpu();
         let mut copy = vec![0; (PAGES * PAGE) as usize];

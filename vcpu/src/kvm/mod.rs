@@ -3,6 +3,7 @@
 //! ```text
 //! KvmVm (vm.rs)     /dev/kvm -> VM -> slots, vCPUs
 //! KvmVcpu (vcpu.rs) the run loop: answer, check kick and deadline, KVM_RUN, exit
+//!   coalesced.rs    the ring of writes that the kernel has kept back
 //!   run_page.rs     struct kvm_run: KVM_RUN, what the guest wants, what it is answered
 //!   thread.rs       the thread in KVM_RUN and its deadline timer
 //!   signal.rs       the signal that brings it out
@@ -17,6 +18,7 @@
 //! registers finishes the half that needs no answer first, without running the guest, so that after
 //! `OUT` they show RIP behind it. While a read waits for its answer they show the state before the instruction.
 
+mod coalesced;
 mod host;
 mod regs;
 mod run_page;

@@ -108,6 +108,7 @@ impl RunPage {
             KVM_EXIT_SHUTDOWN => Exit::Shutdown,
             KVM_EXIT_FAIL_ENTRY => Exit::FailEntry { reason: fail_entry.hardware_entry_failure_reason },
             KVM_EXIT_INTERNAL_ERROR => Exit::InternalError { suberror: internal.suberror },
+            KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
             KVM_EXIT_INTR => return Ok(None),
             reason => return Err(VcpuError::UnexpectedExit { reason, name: name(reason) }),
         };
@@ -167,7 +168,6 @@ fn name(reason: u32) -> &'static str {
         KVM_EXIT_HYPERV => "KVM_EXIT_HYPERV",
         KVM_EXIT_X86_RDMSR => "KVM_EXIT_X86_RDMSR",
         KVM_EXIT_X86_WRMSR => "KVM_EXIT_X86_WRMSR",
-        KVM_EXIT_DIRTY_RING_FULL => "KVM_EXIT_DIRTY_RING_FULL",
         KVM_EXIT_AP_RESET_HOLD => "KVM_EXIT_AP_RESET_HOLD",
         KVM_EXIT_X86_BUS_LOCK => "KVM_EXIT_X86_BUS_LOCK",
         KVM_EXIT_XEN => "KVM_EXIT_XEN",

@@ -1,11 +1,13 @@
 //! A vCPU of KVM's and its run loop.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use super::coalesced::CoalescedWrites;
 use super::regs;
 use super::run_page::RunPage;
 use super::signal::Interruptible;
@@ -22,10 +24,18 @@ use crate::{Budget, Entry, Exit, Kick, Limit, Regs, SystemRegs, Vcpu, VcpuError}
 pub struct KvmVcpu {
     fd: VcpuFd,
     page: RunPage,
-    unfinished: Unfinished,
-    /// What the guest wanted next, when it was not running but only finishing the exit before.
-    queued: Option<Exit>,
+    pending: Pending,
     kick: Kick,
+}
+
+/// What is between the guest and its VMM.
+#[derive(Debug)]
+struct Pending {
+    unfinished: Unfinished,
+    /// What the VMM has not seen yet: coalesced writes, then the exit that is unfinished. The guest may have wanted it
+    /// when it was not running but only finishing the exit before.
+    queued: VecDeque<Exit>,
+    coalesced: CoalescedWrites,
 }
 
 /// What the exit before still needs.
@@ -50,18 +60,28 @@ impl Unfinished {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(vm: &VmFd, index: u32, supported: &CpuId) -> Result<Self, VcpuError> {
+    pub(super) fn new(
+        vm: &VmFd,
+        index: u32,
+        supported: &CpuId,
+        coalesced: CoalescedWrites,
+    ) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(index.into()).map_err(VcpuError::host("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&cpuid(supported, index)).map_err(VcpuError::host("KVM_SET_CPUID2"))?;
+        coalesced.map(vm, &fd)?;
         let page = RunPage::map(&fd, vm.run_size()).map_err(VcpuError::host("mmap of kvm_run"))?;
-        Ok(Self { fd, page, unfinished: Unfinished::Nothing, queued: None, kick: Kick::default() })
+        Ok(Self { fd, page, pending: Pending::new(coalesced), kick: Kick::default() })
+    }
+
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
     }
 
     /// Hands KVM the answer to the exit before.
     fn answer(&mut self, entry: Entry) -> Result<(), VcpuError> {
-        let needed = match self.unfinished {
+        let needed = match self.pending.unfinished {
             // The exit of that answer is still in the queue: its reader has not seen it.
-            Unfinished::Answer(needed) if self.queued.is_none() => Some(needed),
+            Unfinished::Answer(needed) if self.pending.queued.is_empty() => Some(needed),
             _ => None,
         };
         match (needed, entry) {
@@ -80,9 +100,9 @@ impl KvmVcpu {
 
     /// Has KVM finish the exit before without running the guest, where it can.
     fn finish(&mut self) -> Result<(), VcpuError> {
-        if self.unfinished == Unfinished::Completion && self.queued.is_none() {
+        if self.pending.unfinished == Unfinished::Completion && self.pending.queued.is_empty() {
             self.page.immediate_exit().store(1, SeqCst);
-            self.queued = enter(&self.page, &self.fd, &mut self.unfinished)?;
+            self.pending.enter(&self.page, &self.fd)?;
         }
         Ok(())
     }
@@ -90,27 +110,35 @@ impl KvmVcpu {
     /// The same for those who are about to change registers, which half an instruction would not survive.
     fn finish_instruction(&mut self) -> Result<(), VcpuError> {
         self.finish()?;
-        match self.unfinished {
+        match self.pending.unfinished {
             Unfinished::Nothing => Ok(()),
             _ => Err(VcpuError::MidInstruction),
         }
     }
 }
 
-/// `KVM_RUN`, once. It finishes the exit before, so only a new one can leave something unfinished.
-fn enter(page: &RunPage, fd: &VcpuFd, unfinished: &mut Unfinished) -> Result<Option<Exit>, VcpuError> {
-    *unfinished = Unfinished::Nothing;
-    let exit = page.run(fd)?;
-    if let Some(exit) = &exit {
-        *unfinished = Unfinished::after(exit);
+impl Pending {
+    fn new(coalesced: CoalescedWrites) -> Self {
+        Self { unfinished: Unfinished::Nothing, queued: VecDeque::new(), coalesced }
     }
-    Ok(exit)
+
+    /// `KVM_RUN`, once. It finishes the exit before, so only a new one can leave something unfinished.
+    fn enter(&mut self, page: &RunPage, fd: &VcpuFd) -> Result<(), VcpuError> {
+        self.unfinished = Unfinished::Nothing;
+        let exit = page.run(fd)?;
+        self.coalesced.drain(&mut self.queued);
+        if let Some(exit) = exit {
+            self.unfinished = Unfinished::after(&exit);
+            self.queued.push_back(exit);
+        }
+        Ok(())
+    }
 }
 
 impl Vcpu for KvmVcpu {
     fn run(&mut self, entry: Entry, budget: &Budget) -> Result<Exit, VcpuError> {
         self.answer(entry)?;
-        if let Some(exit) = self.queued.take() {
+        if let Some(exit) = self.pending.queued.pop_front() {
             return Ok(exit);
         }
         let thread = VcpuThread::current()?;
@@ -122,7 +150,7 @@ impl Vcpu for KvmVcpu {
             immediate_exit.store(0, SeqCst);
             let now = Instant::now();
             if now >= budget.deadline || self.kick.is_requested() {
-                if self.unfinished == Unfinished::Nothing {
+                if self.pending.unfinished == Unfinished::Nothing {
                     let kicked = self.kick.take();
                     return Ok(if kicked { Exit::Kicked } else { Exit::BudgetExceeded(Limit::WallClock) });
                 }
@@ -130,7 +158,8 @@ impl Vcpu for KvmVcpu {
             } else {
                 thread.arm(budget.deadline, now)?;
             }
-            if let Some(exit) = enter(&self.page, &self.fd, &mut self.unfinished)? {
+            self.pending.enter(&self.page, &self.fd)?;
+            if let Some(exit) = self.pending.queued.pop_front() {
                 return Ok(exit);
             }
         }

@@ -1,12 +1,12 @@
 //! The kernel side of the software machine: slots, host frames and the second-level MMU, tied together as
 //! `struct kvm` ties them.
 
-use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, Tdp};
+use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, SlotLookup, Tdp};
 use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 use slot_manager::{
-    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFlags, SlotOp,
-    SlotRecord,
+    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFault,
+    SlotFlags, SlotOp, SlotRecord,
 };
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
@@ -55,18 +55,16 @@ impl SoftKernel {
     /// `KVM_SET_USER_MEMORY_REGION`.
     pub(super) fn set_slot(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         let (memslots, mut mmu) = self.parts();
-        let change = memslots.on(&mut mmu).set_user_memory_region(&op.to_region());
-        let change = change.map_err(|errno| SlotError::Refused { op: Box::new(op.clone()), errno })?;
-        if let SlotChange::Created(_) = change {
+        if let SlotChange::Created(_) = memslots.on(&mut mmu).execute(op)? {
             self.frames.map(&op.slot().block);
         }
         Ok(())
     }
 
     /// Lets `act` do something with the dirty logs.
-    pub(super) fn with_log<T>(&mut self, act: impl FnOnce(&mut dyn DirtyLog) -> T) -> T {
+    pub(super) fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         let (memslots, mut mmu) = self.parts();
-        act(&mut memslots.on(&mut mmu))
+        act(&mut memslots.on(&mut mmu));
     }
 
     /// `KVM_GET_DIRTY_LOG`: one bit a page. Without manual protect it starts the log anew.
@@ -148,14 +146,22 @@ impl KvmArch for SlotMmu<'_> {
 /// Zapping allocates nothing and reads only tables that this VM allocated.
 const OWN_TABLES: &str = "the second level's own tables are in the frame table";
 
-/// The slots as the MMU asks for them. A slot that is INVALID for a moment (rule K4) never shows: who changes slots
-/// holds the VM until the change is made.
-pub(super) struct Slots<'a>(pub(super) &'a KernelMemslots);
+/// The slots as the MMU asks for them. One that is INVALID for a moment (rule K4) is seen by those who are told of
+/// the change alone: who makes it holds the VM.
+pub(super) struct Slots<'a> {
+    pub(super) memslots: &'a KernelMemslots,
+    /// Who asks.
+    pub(super) vcpu: u32,
+}
 
 impl Memslots for Slots<'_> {
-    fn slot(&self, gpa: Gpa) -> Option<ept::mmu::Memslot> {
-        let slot = self.0.gfn_to_memslot(gpa)?;
-        Some(ept::mmu::Memslot {
+    fn slot(&self, gpa: Gpa) -> SlotLookup {
+        let slot = match self.memslots.fault(0, gpa, false) {
+            SlotFault::Memory(slot) => slot,
+            SlotFault::Retry => return SlotLookup::Invalid,
+            SlotFault::Mmio => return SlotLookup::Hole,
+        };
+        SlotLookup::Slot(ept::mmu::Memslot {
             base: slot.gpa().first(),
             bytes: slot.npages() << PageSize::Size4K.shift(),
             hva: slot.userspace_addr,
@@ -164,10 +170,10 @@ impl Memslots for Slots<'_> {
         })
     }
 
-    /// Into the slot's bitmap. A vCPU without a ring has nothing that could be full.
+    /// Into the vCPU's ring, or the slot's bitmap where there are no rings.
     fn mark_page_dirty(&self, gpa: Gpa) {
-        let marked = self.0.mark_page_dirty(None, 0, gpa);
-        debug_assert!(marked, "only rings can be full");
+        let marked = self.memslots.mark_page_dirty(Some(self.vcpu), 0, gpa);
+        debug_assert!(marked, "a vCPU with a full ring does not run");
     }
 }
 
@@ -175,5 +181,44 @@ impl HostFrames for FrameTable {
     fn host_frame(&mut self, hva: Hva, _write: bool) -> Result<HostFrame, HostFault> {
         let hpa = self.fault_in(hva).ok_or(HostFault::Unmapped)?;
         Ok(HostFrame { hpa: hpa.align_down(PageSize::Size4K), size: PageSize::Size4K, writable: true })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k4_a_slot_that_goes_or_moves_is_never_a_hole_before_it_has() {
+        /// A vCPU that faults on guest page 1 at that moment.
+        struct Fault(Vec<SlotLookup>);
+        impl KvmArch for Fault {
+            fn memslots_swapped(&mut self, memslots: &KernelMemslots, _as_id: u32) {
+                self.0.push(Slots { memslots, vcpu: 0 }.slot(Gpa(0x1000)));
+            }
+        }
+        let mut memslots = KernelMemslots::new();
+        let mut region = kvm_bindings::kvm_userspace_memory_region {
+            memory_size: 0x4000,
+            userspace_addr: 0x70_0000,
+            ..Default::default()
+        };
+        let mut fault = Fault(Vec::new());
+        let there = ept::mmu::Memslot {
+            base: Gpa(0),
+            bytes: 0x4000,
+            hva: Hva(0x70_0000),
+            readonly: false,
+            log_dirty: false,
+        };
+        memslots.on(&mut fault).set_user_memory_region(&region).unwrap();
+        assert_eq!(std::mem::take(&mut fault.0), [SlotLookup::Slot(there)]);
+        region.guest_phys_addr = 0x1000;
+        memslots.on(&mut fault).set_user_memory_region(&region).unwrap();
+        let moved = ept::mmu::Memslot { base: Gpa(0x1000), ..there };
+        assert_eq!(std::mem::take(&mut fault.0), [SlotLookup::Invalid, SlotLookup::Slot(moved)]);
+        region.memory_size = 0;
+        memslots.on(&mut fault).set_user_memory_region(&region).unwrap();
+        assert_eq!(std::mem::take(&mut fault.0), [SlotLookup::Invalid, SlotLookup::Hole]);
     }
 }

@@ -13,6 +13,8 @@ use super::{AccessKind, Bus, BusFault, Paging};
 /// Memory as the CPU sees it. Nothing is cached, so there is nothing to invalidate.
 pub(super) struct Mmu<'a> {
     pub(super) kernel: &'a mut SoftKernel,
+    /// Whose accesses they are.
+    pub(super) vcpu: u32,
 }
 
 impl Bus for Mmu<'_> {
@@ -87,8 +89,10 @@ impl Mmu<'_> {
             _ => return Err(BusFault::HostMemory { gpa }),
         };
         let SoftKernel { memslots, frames, tdp } = &mut *self.kernel;
-        match tdp.fault(gpa, access, &Slots(memslots), frames) {
-            Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious) => Ok(Resolved::Retry),
+        match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
+            Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
+                Ok(Resolved::Retry)
+            }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
         }
@@ -97,7 +101,7 @@ impl Mmu<'_> {
 
 /// What a violation came to.
 enum Resolved {
-    /// A page was mapped: walk again.
+    /// A page was mapped, or will be once a slot has gone where it goes: walk again.
     Retry,
     /// No slot, or a write into a read-only one.
     Device,

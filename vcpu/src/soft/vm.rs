@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memory_model::{Gpa, Hpa, Hva};
 use slot_manager::{
-    DirtyLog, DirtyMethod, Errno, KernelMemslots, SlotError, SlotExecutor, SlotId, SlotLimits, SlotOp,
-    SlotRecord,
+    DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
 
 use super::cpu::{Cpu, CpuError};
@@ -46,7 +45,10 @@ impl Vm for SoftVm {
 
     fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
         let cpu = Cpu::new(Regs::default(), SystemRegs::default());
-        Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), kick: Kick::default() }))
+        let mut kernel = self.kernel();
+        let index = kernel.memslots.create_vcpu();
+        let ring = kernel.memslots.dirty_ring(index).cloned();
+        Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))
     }
 }
 
@@ -80,29 +82,13 @@ impl SlotExecutor for SoftSlots {
     fn execute(&mut self, op: &SlotOp) -> Result<(), SlotError> {
         self.0.kernel().set_slot(op)
     }
-}
 
-impl DirtyLog for SoftSlots {
     fn dirty_method(&self) -> DirtyMethod {
         self.0.kernel().memslots.dirty_method()
     }
-    fn set_dirty_method(&mut self, method: DirtyMethod) -> Result<(), SlotError> {
-        self.0.kernel().with_log(|log| log.set_dirty_method(method))
-    }
-    fn get_dirty_log(&mut self, slot: SlotId, bitmap: &mut Vec<u64>) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.get_dirty_log(slot, bitmap))
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: SlotId,
-        first_page: u64,
-        num_pages: u32,
-        bitmap: &[u64],
-    ) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.clear_dirty_log(slot, first_page, num_pages, bitmap))
-    }
-    fn reap_dirty_rings(&mut self, found: &mut dyn FnMut(SlotId, u64)) -> Result<(), Errno> {
-        self.0.kernel().with_log(|log| log.reap_dirty_rings(found))
+
+    fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        self.0.kernel().with_log(act);
     }
 }
 
@@ -112,25 +98,38 @@ const SLICE: u64 = 4096;
 struct SoftVcpu {
     cpu: Cpu,
     vm: SoftVm,
+    /// Its place among the VM's vCPUs, as the kernel counts them.
+    index: u32,
+    ring: Option<Arc<DirtyRing>>,
     kick: Kick,
+}
+
+impl SoftVcpu {
+    /// Runs the processor for a while. The kernel is the vCPU's until it is back.
+    fn step(&mut self, entry: &Entry, budget: &Budget) -> Result<Exit, VcpuError> {
+        let mut mmu = Mmu { kernel: &mut self.vm.kernel(), vcpu: self.index };
+        self.cpu.run(&mut mmu, entry, budget).map_err(|error| wrong_answer(error, entry))
+    }
 }
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: Entry, budget: &Budget) -> Result<Exit, VcpuError> {
-        let (mut entry, mut left) = (entry, budget.instructions);
-        loop {
+        // The exit before is answered first of all, as KVM does: what comes instead of a run has not lost it.
+        let mut exit = self.step(&entry, &budget.instructions(0))?;
+        let mut left = budget.instructions;
+        while exit == Exit::BudgetExceeded(Limit::Instructions) && left > 0 {
             if self.kick.take() {
                 return Ok(Exit::Kicked);
             }
-            let slice = budget.instructions(left.min(SLICE));
-            let exit = self.cpu.run(&mut Mmu { kernel: &mut self.vm.kernel() }, &entry, &slice);
-            let exit = exit.map_err(|error| wrong_answer(error, &entry))?;
-            left -= slice.instructions;
-            match exit {
-                Exit::BudgetExceeded(Limit::Instructions) if left > 0 => entry = Entry::Resume,
-                exit => return Ok(exit),
+            if self.ring.as_ref().is_some_and(|ring| ring.is_soft_full()) {
+                return Ok(Exit::DirtyRingFull);
             }
+            // One instruction writes to fewer pages than a ring keeps back.
+            let slice = left.min(if self.ring.is_some() { 1 } else { SLICE });
+            exit = self.step(&Entry::Resume, &budget.instructions(slice))?;
+            left -= slice;
         }
+        Ok(exit)
     }
 
     fn regs(&mut self) -> Result<Regs, VcpuError> {

@@ -36,6 +36,7 @@ pub struct Guest {
     pub ram: Arc<RamBlock>,
     pub vcpu: Box<dyn Vcpu>,
     pub slots: Box<dyn SlotExecutor>,
+    pub vm: KvmVm,
 }
 
 impl Guest {
@@ -70,7 +71,7 @@ impl Guest {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_system_regs(&long_mode(ring)).unwrap();
         vcpu.set_regs(&start()).unwrap();
-        Some(Self { ram, vcpu, slots })
+        Some(Self { ram, vcpu, slots, vm })
     }
 
     /// Runs with plenty of time.

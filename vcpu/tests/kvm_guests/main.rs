@@ -1,5 +1,6 @@
 //! The KVM backend, on guests that really run. Without `/dev/kvm` each test says so and checks nothing.
 
 mod budget;
+mod doorbells;
 mod exits;
 mod guest;
