@@ -1,7 +1,7 @@
 //! Every single bit of good tables, flipped: it is found, or it changes what the tables map, or it is one of those that
 //! mean nothing to the translation.
 //!
-//! By default all entries in use and some of the others are taken; with `EPT_FLIP_ALL` set, all of them.
+//! By default all entries in use and some of the others are taken; with `MEMVIRT_FLIP_ALL` set, all of them.
 
 use ept::verify::{DirtyLog, Guest};
 use ept::{Caching, Ept, EptCaps, Format, Kind, Levels, PhysMemory, Rights, Role, mappings};
@@ -93,7 +93,7 @@ fn flip_all(world: &mut World, score: &mut Score, only_used: bool) {
     };
     assert!(clean(world));
     let (before, format) = (view(world), world.roots[0].format);
-    let all = std::env::var_os("EPT_FLIP_ALL").is_some();
+    let all = std::env::var_os("MEMVIRT_FLIP_ALL").is_some();
     let tables = ept::verify::verify(&world.memory, &[world.guest()], end, 0).unwrap().coverage.tables;
     assert_eq!(tables.iter().sum::<u64>(), world.frames().len() as u64);
     // Tables are allocated from the leaf up, so a table's level has to be looked up.
