@@ -1,7 +1,7 @@
 //! Invariants 5 and 6: entries that are malformed, or say what they should not.
 
 use ept::verify::{Policy, Violation};
-use ept::{EptCaps, Kind, Levels, Misconfiguration, Rights};
+use ept::{EptCaps, Format, Ia32e, Kind, Levels, Misconfiguration, Rights};
 
 use crate::world::*;
 
@@ -52,6 +52,22 @@ fn i05_what_the_processor_lacks() {
     world.flip(leaf, 0x3);
     let found = only(&world.verify_without_counts(), 5, K4);
     assert_eq!(found.violation, Violation::Misconfigured { reason: Misconfiguration::ExecuteOnly });
+}
+
+#[test]
+fn i05_no_execute_is_reserved_where_the_processor_lacks_it() {
+    for gpa in [K4, M2, G1] {
+        let processor = Ia32e { no_execute: false, ..Ia32e::new(Levels::Four, WIDTH) };
+        for format in [Format::ia32e(processor), Format::npt(processor)] {
+            let mut world = World::of(format);
+            assert!(world.verify().is_clean());
+            let leaf = world.leaf(gpa);
+            world.flip(leaf, 1 << 63);
+            let found = only(&world.verify_without_counts(), 5, gpa);
+            let reason = Misconfiguration::ReservedBits(1 << 63);
+            assert_eq!(found.violation, Violation::Misconfigured { reason });
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! By default all entries in use and some of the others are taken; with `MEMVIRT_FLIP_ALL` set, all of them.
 
 use ept::verify::{DirtyLog, Guest};
-use ept::{Caching, Ept, EptCaps, Format, Kind, Levels, PhysMemory, Rights, Role, mappings};
+use ept::{Caching, Ept, EptCaps, Format, Ia32e, Kind, Levels, PhysMemory, Rights, Role, mappings};
 use memory_model::{AddrRange, Hpa, PageSize};
 
 use crate::world::*;
@@ -148,7 +148,9 @@ fn each_flipped_bit_is_found_or_changes_the_view_or_is_ignored() {
         ("EPT, no flags, no execute-only", ept(no_options(), Levels::Four, false)),
         ("EPT, all extensions", Format::ept(extensions())),
         ("NPT", format(Kind::Npt)),
+        ("NPT, AMD's reserved bits", Format::npt(Ia32e { amd: true, ..Ia32e::new(Levels::Four, WIDTH) })),
         ("IA-32e", format(Kind::Ia32e)),
+        ("IA-32e, no NX", Format::ia32e(Ia32e { no_execute: false, ..Ia32e::new(Levels::Four, WIDTH) })),
     ] {
         let mut score = Score::default();
         flip_all(&mut world(format), &mut score, false);
