@@ -62,13 +62,13 @@
 //!
 //! # Known holes
 //!
-//! - Formats: no PAE, no 32-bit paging. No protection keys, shadow stacks, LAM or HLAT.
-//! - EPT: no mode-based execute control, sub-page writes, paging-write, #VE, supervisor shadow stacks (EPTP\[7\]);
-//!   qualification bits 6 and 9 to 16 are never set.
-//! - AMD: bit 8 of upper-level entries is not taken as reserved; no memory encryption bit.
-//! - Memory types: a leaf's type is told, the combination of EPT type and PAT is not made.
+//! - Formats: no LAM, no HLAT. Sub-page permissions are a bit of the format; their own table is not walked.
+//! - AMD: no memory encryption bit outside [`verify`], no GMET; NPT's memory types leave the host's PAT out.
+//! - Rules whose source leaves room are as the newest manuals seem to mean them: bit 58 lets the processor's writes to
+//!   guest tables through at every level, and without guest paging every address counts as one of user mode.
 //! - A faulting walk sets no accessed flags (hardware may). The guest's flags are set before the final translation.
-//! - [`Mapper`]: one page at a time; a large page is not split, small ones are not joined.
+//! - [`Mapper`] builds tables of 64-bit entries with a root: not those of PAE and 32-bit paging, which are walked and
+//!   listed alone.
 //! - [`mmu::Tdp`]: direct tables only. No MMIO entries, no fast page fault, no access tracking, no recovery of huge
 //!   pages when dirty logging ends, no NX-huge-page mitigation, no lock (see [`mmu`]).
 #![no_std]
