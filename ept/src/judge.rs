@@ -14,9 +14,15 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
+    /// The same, and these bits.
+    #[inline(always)]
+    pub(crate) const fn and(self, all: u64) -> Self {
+        Self { all: self.all | all, ..self }
+    }
+
     #[inline(always)]
     pub(crate) const fn is_met(self, granted: u64) -> bool {
-        granted & (self.all | self.none) == self.all
+        (!granted ^ self.none) & (self.all | self.none) == 0
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Raw {
 
 impl Raw {
     pub fn new(ram: &Ram, root: u64) -> Self {
-        Self { base: ram.frames.as_ptr().cast(), root }
+        Self { base: ram.cells.as_ptr().cast(), root }
     }
 
     #[inline]
@@ -34,7 +34,7 @@ impl Raw {
 
 /// `x86_64`'s view of the tables at `root`.
 pub fn x86_64(ram: &Ram, root: u64) -> impl Fn(u64) -> TranslateResult {
-    let base = ram.frames.as_ptr().cast_mut().cast::<u8>();
+    let base = ram.cells.as_ptr().cast_mut().cast::<u8>();
     // SAFETY: `Ram` is aligned, the root lies in it, and nothing writes tables while they are walked.
     let table = unsafe { &mut *base.add(root as usize).cast::<PageTable>() };
     // SAFETY: physical address p is at base + p.

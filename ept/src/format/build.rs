@@ -196,7 +196,11 @@ impl Format {
         }
         let mut level = 1;
         while level <= MAX_LEVEL {
-            format.level[level] = level_masks(rows, features, level as u8, max_phy_addr);
+            let masks = level_masks(rows, features, level as u8, max_phy_addr);
+            if level > 1 && level <= levels as usize {
+                format.inverted |= masks.reserved[0] | masks.leaf;
+            }
+            format.level[level] = masks;
             level += 1;
         }
         format

@@ -4,7 +4,7 @@ use crate::access::Access;
 use crate::fault::Fault;
 use crate::format::{Format, Role};
 use crate::phys::PhysMemory;
-use crate::quick;
+use crate::quick::Ask;
 use crate::walk::{Flags, Leaf, Paging, Path, Start, walk_from};
 
 use super::cache::{Cache, Key, Space};
@@ -99,7 +99,7 @@ impl Dimension<Page> {
         }
         let from = self.table(paging, space, address);
         let read = |entry| memory.read_entry(entry).ok();
-        let (leaf, table) = quick::descend_from(from, paging, address, access, flags, read)?;
+        let (leaf, table) = Ask::new(paging, access, flags)?.descend_from(from, address, read)?;
         self.remember(paging, (space, global_pages), address, (leaf, table), access, flags);
         Some(leaf)
     }

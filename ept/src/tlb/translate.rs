@@ -7,7 +7,7 @@ use crate::fault::Fault;
 use crate::judge::{final_access, guest_table_access};
 use crate::nested::{Behind, NestedFault, NestedLeaf, SecondLevel, Target};
 use crate::phys::PhysMemory;
-use crate::quick;
+use crate::quick::Ask;
 use crate::walk::{Flags, Leaf, Paging, Path, Start};
 
 use super::cache::Space;
@@ -107,7 +107,7 @@ impl Tlb {
         let table_access = guest_table_access(&second.format);
         let of = (physical(second), false);
         let physical = &mut self.physical;
-        let (leaf, table) = quick::descend_from(from, guest, gva.raw(), access, flags, |entry| {
+        let (leaf, table) = Ask::new(guest, access, flags)?.descend_from(from, gva.raw(), |entry| {
             let leaf = physical.quick(memory, second, of, entry, table_access, flags)?;
             memory.read_entry(leaf.address).ok()
         })?;
