@@ -45,7 +45,7 @@ impl<'a> Ask<'a> {
         self.descend_from(None, address, read).map(|(leaf, _)| leaf)
     }
 
-    /// The same from a table further down, whose entry must be a leaf; with the table that the leaf is in.
+    /// The same from a table that may be further down; with the table that the leaf is in.
     #[inline(always)]
     pub fn descend_from(
         &self,
@@ -58,24 +58,23 @@ impl<'a> Ask<'a> {
         if !ask.paging.format.translates(address) {
             return None;
         }
-        if let Some(Start { level, table, tables }) = from {
-            let mut walk = Quick { address, table, withheld: !tables };
-            return match level {
-                1 => walk.level::<1>(&ask, &mut read)?,
-                2 => walk.level::<2>(&ask, &mut read)?,
-                3 => walk.level::<3>(&ask, &mut read)?,
-                _ => None,
-            };
-        }
-        let mut walk = Quick::new(ask.paging, address);
-        if ask.paging.format.levels() == 5 {
+        let root = Start { level: ask.paging.format.levels(), table: ask.paging.root, tables: u64::MAX };
+        let Start { level, table, tables } = from.unwrap_or(root);
+        let mut walk = Quick { address, table, withheld: !tables };
+        if level == 5 {
             walk.level::<5>(&ask, &mut read)?;
         }
-        walk.level::<4>(&ask, &mut read)?;
-        if let Some(found) = walk.level::<3>(&ask, &mut read)? {
+        if level >= 4 {
+            walk.level::<4>(&ask, &mut read)?;
+        }
+        if level >= 3
+            && let Some(found) = walk.level::<3>(&ask, &mut read)?
+        {
             return Some(found);
         }
-        if let Some(found) = walk.level::<2>(&ask, &mut read)? {
+        if level >= 2
+            && let Some(found) = walk.level::<2>(&ask, &mut read)?
+        {
             return Some(found);
         }
         walk.level::<1>(&ask, &mut read)?

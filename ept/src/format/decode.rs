@@ -156,6 +156,13 @@ impl Format {
         (leaf & KEY) >> KEY.trailing_zeros()
     }
 
+    /// G of a leaf outside EPT.
+    #[inline]
+    pub(crate) const fn is_global(&self, leaf: u64) -> bool {
+        const GLOBAL: u64 = bits_of(IA32E, Features::empty(), Role::Global, 1, true);
+        !matches!(self.kind, Kind::Ept) && leaf & GLOBAL != 0
+    }
+
     /// Whether a leaf has D.
     pub(crate) const fn is_dirty(&self, leaf: u64) -> bool {
         leaf & self.dirty != 0
