@@ -129,7 +129,7 @@ pub fn nested_translate(
 }
 
 /// The nested walk of which nothing is unusual; `None` leaves it to the exact one.
-#[inline]
+#[inline(always)]
 fn quick(
     memory: &impl PhysMemory,
     guest: Option<&Paging>,
@@ -152,7 +152,7 @@ fn quick(
         }
     };
     let gpa = guest.map_or(gva.raw(), |leaf| leaf.address);
-    let access = final_access(&second.format, guest.map(|leaf| leaf.rights()), access);
+    let access = final_access(&second.format, guest.as_ref(), access);
     let second = Ask::new(second, access, flags)?.descend(gpa, load)?;
     Some(NestedLeaf { guest, gpa: Gpa(gpa), second, hpa: Hpa(second.address) })
 }
@@ -240,7 +240,7 @@ impl<'a, M: PhysMemory, S: SecondLevel> Behind<'a, M, S> {
         };
         let gpa = leaf.map_or(gva.raw(), |leaf| leaf.address);
         let rights = leaf.map(|leaf| leaf.rights());
-        let access = final_access(&self.second.format, rights, access);
+        let access = final_access(&self.second.format, leaf.as_ref(), access);
         let target = Target::Final(rights);
         let second = self.second(gpa, access, target)?;
         if !self.verified && self.second.format.verifies_guest_paging(&second) {

@@ -187,6 +187,12 @@ impl Leaf {
         self.kind.rights(self.granted)
     }
 
+    /// Whether [`rights`](Self::rights) contain USER, which is quicker to tell.
+    #[inline]
+    pub(crate) const fn grants_user(&self) -> bool {
+        self.kind.grants_user(self.granted)
+    }
+
     /// The kind of memory, as the leaf says it.
     #[inline]
     pub const fn caching(&self) -> Caching {

@@ -154,7 +154,7 @@ impl Format {
 
     const fn from_rows(kind: Kind, features: Features, levels: u8, max_phy_addr: MaxPhyAddr) -> Self {
         let rows = kind.rows();
-        let grants = grants_of(kind, features);
+        let grants = grants_of(kind, features.union(Features::NO_EXECUTE));
         let [read, write, exec, user, user_exec, shadow_stack, paging_write] = grants;
         let leaf_grants = shadow_stack | paging_write;
         let present = match bits_of(rows, features, Role::Present, 1, true) {
@@ -176,7 +176,6 @@ impl Format {
             grants,
             leaf_grants,
             all_grants: read | write | exec | user | user_exec | leaf_grants,
-            always_granted: if exec == 0 { kind.grants()[2] } else { 0 },
             accessed: bits_of(rows, features, Role::Accessed, 1, true),
             dirty: bits_of(rows, features, Role::Dirty, 1, true),
             level: [LevelMasks {

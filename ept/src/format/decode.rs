@@ -126,7 +126,7 @@ impl Format {
     /// a bit, of its leaf.
     #[inline]
     pub(crate) const fn granted(&self, merged: u64, leaf: u64) -> u64 {
-        (merged | leaf & self.leaf_grants) & self.all_grants | self.always_granted
+        (merged | leaf & self.leaf_grants) & self.all_grants
     }
 
     /// Whether these granting bits include that right; `right` is a single one.
@@ -187,6 +187,13 @@ impl Format {
 }
 
 impl Kind {
+    /// Whether these granting bits include USER, which EPT has not.
+    #[inline]
+    pub(crate) const fn grants_user(self, granted: u64) -> bool {
+        const USER: u64 = bits_of(IA32E, Features::empty(), Role::User, 1, true);
+        !matches!(self, Self::Ept) && granted & USER != 0
+    }
+
     /// The rights that these granting bits stand for.
     #[inline]
     pub(crate) const fn rights(self, granted: u64) -> Rights {

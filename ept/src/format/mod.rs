@@ -89,14 +89,12 @@ pub struct Format {
     /// Bits that are good when clear: NX, and those that no table pointer may have.
     inverted: u64,
     /// By [`Rights`](crate::Rights), lowest bit first: the bit that grants it, after `inverted`; zero where
-    /// there is no such right, or nothing to withhold it.
+    /// there is no such right. Without EFER.NXE a good entry always grants EXEC, as NX is reserved.
     grants: [u64; RIGHTS],
     /// Those of `grants` that are in leaves alone.
     leaf_grants: u64,
     /// All of `grants`.
     all_grants: u64,
-    /// The bit of EXEC, if NX is not there to withhold it.
-    always_granted: u64,
     accessed: u64,
     dirty: u64,
     /// By level, 1 to 5; 0 is unused.

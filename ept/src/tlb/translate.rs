@@ -130,7 +130,7 @@ impl Tlb {
             memory.read_entry(host + entry % FRAME).ok()
         })?;
         let first = Known::marked(leaf, start.tables);
-        let final_access = final_access(&second.format, Some(leaf.rights()), access);
+        let final_access = final_access(&second.format, Some(&leaf), access);
         let last = physical.quick(memory, second, of, leaf.address, final_access, flags)?;
         if flags == Flags::Set {
             let known = from.is_some_and(|table| table.start == start);
@@ -262,7 +262,7 @@ impl Combined {
         let first = self.guest.judged(guest, gva.raw(), access, flags).map_err(NestedFault::Guest)?;
         let Use::Done(leaf) = first else { return Ok(None) };
         let (gpa, rights) = (leaf.address, leaf.rights());
-        let access = final_access(&second.format, Some(rights), access);
+        let access = final_access(&second.format, Some(&leaf), access);
         match self.second.judged(second, gpa, access, flags) {
             Ok(Use::Done(second)) => {
                 let hpa = Hpa(second.address);
