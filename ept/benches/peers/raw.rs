@@ -1,6 +1,7 @@
 //! Walks through raw pointers: `x86_64`'s, and one that checks nothing.
 #![expect(unsafe_code, reason = "x86_64 and the floor of a walk read tables through raw pointers")]
 
+use ept::{MemoryError, PhysMemory};
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTable;
 use x86_64::structures::paging::mapper::{OffsetPageTable, Translate, TranslateResult};
@@ -24,11 +25,27 @@ impl Raw {
         const FRAME_BITS: u64 = 0x000f_ffff_ffff_f000;
         let mut entry = self.root;
         for shift in [39, 30, 21, 12] {
-            let at = (entry & FRAME_BITS) + (address >> shift & 0x1ff) * 8;
-            // SAFETY: the benches walk tables that lie in `Ram` wholly, at addresses that are mapped.
-            entry = unsafe { self.base.add(at as usize).cast::<u64>().read() };
+            entry = self.entry((entry & FRAME_BITS) + (address >> shift & 0x1ff) * 8);
         }
         entry & FRAME_BITS | address & (FRAME - 1)
+    }
+
+    #[inline]
+    fn entry(&self, at: u64) -> u64 {
+        // SAFETY: the benches walk tables that lie in `Ram` wholly, at addresses that are mapped.
+        unsafe { self.base.add(at as usize).cast::<u64>().read() }
+    }
+}
+
+/// Memory as all peers take it: every address is one of `Ram`.
+impl PhysMemory for Raw {
+    #[inline]
+    fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
+        Ok(self.entry(address))
+    }
+
+    fn compare_exchange(&self, address: u64, _: u64, _: u64) -> Result<bool, MemoryError> {
+        Err(MemoryError::ReadOnly { address })
     }
 }
 
