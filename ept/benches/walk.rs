@@ -68,6 +68,18 @@ fn one_dimension(size: &str, bytes: u64) {
         &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
     );
     row("against a raw walk", None, &mut addresses.walker(1, WALKS, each(|address| raw.translate(address))));
+    let unchecked = |address| translate(&raw, &paging, address, Access::READ, Flags::Keep);
+    let row = |row: &str, peer: &mut dyn FnMut()| {
+        paired::compare(row, Some(1.0), ROUNDS, WALKS, addresses.walker(0, WALKS, each(unchecked)), peer)
+    };
+    row(
+        "in unchecked memory, against x86_64",
+        &mut addresses.walker(1, WALKS, each(raw::x86_64(&ram, root))),
+    );
+    row(
+        "in unchecked memory, page_table_multiarch",
+        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
+    );
     let path = |address| walk(&ram, &paging, address, Access::READ, Flags::Keep);
     paired::compare(
         "with the path, against a raw walk",

@@ -38,7 +38,9 @@ pub fn translate_many(
     flags: Flags,
     mut each: impl FnMut(Result<Leaf, Fault>),
 ) {
-    let ask = Ask::new(paging, access, flags);
+    let Some(ask) = Ask::new(paging, access, flags) else {
+        return addresses.iter().for_each(|&address| each(translate(memory, paging, address, access, flags)));
+    };
     let mut lanes = [Lane::default(); LANES];
     for addresses in addresses.chunks(LANES) {
         let lanes = &mut lanes[..addresses.len()];
@@ -66,7 +68,7 @@ struct Lane {
 fn descend(memory: &impl PhysMemory, paging: &Paging, ask: &Ask<'_>, addresses: &[u64], lanes: &mut [Lane]) {
     let levels = paging.format.levels();
     for (lane, &address) in lanes.iter_mut().zip(addresses) {
-        let level = if ask.is_quick(address) { levels } else { 0 };
+        let level = if paging.format.translates(address) { levels } else { 0 };
         *lane = Lane { walk: Quick::new(paging, address), level, entry: 0 };
     }
     let mut read = |entry| memory.read_entry(entry).ok();

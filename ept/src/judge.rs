@@ -2,7 +2,7 @@
 
 use crate::access::{Access, Controls, ProtectionKeys, Rights};
 use crate::format::{Format, Kind};
-use crate::walk::Paging;
+use crate::walk::{Leaf, Paging};
 
 /// What an access asks of a walk's granting bits ([`Format::granted`]): most accesses ask nothing else.
 #[derive(Clone, Copy)]
@@ -14,9 +14,15 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
+    /// The same, and these bits.
+    #[inline(always)]
+    pub(crate) const fn and(self, all: u64) -> Self {
+        Self { all: self.all | all, ..self }
+    }
+
     #[inline(always)]
     pub(crate) const fn is_met(self, granted: u64) -> bool {
-        granted & (self.all | self.none) == self.all
+        (!granted ^ self.none) & (self.all | self.none) == 0
     }
 }
 
@@ -119,9 +125,10 @@ pub(crate) const GUEST_FLAG_UPDATE: Access =
 
 /// How an access of the guest counts in the second level. EPT asks whether its linear address is one of user mode,
 /// not who makes the access; without paging all are (rules V1, X1).
-pub(crate) fn final_access(second: &Format, guest: Option<Rights>, access: Access) -> Access {
+#[inline]
+pub(crate) fn final_access(second: &Format, guest: Option<&Leaf>, access: Access) -> Access {
     match second.kind() {
-        Kind::Ept => Access { user: guest.is_none_or(|rights| rights.contains(Rights::USER)), ..access },
+        Kind::Ept => Access { user: guest.is_none_or(Leaf::grants_user), ..access },
         _ => access,
     }
 }

@@ -10,7 +10,7 @@ use crate::fault::{Fault, PageFaultCode, Qualification, violation};
 use crate::format::{Caching, Cr3, Kind, MemoryType, Pat, PatType, effective_memory_type};
 use crate::judge::{GUEST_FLAG_UPDATE, final_access, guest_table_access};
 use crate::phys::PhysMemory;
-use crate::quick;
+use crate::quick::Ask;
 use crate::walk::{
     Entries, Failure, Flags, Leaf, Paging, Path, Start, is_convertible, walk_entries, walk_into,
 };
@@ -129,7 +129,7 @@ pub fn nested_translate(
 }
 
 /// The nested walk of which nothing is unusual; `None` leaves it to the exact one.
-#[inline]
+#[inline(always)]
 fn quick(
     memory: &impl PhysMemory,
     guest: Option<&Paging>,
@@ -138,22 +138,23 @@ fn quick(
     access: Access,
     flags: Flags,
 ) -> Option<NestedLeaf> {
+    // Rule X4 is for the exact walk.
+    if second.format.has_guest_paging_verification() {
+        return None;
+    }
     let load = |entry| memory.read_entry(entry).ok();
-    let table_access = guest_table_access(&second.format);
-    let mut verified = true;
+    let tables = Ask::new(second, guest_table_access(&second.format), flags)?;
     let guest = match guest {
         None => None,
-        Some(guest) => Some(quick::descend(guest, gva.raw(), access, flags, |entry| {
-            let leaf = quick::descend(second, entry, table_access, flags, load)?;
-            verified &= second.format.grants_paging_write(&leaf);
-            load(leaf.address)
-        })?),
+        Some(guest) => {
+            let read = |entry| load(tables.descend(entry, load)?.address);
+            Some(Ask::new(guest, access, flags)?.descend(gva.raw(), read)?)
+        }
     };
     let gpa = guest.map_or(gva.raw(), |leaf| leaf.address);
-    let access = final_access(&second.format, guest.map(|leaf| leaf.rights()), access);
-    let second_leaf = quick::descend(second, gpa, access, flags, load)?;
-    let passes = verified || !second.format.verifies_guest_paging(&second_leaf);
-    passes.then_some(NestedLeaf { guest, gpa: Gpa(gpa), second: second_leaf, hpa: Hpa(second_leaf.address) })
+    let access = final_access(&second.format, guest.as_ref(), access);
+    let second = Ask::new(second, access, flags)?.descend(gpa, load)?;
+    Some(NestedLeaf { guest, gpa: Gpa(gpa), second, hpa: Hpa(second.address) })
 }
 
 /// Reads the four page-directory pointers that a MOV to CR3 loads in PAE paging. These are reads even where other
@@ -239,7 +240,7 @@ impl<'a, M: PhysMemory, S: SecondLevel> Behind<'a, M, S> {
         };
         let gpa = leaf.map_or(gva.raw(), |leaf| leaf.address);
         let rights = leaf.map(|leaf| leaf.rights());
-        let access = final_access(&self.second.format, rights, access);
+        let access = final_access(&self.second.format, leaf.as_ref(), access);
         let target = Target::Final(rights);
         let second = self.second(gpa, access, target)?;
         if !self.verified && self.second.format.verifies_guest_paging(&second) {

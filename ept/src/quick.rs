@@ -10,75 +10,74 @@ use crate::format::Format;
 use crate::judge::{Demand, Found, key_denies};
 use crate::walk::{Flags, Leaf, Paging, Start};
 
-/// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
-#[inline(always)]
-pub(crate) fn descend(
-    paging: &Paging,
-    address: u64,
-    access: Access,
-    flags: Flags,
-    read: impl FnMut(u64) -> Option<u64>,
-) -> Option<Leaf> {
-    descend_from(None, paging, address, access, flags, read).map(|(leaf, _)| leaf)
-}
-
-/// The same from a table further down, whose entry must be a leaf; with the table that the leaf is in.
-#[inline(always)]
-pub(crate) fn descend_from(
-    from: Option<Start>,
-    paging: &Paging,
-    address: u64,
-    access: Access,
-    flags: Flags,
-    mut read: impl FnMut(u64) -> Option<u64>,
-) -> Option<(Leaf, Start)> {
-    let ask = Ask::new(paging, access, flags);
-    if !ask.is_quick(address) {
-        return None;
-    }
-    let mut walk = Quick::new(paging, address);
-    if let Some(Start { level, table, tables }) = from {
-        walk = Quick { address, table, merged: tables };
-        return match level {
-            1 => walk.level::<1>(&ask, &mut read)?,
-            2 => walk.level::<2>(&ask, &mut read)?,
-            3 => walk.level::<3>(&ask, &mut read)?,
-            _ => None,
-        };
-    }
-    if paging.format.levels() == 5 {
-        walk.level::<5>(&ask, &mut read)?;
-    }
-    walk.level::<4>(&ask, &mut read)?;
-    if let Some(found) = walk.level::<3>(&ask, &mut read)? {
-        return Some(found);
-    }
-    if let Some(found) = walk.level::<2>(&ask, &mut read)? {
-        return Some(found);
-    }
-    walk.level::<1>(&ask, &mut read)?
-}
-
 /// What quick walks through the same tables have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Ask<'a> {
     paging: &'a Paging,
     access: Access,
-    flags: Flags,
     demand: Demand,
+    /// Flags that the leaf must have.
+    leaf_flags: u64,
+    /// [`Format::withheld`] of an entry without a bit.
+    withheld: u64,
 }
 
 impl<'a> Ask<'a> {
+    /// `None` if there are no quick walks: they are through tables of 64-bit entries, from a root table of level 4 or
+    /// 5 on.
     #[inline(always)]
-    pub fn new(paging: &'a Paging, access: Access, flags: Flags) -> Self {
-        Self { paging, access, flags, demand: paging.format.demand(access, paging.controls) }
+    pub fn new(paging: &'a Paging, access: Access, flags: Flags) -> Option<Self> {
+        let format = &paging.format;
+        if format.levels() < 4 || access.does.contains(Rights::SHADOW_STACK) {
+            return None;
+        }
+        let demand = format.demand(access, paging.controls);
+        let (flags, leaf_flags) = match flags {
+            Flags::Keep => (0, 0),
+            Flags::Set => (format.flags(false, false), format.flags(true, access.writes())),
+        };
+        Some(Self { paging, access, demand: demand.and(flags), leaf_flags, withheld: !format.mergeable(0) })
     }
 
-    /// Whether there may be a quick walk at all: through tables of 64-bit entries, from a root table on.
+    /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
     #[inline(always)]
-    pub fn is_quick(&self, address: u64) -> bool {
-        let format = &self.paging.format;
-        format.levels() >= 4 && format.translates(address) && !self.access.does.contains(Rights::SHADOW_STACK)
+    pub fn descend(&self, address: u64, read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
+        self.descend_from(None, address, read).map(|(leaf, _)| leaf)
+    }
+
+    /// The same from a table that may be further down; with the table that the leaf is in.
+    #[inline(always)]
+    pub fn descend_from(
+        &self,
+        from: Option<Start>,
+        address: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<(Leaf, Start)> {
+        // A copy, which no read of memory can change, stays in registers.
+        let ask = *self;
+        if !ask.paging.format.translates(address) {
+            return None;
+        }
+        let root = Start { level: ask.paging.format.levels(), table: ask.paging.root, tables: u64::MAX };
+        let Start { level, table, tables } = from.unwrap_or(root);
+        let mut walk = Quick { address, table, withheld: !tables };
+        if level == 5 {
+            walk.level::<5>(&ask, &mut read)?;
+        }
+        if level >= 4 {
+            walk.level::<4>(&ask, &mut read)?;
+        }
+        if level >= 3
+            && let Some(found) = walk.level::<3>(&ask, &mut read)?
+        {
+            return Some(found);
+        }
+        if level >= 2
+            && let Some(found) = walk.level::<2>(&ask, &mut read)?
+        {
+            return Some(found);
+        }
+        walk.level::<1>(&ask, &mut read)?
     }
 }
 
@@ -88,14 +87,15 @@ pub(crate) struct Quick {
     address: u64,
     /// The table to read next.
     table: u64,
-    /// AND of the entries read, in the shape of [`Format::mergeable`].
-    merged: u64,
+    /// Complement of the AND of the entries read, in the shape of [`Format::mergeable`]: so that one test shows
+    /// whether any of them withholds what a table pointer must have.
+    withheld: u64,
 }
 
 impl Quick {
     #[inline(always)]
     pub fn new(paging: &Paging, address: u64) -> Self {
-        Self { address, table: paging.root, merged: u64::MAX }
+        Self { address, table: paging.root, withheld: 0 }
     }
 
     /// Goes on to the next table (`Some(None)`), or comes to a leaf; `None` at anything unusual.
@@ -105,7 +105,7 @@ impl Quick {
         ask: &Ask<'_>,
         read: &mut impl FnMut(u64) -> Option<u64>,
     ) -> Option<Option<(Leaf, Start)>> {
-        let start = Start { level: LEVEL, table: self.table, tables: self.merged };
+        let start = Start { level: LEVEL, table: self.table, tables: !self.withheld };
         let entry = read(self.entry_address::<LEVEL>())?;
         if self.goes_on::<LEVEL>(ask, entry) {
             return Some(None);
@@ -123,23 +123,22 @@ impl Quick {
     #[inline(always)]
     pub fn goes_on<const LEVEL: u8>(&mut self, ask: &Ask<'_>, entry: u64) -> bool {
         let format = &ask.paging.format;
-        let mergeable = format.mergeable(entry);
-        self.merged &= mergeable;
+        self.withheld |= entry ^ ask.withheld;
         self.table = entry & Format::FRAME;
-        LEVEL > 1 && format.is_plain_table(LEVEL, mergeable)
+        LEVEL > 1 && format.are_plain_tables(LEVEL, self.withheld)
     }
 
     /// The translation that ends at that entry, if nothing about it is unusual.
     #[inline(always)]
     pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>, entry: u64) -> Option<Leaf> {
-        let Ask { paging, access, flags, demand } = *ask;
+        let Ask { paging, access, demand, leaf_flags, .. } = *ask;
         let format = &paging.format;
-        let granted = format.granted(self.merged, entry);
-        if !format.is_plain_leaf(LEVEL, entry)
-            || !demand.is_met(self.merged)
-            || flags == Flags::Set && !format.is_marked(self.merged, entry, access.writes())
+        let merged = !self.withheld;
+        let granted = format.granted(merged, entry);
+        if !format.is_plain_leaf(LEVEL, entry, leaf_flags)
+            || !demand.is_met(merged)
             || paging.controls.intersects(Controls::PKE.union(Controls::PKS))
-                && key_denies(paging, access, Found { tables: self.merged, granted, leaf: entry })
+                && key_denies(paging, access, Found { tables: merged, granted, leaf: entry })
         {
             return None;
         }

@@ -57,7 +57,7 @@ impl Addresses {
 pub fn each<T>(mut translate: impl FnMut(u64) -> T) -> impl FnMut(&[u64]) {
     move |addresses| {
         for &address in addresses {
-            black_box(translate(address));
+            black_box(&translate(address));
         }
     }
 }

@@ -22,7 +22,7 @@ static END: AtomicU64 = AtomicU64::new(0);
 impl Multiarch {
     /// Lends `ram` from the physical address `from` on.
     pub fn lend(ram: &Ram, from: u64) {
-        BASE.store(ram.frames.as_ptr().cast_mut().cast(), Ordering::Relaxed);
+        BASE.store(ram.cells.as_ptr().cast_mut().cast(), Ordering::Relaxed);
         NEXT.store(from, Ordering::Relaxed);
         END.store(ram.bytes(), Ordering::Relaxed);
     }

@@ -6,12 +6,10 @@ use ept::{FrameAllocator, MemoryError, PhysMemory};
 
 pub const FRAME: u64 = 4096;
 
-#[repr(C, align(4096))]
-pub struct Frame([AtomicU64; 512]);
-
-/// Physical memory from 0 on, whose tables are allocated one after the other.
+/// Physical memory from 0 on, whose tables are allocated one after the other. It is never freed.
 pub struct Ram {
-    pub frames: Vec<Frame>,
+    /// Aligned to a frame.
+    pub cells: &'static [AtomicU64],
     /// Where the next table is allocated.
     pub next: u64,
 }
@@ -19,18 +17,19 @@ pub struct Ram {
 impl Ram {
     /// `bytes` of zeroes; tables are allocated from the second frame on.
     pub fn new(bytes: u64) -> Self {
-        let frames = (0..bytes / FRAME).map(|_| Frame([const { AtomicU64::new(0) }; 512])).collect();
-        Self { frames, next: FRAME }
+        let cells: Vec<_> = (0..bytes / 8 + FRAME / 8).map(|_| AtomicU64::new(0)).collect();
+        let cells = cells.leak();
+        let first = cells.as_ptr().align_offset(FRAME as usize);
+        Self { cells: &cells[first..], next: FRAME }
     }
 
     pub fn bytes(&self) -> u64 {
-        self.frames.len() as u64 * FRAME
+        self.cells.len() as u64 * 8
     }
 
     #[inline]
     fn cell(&self, address: u64) -> Result<&AtomicU64, MemoryError> {
-        let frame = self.frames.get((address / FRAME) as usize).ok_or(MemoryError::Absent { address })?;
-        Ok(&frame.0[(address % FRAME / 8) as usize])
+        self.cells.get((address / 8) as usize).ok_or(MemoryError::Absent { address })
     }
 }
 
@@ -50,8 +49,9 @@ impl PhysMemory for Ram {
 impl FrameAllocator for Ram {
     fn allocate_table(&mut self) -> Option<u64> {
         let table = self.next;
-        let frame = self.frames.get_mut((table / FRAME) as usize)?;
-        frame.0.iter_mut().for_each(|cell| *cell.get_mut() = 0);
+        let first = (table / 8) as usize;
+        let frame = self.cells.get(first..first + FRAME as usize / 8)?;
+        frame.iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
         self.next += FRAME;
         Some(table)
     }

@@ -154,7 +154,7 @@ impl Format {
 
     const fn from_rows(kind: Kind, features: Features, levels: u8, max_phy_addr: MaxPhyAddr) -> Self {
         let rows = kind.rows();
-        let grants = grants_of(kind, features);
+        let grants = grants_of(kind, features.union(Features::NO_EXECUTE));
         let [read, write, exec, user, user_exec, shadow_stack, paging_write] = grants;
         let leaf_grants = shadow_stack | paging_write;
         let present = match bits_of(rows, features, Role::Present, 1, true) {
@@ -176,7 +176,6 @@ impl Format {
             grants,
             leaf_grants,
             all_grants: read | write | exec | user | user_exec | leaf_grants,
-            always_granted: if exec == 0 { kind.grants()[2] } else { 0 },
             accessed: bits_of(rows, features, Role::Accessed, 1, true),
             dirty: bits_of(rows, features, Role::Dirty, 1, true),
             level: [LevelMasks {
@@ -196,7 +195,11 @@ impl Format {
         }
         let mut level = 1;
         while level <= MAX_LEVEL {
-            format.level[level] = level_masks(rows, features, level as u8, max_phy_addr);
+            let masks = level_masks(rows, features, level as u8, max_phy_addr);
+            if level > 1 && level <= levels as usize {
+                format.inverted |= masks.reserved[0] | masks.leaf;
+            }
+            format.level[level] = masks;
             level += 1;
         }
         format

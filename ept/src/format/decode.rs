@@ -69,19 +69,19 @@ impl Format {
         }
     }
 
-    /// Whether an entry above level 1 is for certain a good table pointer; if not, [`decode`](Self::decode) tells. It
-    /// is given in the shape of [`mergeable`](Self::mergeable), which changes no bit that is looked at.
+    /// Whether entries are for certain good table pointers down to one at that level, above 1; if not,
+    /// [`decode`](Self::decode) tells. `withheld` is the complement of their merged [`mergeable`](Self::mergeable)s.
     #[inline(always)]
-    pub(crate) const fn is_plain_table(&self, level: u8, mergeable: u64) -> bool {
-        mergeable & self.level[level as usize].plain_table == 1
+    pub(crate) const fn are_plain_tables(&self, level: u8, withheld: u64) -> bool {
+        withheld & self.level[level as usize].plain_table == 0
     }
 
-    /// Whether an entry is for certain a good leaf. If not, [`decode`](Self::decode) tells.
+    /// Whether an entry is for certain a good leaf that has these flags. If not, [`decode`](Self::decode) tells.
     #[inline(always)]
-    pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64) -> bool {
+    pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64, flags: u64) -> bool {
         let masks = &self.level[level as usize];
         (level == 1 || entry & masks.leaf != 0)
-            && entry & masks.reserved[1] == 0
+            && entry & (masks.reserved[1] | flags) == flags
             && self.plain_leaf >> (entry & 0x3f) & 1 != 0
     }
 
@@ -126,7 +126,7 @@ impl Format {
     /// a bit, of its leaf.
     #[inline]
     pub(crate) const fn granted(&self, merged: u64, leaf: u64) -> u64 {
-        (merged & !self.leaf_grants | leaf & self.leaf_grants) & self.all_grants | self.always_granted
+        (merged | leaf & self.leaf_grants) & self.all_grants
     }
 
     /// Whether these granting bits include that right; `right` is a single one.
@@ -156,6 +156,13 @@ impl Format {
         (leaf & KEY) >> KEY.trailing_zeros()
     }
 
+    /// G of a leaf outside EPT.
+    #[inline]
+    pub(crate) const fn is_global(&self, leaf: u64) -> bool {
+        const GLOBAL: u64 = bits_of(IA32E, Features::empty(), Role::Global, 1, true);
+        !matches!(self.kind, Kind::Ept) && leaf & GLOBAL != 0
+    }
+
     /// Whether a leaf has D.
     pub(crate) const fn is_dirty(&self, leaf: u64) -> bool {
         leaf & self.dirty != 0
@@ -180,6 +187,13 @@ impl Format {
 }
 
 impl Kind {
+    /// Whether these granting bits include USER, which EPT has not.
+    #[inline]
+    pub(crate) const fn grants_user(self, granted: u64) -> bool {
+        const USER: u64 = bits_of(IA32E, Features::empty(), Role::User, 1, true);
+        !matches!(self, Self::Ept) && granted & USER != 0
+    }
+
     /// The rights that these granting bits stand for.
     #[inline]
     pub(crate) const fn rights(self, granted: u64) -> Rights {

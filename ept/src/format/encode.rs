@@ -65,7 +65,7 @@ impl Format {
                 granting |= bit & self.all_grants;
             }
         }
-        let entry = granting ^ self.inverted;
+        let entry = granting ^ self.inverted & self.all_grants;
         match self.decode(level, entry) {
             Entry::Leaf(..) if self.rights(entry) == rights => Ok(entry),
             _ => Err(Error::Rights { rights }),

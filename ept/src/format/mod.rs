@@ -86,17 +86,15 @@ pub struct Format {
     input_last: u64,
     /// Any of these: present.
     present: u64,
-    /// Bits that take a right away when set.
+    /// Bits that are good when clear: NX, and those that no table pointer may have.
     inverted: u64,
     /// By [`Rights`](crate::Rights), lowest bit first: the bit that grants it, after `inverted`; zero where
-    /// there is no such right, or nothing to withhold it.
+    /// there is no such right. Without EFER.NXE a good entry always grants EXEC, as NX is reserved.
     grants: [u64; RIGHTS],
     /// Those of `grants` that are in leaves alone.
     leaf_grants: u64,
     /// All of `grants`.
     all_grants: u64,
-    /// The bit of EXEC, if NX is not there to withhold it.
-    always_granted: u64,
     accessed: u64,
     dirty: u64,
     /// By level, 1 to 5; 0 is unused.
@@ -115,7 +113,7 @@ struct LevelMasks {
     reserved: [u64; 2],
     /// A present entry with any of these is a leaf: PS, all bits at level 1, none where there are no leaves.
     leaf: u64,
-    /// An entry of which these bits are 1 is the plainest table pointer: P or R, and nothing reserved, no leaf.
+    /// An entry that withholds none of these is the plainest table pointer: P or R, and nothing reserved, no leaf.
     plain_table: u64,
     /// The frame of a leaf.
     frame: u64,
@@ -240,18 +238,16 @@ impl Format {
         }
     }
 
-    /// Whether all entries of a walk have A, and the leaf D if the access writes. `merged` is the AND of
-    /// [`mergeable`](Self::mergeable) entries.
+    /// The flags that an access sets in the entries it uses: A, and D in a leaf that is written.
     #[inline(always)]
-    pub(crate) const fn is_marked(&self, merged: u64, leaf: u64, write: bool) -> bool {
-        let dirty = if write { self.dirty } else { 0 };
-        !merged & self.accessed | !leaf & dirty == 0
+    pub(crate) const fn flags(&self, leaf: bool, write: bool) -> u64 {
+        self.accessed | if leaf && write { self.dirty } else { 0 }
     }
 
-    /// The entry with the flags that an access sets: A, and D in a leaf that is written.
+    /// The entry with those flags.
     #[inline]
     pub(crate) const fn marked(&self, entry: u64, leaf: bool, write: bool) -> u64 {
-        entry | self.accessed | if leaf && write { self.dirty } else { 0 }
+        entry | self.flags(leaf, write)
     }
 
     /// Whether a fetch shows in a #PF code because of EFER.NXE (rule F2).

@@ -5,53 +5,71 @@ use alloc::vec;
 
 /// Says what a value belongs to: an address space and the number of a page, or of what a table spans.
 ///
-/// Packed: `127 in use | 126 behind EPT | 123:84 EPTP[51:12] | 83:68 VPID | 67:55 PCID | 54:52 level | 51:0 number`.
+/// Packed: the space's bits, and `54:52 level | 51:0 number`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Key(u128);
 
 /// The address space of a [`Key`] (rule IV3).
+///
+/// Packed: `127 in use | 126 behind EPT | 123:84 EPTP[51:12] | 83:68 VPID | 67:55 PCID`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Space {
-    /// Root of the second level, if the address lies behind one.
-    pub(super) second: Option<u64>,
-    /// VPID; 0 outside VMX and for guest-physical mappings.
-    pub(super) vpid: u16,
-    /// PCID, or [`GLOBAL`].
-    pub(super) pcid: u16,
-}
-
-/// In the place of a PCID, which has twelve bits: a global page, which all PCIDs share.
-pub(super) const GLOBAL: u16 = 0x1000;
+pub(super) struct Space(u128);
 
 impl Space {
+    const USED: u128 = 1 << 127;
+    const BEHIND_EPT: u128 = 1 << 126;
+    const BITS: u128 = u128::MAX << 55;
+    /// In the place of a PCID, which has twelve bits: a global page, which all PCIDs share.
+    const GLOBAL: u128 = 0x1000 << 55;
+    const PCID: u128 = 0x1fff << 55;
+
+    /// `second` is the root of the second level, if the address lies behind one; `vpid` is 0 outside VMX and for
+    /// guest-physical mappings.
+    #[inline]
+    pub(super) const fn new(second: Option<u64>, vpid: u16, pcid: u16) -> Self {
+        let second = match second {
+            Some(root) => Self::BEHIND_EPT | ((root >> 12) as u128 & 0xff_ffff_ffff) << 84,
+            None => 0,
+        };
+        Self(Self::USED | second | (vpid as u128) << 68 | (pcid as u128 & 0xfff) << 55)
+    }
+
+    /// That of the global pages.
+    #[inline]
     pub(super) const fn global(self) -> Self {
-        Self { pcid: GLOBAL, ..self }
+        Self(self.0 & !Self::PCID | Self::GLOBAL)
+    }
+
+    /// The same without a second level.
+    pub(super) const fn linear(self) -> Self {
+        Self(self.0 & (Self::USED | 0xffff << 68 | Self::PCID))
+    }
+
+    pub(super) const fn is_global(self) -> bool {
+        self.0 & Self::GLOBAL != 0
+    }
+
+    pub(super) const fn second(self) -> Option<u64> {
+        let root = ((self.0 >> 84) as u64 & 0xff_ffff_ffff) << 12;
+        if self.0 & Self::BEHIND_EPT != 0 { Some(root) } else { None }
+    }
+
+    pub(super) const fn vpid(self) -> u16 {
+        (self.0 >> 68) as u16
     }
 }
 
 impl Key {
     const FREE: Self = Self(0);
-    const USED: u128 = 1 << 127;
-    const BEHIND_EPT: u128 = 1 << 126;
 
     /// `number` is an address shifted right by log2 of what the page or the table spans.
     #[inline]
     pub(super) const fn new(space: Space, level: u8, number: u64) -> Self {
-        let second = match space.second {
-            Some(root) => Self::BEHIND_EPT | ((root >> 12) as u128 & 0xff_ffff_ffff) << 84,
-            None => 0,
-        };
-        let space = second | (space.vpid as u128) << 68 | (space.pcid as u128 & 0x1fff) << 55;
-        Self(Self::USED | space | (level as u128) << 52 | number as u128 & 0xf_ffff_ffff_ffff)
+        Self(space.0 | ((level as u64) << 52 | number & 0xf_ffff_ffff_ffff) as u128)
     }
 
     pub(super) const fn space(self) -> Space {
-        let root = ((self.0 >> 84) as u64 & 0xff_ffff_ffff) << 12;
-        Space {
-            second: if self.0 & Self::BEHIND_EPT != 0 { Some(root) } else { None },
-            vpid: (self.0 >> 68) as u16,
-            pcid: (self.0 >> 55) as u16 & 0x1fff,
-        }
+        Space(self.0 & Space::BITS)
     }
 
     /// The address of a page, cut to 64 bits less the twelve of its offset.

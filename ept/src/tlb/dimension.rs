@@ -2,9 +2,8 @@
 
 use crate::access::Access;
 use crate::fault::Fault;
-use crate::format::{Format, Role};
 use crate::phys::PhysMemory;
-use crate::quick;
+use crate::quick::Ask;
 use crate::walk::{Flags, Leaf, Paging, Path, Start, walk_from};
 
 use super::cache::{Cache, Key, Space};
@@ -12,10 +11,12 @@ use super::known::{Known, Passed, Use};
 
 /// Pages and the tables they are in. `V` is what is known of a page of 4 KiB; a larger one is remembered piece by piece.
 #[derive(Clone, Debug)]
-pub(super) struct Dimension<V> {
+pub(super) struct Dimension<V, T> {
     pub(super) pages: Cache<V>,
     /// For each stretch of addresses, the lowest table on the way to them.
-    pub(super) tables: Cache<Start>,
+    pub(super) tables: Cache<T>,
+    /// Whether there has been a global page.
+    global_pages: bool,
 }
 
 #[inline]
@@ -29,36 +30,45 @@ const fn table_key(paging: &Paging, space: Space, level: u8, address: u64) -> Ke
     Key::new(space, level, address >> paging.format.shift(level + 1))
 }
 
-impl<V: Copy> Dimension<V> {
+impl<V: Copy, T: Copy> Dimension<V, T> {
     pub(super) fn new(pages: usize, tables: usize) -> Self {
-        Self { pages: Cache::new(pages), tables: Cache::new(tables) }
+        Self { pages: Cache::new(pages), tables: Cache::new(tables), global_pages: false }
     }
 
     /// The page around `address`: of that space, or global.
     #[inline]
     pub(super) fn page(&mut self, space: Space, address: u64) -> Option<&mut V> {
-        let key = page_key(space, address);
-        let key = if self.pages.get(key).is_some() { key } else { page_key(space.global(), address) };
+        let mut key = page_key(space, address);
+        if self.global_pages && self.pages.get(key).is_none() {
+            key = page_key(space.global(), address);
+        }
         self.pages.get(key)
     }
 
     /// The lowest table on the way to `address`.
     #[inline]
-    pub(super) fn table(&mut self, paging: &Paging, space: Space, address: u64) -> Option<Start> {
+    pub(super) fn table(&mut self, paging: &Paging, space: Space, address: u64) -> Option<T> {
         (1..paging.format.levels())
             .find_map(|level| self.tables.get(table_key(paging, space, level, address)).copied())
     }
 
     #[inline]
     pub(super) fn remember_page(&mut self, space: Space, address: u64, value: V, global: bool) {
+        self.global_pages |= global;
         let space = if global { space.global() } else { space };
         self.pages.insert(page_key(space, address), value);
     }
 
     #[inline]
-    pub(super) fn remember_table(&mut self, paging: &Paging, space: Space, address: u64, table: Start) {
-        if table.level < paging.format.levels() {
-            self.tables.insert(table_key(paging, space, table.level, address), table);
+    pub(super) fn remember_table(
+        &mut self,
+        paging: &Paging,
+        space: Space,
+        address: u64,
+        (level, table): (u8, T),
+    ) {
+        if level < paging.format.levels() {
+            self.tables.insert(table_key(paging, space, level, address), table);
         }
     }
 
@@ -81,9 +91,9 @@ impl<V: Copy> Dimension<V> {
 /// A remembered page of one dimension.
 pub(super) type Page = (Known, Passed);
 
-impl Dimension<Page> {
-    /// The translation if nothing about it is unusual: `None` leaves it to [`translate`](Self::translate), and has
-    /// forgotten nothing.
+impl Dimension<Page, Start> {
+    /// The page around `address` if nothing about it is unusual: `None` leaves it to [`translate`](Self::translate),
+    /// and has forgotten nothing.
     #[inline]
     pub(super) fn quick<M: PhysMemory>(
         &mut self,
@@ -93,15 +103,22 @@ impl Dimension<Page> {
         address: u64,
         access: Access,
         flags: Flags,
-    ) -> Option<Leaf> {
+    ) -> Option<Known> {
         if let Some((known, passed)) = self.page(space, address) {
-            return passed.has(paging, access).then(|| known.at(address));
+            return passed.has(paging, access).then_some(*known);
         }
         let from = self.table(paging, space, address);
         let read = |entry| memory.read_entry(entry).ok();
-        let (leaf, table) = quick::descend_from(from, paging, address, access, flags, read)?;
-        self.remember(paging, (space, global_pages), address, (leaf, table), access, flags);
-        Some(leaf)
+        let (leaf, table) = Ask::new(paging, access, flags)?.descend_from(from, address, read)?;
+        let known = Known::marked(leaf, table.tables);
+        if flags == Flags::Set {
+            let global = global_pages && paging.format.is_global(leaf.entry);
+            self.remember_page(space, address, (known, Passed::new(paging, access)), global);
+            if from != Some(table) {
+                self.remember_table(paging, space, address, (table.level, table));
+            }
+        }
+        Some(known)
     }
 
     /// A walk through what is remembered. `path` is that of the entries read, if any were.
@@ -135,33 +152,19 @@ impl Dimension<Page> {
         let from = self.table(paging, space, address);
         let outcome = walk_from(from, path, memory, paging, address, access, flags);
         match &outcome {
-            Ok(leaf) => {
+            // What a look finds is not remembered: its flags are not set.
+            Ok(leaf) if flags == Flags::Set => {
                 if let Some(table) = lowest_table(paging, from, path) {
-                    self.remember(paging, (space, global_pages), address, (*leaf, table), access, flags);
+                    let known = Known::new(paging, *leaf, table.tables, access);
+                    let global = global_pages && paging.format.is_global(leaf.entry);
+                    self.remember_page(space, address, (known, Passed::new(paging, access)), global);
+                    self.remember_table(paging, space, address, (table.level, table));
                 }
             }
+            Ok(_) => {}
             Err(_) => self.forget_address(paging, space, address),
         }
         outcome
-    }
-
-    /// What a look finds is not remembered: its flags are not set.
-    #[inline]
-    fn remember(
-        &mut self,
-        paging: &Paging,
-        (space, global_pages): (Space, bool),
-        address: u64,
-        (leaf, table): (Leaf, Start),
-        access: Access,
-        flags: Flags,
-    ) {
-        if flags == Flags::Set {
-            let page = (Known::new(paging, leaf, table.tables, access), Passed::new(paging, access));
-            let global = global_pages && paging.format.is_global(&leaf);
-            self.remember_page(space, address, page, global);
-            self.remember_table(paging, space, address, table);
-        }
     }
 }
 
@@ -171,12 +174,4 @@ pub(super) fn lowest_table(paging: &Paging, from: Option<Start>, path: &Path) ->
     let top = from.map_or(u64::MAX, |start| start.tables);
     let tables = above.iter().fold(top, |tables, step| tables & paging.format.mergeable(step.entry));
     Some(Start { level: last.level, table: last.table, tables })
-}
-
-impl Format {
-    /// G of a leaf.
-    #[inline]
-    pub(super) const fn is_global(&self, leaf: &Leaf) -> bool {
-        leaf.entry & self.bits(Role::Global, leaf.size.level(), true) != 0
-    }
 }

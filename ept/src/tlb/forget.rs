@@ -2,7 +2,7 @@
 
 use crate::format::{EptCaps, Eptp, Format, MaxPhyAddr};
 
-use super::cache::{GLOBAL, Space};
+use super::cache::Space;
 use super::{LinearSpace, Tlb};
 
 /// What INVEPT forgets: guest-physical and combined mappings.
@@ -86,7 +86,7 @@ impl Tlb {
     /// INVEPT. Linear mappings stay (rule IV4).
     pub fn invept(&mut self, what: InvEpt) {
         let gone = |space: Space| match what {
-            InvEpt::Single(eptp) => space.second == Some(eptp.root()),
+            InvEpt::Single(eptp) => space.second() == Some(eptp.root()),
             InvEpt::All => true,
         };
         self.physical.forget_spaces(gone);
@@ -96,11 +96,13 @@ impl Tlb {
     /// INVVPID. Guest-physical mappings stay (rule IV4).
     pub fn invvpid(&mut self, what: InvVpid) {
         match what {
-            InvVpid::Address { vpid, address } => self.forget_linear_address(address, |s| s.vpid == vpid),
-            InvVpid::Single(vpid) => self.forget_linear(|space| space.vpid == vpid),
-            InvVpid::All => self.forget_linear(|space| space.vpid != 0),
+            InvVpid::Address { vpid, address } => {
+                self.forget_linear_address(address, |space| space.vpid() == vpid)
+            }
+            InvVpid::Single(vpid) => self.forget_linear(|space| space.vpid() == vpid),
+            InvVpid::All => self.forget_linear(|space| space.vpid() != 0),
             InvVpid::SingleNonGlobal(vpid) => {
-                self.forget_linear(|space| space.vpid == vpid && space.pcid != GLOBAL);
+                self.forget_linear(|space| space.vpid() == vpid && !space.is_global());
             }
         }
     }
@@ -108,20 +110,20 @@ impl Tlb {
     /// INVLPG: the page around `address`, global or not, and with it all tables that the processor remembers for that
     /// PCID.
     pub fn invlpg(&mut self, space: LinearSpace, address: u64) {
-        let LinearSpace { vpid, pcid, .. } = space;
-        self.forget_linear_address(address, |space| {
-            space.vpid == vpid && [pcid, GLOBAL].contains(&space.pcid)
-        });
+        let space = space.behind(None);
+        self.forget_linear_address(address, |of| [space, space.global()].contains(&of.linear()));
     }
 
     /// MOV to CR3 without bit 63, and INVPCID of type 1: all but global pages of that VPID and PCID.
     pub fn mov_to_cr3(&mut self, space: LinearSpace) {
-        self.forget_linear(|of| of.vpid == space.vpid && of.pcid == space.pcid);
+        let space = space.behind(None);
+        self.forget_linear(|of| of.linear() == space);
     }
 
     /// INVPCID of type 0: one address of that PCID, but not if it is global.
     pub fn invpcid_address(&mut self, space: LinearSpace, address: u64) {
-        self.forget_linear_address(address, |of| of.vpid == space.vpid && of.pcid == space.pcid);
+        let space = space.behind(None);
+        self.forget_linear_address(address, |of| of.linear() == space);
     }
 
     /// A change of CR4.PGE, INVPCID of type 2, and a VM entry or exit with VPIDs off (then for VPID 0): all of that

@@ -26,7 +26,19 @@ impl Known {
     #[inline]
     pub(super) fn new(paging: &Paging, mut leaf: Leaf, tables: u64, access: Access) -> Self {
         leaf.entry = paging.format.marked(leaf.entry, true, access.writes());
+        Self::marked(leaf, tables)
+    }
+
+    /// A page whose flags were set before.
+    #[inline]
+    pub(super) const fn marked(leaf: Leaf, tables: u64) -> Self {
         Self { leaf, tables }
+    }
+
+    /// The leaf.
+    #[inline]
+    pub(super) const fn entry(&self) -> u64 {
+        self.leaf.entry
     }
 
     /// The translation of an access that is known to pass.

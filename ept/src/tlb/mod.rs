@@ -26,8 +26,10 @@ mod translate;
 
 pub use forget::{InvEpt, InvVpid, VMFAIL_INVALID_OPERAND, VmFail};
 
+use crate::walk::Start;
 use cache::Space;
 use dimension::{Dimension, Page};
+use translate::{Combined, GuestTable};
 
 /// The address space of linear addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -41,8 +43,9 @@ pub struct LinearSpace {
 }
 
 impl LinearSpace {
+    #[inline]
     const fn behind(self, second: Option<u64>) -> Space {
-        Space { second, vpid: self.vpid, pcid: self.pcid }
+        Space::new(second, self.vpid, self.pcid)
     }
 }
 
@@ -76,9 +79,9 @@ impl LinearSpace {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tlb {
-    linear: Dimension<Page>,
-    physical: Dimension<Page>,
-    combined: Dimension<translate::Combined>,
+    linear: Dimension<Page, Start>,
+    physical: Dimension<Page, Start>,
+    combined: Dimension<Combined, GuestTable>,
 }
 
 impl Tlb {

@@ -1,13 +1,13 @@
 //! Translations through what is remembered.
 
-use memory_model::{Gpa, Gva, Hpa};
+use memory_model::{Gpa, Gva, Hpa, PageSize};
 
 use crate::access::Access;
 use crate::fault::Fault;
 use crate::judge::{final_access, guest_table_access};
 use crate::nested::{Behind, NestedFault, NestedLeaf, SecondLevel, Target};
 use crate::phys::PhysMemory;
-use crate::quick;
+use crate::quick::Ask;
 use crate::walk::{Flags, Leaf, Paging, Path, Start};
 
 use super::cache::Space;
@@ -15,12 +15,22 @@ use super::dimension::{Dimension, Page, lowest_table};
 use super::known::{Known, Passed, Use};
 use super::{LinearSpace, Tlb};
 
+const FRAME: u64 = PageSize::Size4K.bytes();
+
 /// A remembered page of both dimensions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Combined {
     pub(super) guest: Known,
     second: Known,
     passed: Passed,
+}
+
+/// A remembered table of the guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GuestTable {
+    start: Start,
+    /// Where the second level puts it.
+    host: u64,
 }
 
 /// Where a linear address is translated: by which tables, and in whose name.
@@ -45,7 +55,7 @@ impl Tlb {
     ) -> Result<Leaf, Fault> {
         let of = (space.behind(None), space.global_pages);
         match self.linear.quick(memory, paging, of, address, access, flags) {
-            Some(leaf) => Ok(leaf),
+            Some(known) => Ok(known.at(address)),
             None => self.linear.translate(&mut Path::default(), memory, paging, of, address, access, flags),
         }
     }
@@ -75,10 +85,7 @@ impl Tlb {
         if let Some(Combined { guest: first, second, passed }) = known
             && passed.has(guest, access)
         {
-            let leaf = first.at(gva.raw());
-            let second = second.at(leaf.address);
-            let (gpa, hpa) = (Gpa(leaf.address), Hpa(second.address));
-            return Ok(NestedLeaf { guest: Some(leaf), gpa, second, hpa });
+            return Ok(nested_leaf(first, second, gva));
         }
         if known.is_none()
             && let Some(leaf) = self.quick(memory, &place, access, flags)
@@ -107,15 +114,30 @@ impl Tlb {
         let table_access = guest_table_access(&second.format);
         let of = (physical(second), false);
         let physical = &mut self.physical;
-        let (leaf, table) = quick::descend_from(from, guest, gva.raw(), access, flags, |entry| {
-            let leaf = physical.quick(memory, second, of, entry, table_access, flags)?;
-            memory.read_entry(leaf.address).ok()
+        let mut remembered = from.map(|table| table.host);
+        let mut host = 0;
+        let ask = Ask::new(guest, access, flags)?;
+        let (leaf, start) = ask.descend_from(from.map(|table| table.start), gva.raw(), |entry| {
+            host = match remembered.take() {
+                Some(host) => host,
+                None => {
+                    physical
+                        .quick(memory, second, of, entry, table_access, flags)?
+                        .at(entry & !(FRAME - 1))
+                        .address
+                }
+            };
+            memory.read_entry(host + entry % FRAME).ok()
         })?;
-        let gpa = leaf.address;
-        let final_access = final_access(&second.format, Some(leaf.rights()), access);
-        let last = physical.quick(memory, second, of, gpa, final_access, flags)?;
-        self.remember(place, leaf, table, access, flags);
-        Some(NestedLeaf { guest: Some(leaf), gpa: Gpa(gpa), second: last, hpa: Hpa(last.address) })
+        let first = Known::marked(leaf, start.tables);
+        let final_access = final_access(&second.format, Some(&leaf), access);
+        let last = physical.quick(memory, second, of, leaf.address, final_access, flags)?;
+        if flags == Flags::Set {
+            let known = from.is_some_and(|table| table.start == start);
+            let table = (!known).then_some(GuestTable { start, host });
+            self.remember(place, first, last, table, access);
+        }
+        Some(nested_leaf(&first, &last, gva))
     }
 
     /// The walk for all that is unusual.
@@ -143,15 +165,22 @@ impl Tlb {
                 }
             }
         }
-        let from = self.combined.table(guest, space, gva.raw());
+        let from = self.combined.table(guest, space, gva.raw()).map(|table| table.start);
         let mut behind = Behind::new(memory, second, flags, Remembering(&mut self.physical));
         let mut path = Path::default();
         let outcome = behind.nested(Some(guest), from, gva, access, &mut path);
         let verified = behind.verified || !second.format.has_guest_paging_verification();
         match &outcome {
-            Ok(NestedLeaf { guest: Some(leaf), .. }) if verified => {
-                if let Some(table) = lowest_table(guest, from, &path) {
-                    self.remember(place, *leaf, table, access, flags);
+            // What a look finds is not remembered: its flags are not set.
+            Ok(NestedLeaf { guest: Some(leaf), .. }) if verified && flags == Flags::Set => {
+                let table = lowest_table(guest, from, &path);
+                let mut known = |gpa| self.physical.page(physical(second), gpa).map(|(known, _)| *known);
+                // The final translation has just left its page there.
+                if let (Some(start), Some(last)) = (table, known(leaf.address)) {
+                    let host = known(start.table).map(|known| known.at(start.table).address);
+                    let table = host.map(|host| GuestTable { start, host });
+                    let first = Known::new(guest, *leaf, start.tables, access);
+                    self.remember(place, first, last, table, access);
                 }
             }
             Ok(_) => {}
@@ -160,19 +189,22 @@ impl Tlb {
         outcome
     }
 
-    /// Remembers a page that a walk has found, and the guest's table it is in. What a look finds is not remembered.
+    /// Remembers a page that a walk has found, and the guest's table it is in.
     #[inline]
-    fn remember(&mut self, place: &Place<'_>, leaf: Leaf, table: Start, access: Access, flags: Flags) {
-        let Place { guest, second, space, global_pages, gva } = *place;
-        // The final translation has just left its page there.
-        if flags == Flags::Set
-            && let Some(&mut (last, _)) = self.physical.page(physical(second), leaf.address)
-        {
-            let first = Known::new(guest, leaf, table.tables, access);
-            let page = Combined { guest: first, second: last, passed: Passed::new(guest, access) };
-            let global = global_pages && guest.format.is_global(&leaf);
-            self.combined.remember_page(space, gva.raw(), page, global);
-            self.combined.remember_table(guest, space, gva.raw(), table);
+    fn remember(
+        &mut self,
+        place: &Place<'_>,
+        first: Known,
+        last: Known,
+        table: Option<GuestTable>,
+        access: Access,
+    ) {
+        let Place { guest, space, global_pages, gva, .. } = *place;
+        let page = Combined { guest: first, second: last, passed: Passed::new(guest, access) };
+        let global = global_pages && guest.format.is_global(first.entry());
+        self.combined.remember_page(space, gva.raw(), page, global);
+        if let Some(table) = table {
+            self.combined.remember_table(guest, space, gva.raw(), (table.start.level, table));
         }
     }
 
@@ -186,14 +218,22 @@ impl Tlb {
     }
 }
 
+/// The translation of an access that is known to pass.
+#[inline]
+fn nested_leaf(first: &Known, last: &Known, gva: Gva) -> NestedLeaf {
+    let guest = first.at(gva.raw());
+    let second = last.at(guest.address);
+    NestedLeaf { guest: Some(guest), gpa: Gpa(guest.address), second, hpa: Hpa(second.address) }
+}
+
 /// The address space of guest-physical addresses.
 #[inline]
 const fn physical(second: &Paging) -> Space {
-    Space { second: Some(second.root), vpid: 0, pcid: 0 }
+    Space::new(Some(second.root), 0, 0)
 }
 
 /// The second level, through guest-physical mappings.
-struct Remembering<'a>(&'a mut Dimension<Page>);
+struct Remembering<'a>(&'a mut Dimension<Page, Start>);
 
 impl SecondLevel for Remembering<'_> {
     fn translate<M: PhysMemory>(
@@ -222,7 +262,7 @@ impl Combined {
         let first = self.guest.judged(guest, gva.raw(), access, flags).map_err(NestedFault::Guest)?;
         let Use::Done(leaf) = first else { return Ok(None) };
         let (gpa, rights) = (leaf.address, leaf.rights());
-        let access = final_access(&second.format, Some(rights), access);
+        let access = final_access(&second.format, Some(&leaf), access);
         match self.second.judged(second, gpa, access, flags) {
             Ok(Use::Done(second)) => {
                 let hpa = Hpa(second.address);
