@@ -243,6 +243,13 @@ fn r10_a_failing_discard_leaves_the_pages_converted_and_says_which_it_kept() {
             assert_eq!(guest.private(page), !inside, "page {page}");
         }
     }
+    // Once the host is willing, the same again mends it.
+    let request = kvm_create_guest_memfd { size: PAGES * PAGE, ..Default::default() };
+    let fd = guest.blocks[0].guest_memfd().unwrap();
+    guest.kernel.with_inner_mut(|kernel| kernel.create_guest_memfd_as(fd, &request)).unwrap();
+    guest.allocate(0);
+    guest.convert(14..19, Side::Shared).unwrap();
+    assert!((0..14).all(|page| guest.private(page)) && (14..19).all(|page| !guest.private(page)));
 }
 
 #[test]
