@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use memory_model::{AddrRange, FlatEventfd, Gpa, Hva};
+use memory_model::{AddrRange, FlatEventfd, Gpa, Hva, Refusal};
 
-use crate::{Capability, DirtyMethod, Slot, SlotOp};
+use crate::{Capability, DirtyMethod, Side, Slot, SlotOp};
 
 /// An error number of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
 /// The numbers that the slot ioctls are known to give.
-const NAMES: [(Errno, &str); 15] = [
+const NAMES: [(Errno, &str); 17] = [
     (Errno::EPERM, "EPERM"),
     (Errno::ENOENT, "ENOENT"),
     (Errno::EINTR, "EINTR"),
@@ -27,6 +27,8 @@ const NAMES: [(Errno, &str); 15] = [
     (Errno::ENXIO, "ENXIO"),
     (Errno::E2BIG, "E2BIG"),
     (Errno::EOVERFLOW, "EOVERFLOW"),
+    (Errno::ENODEV, "ENODEV"),
+    (Errno::EOPNOTSUPP, "EOPNOTSUPP"),
 ];
 
 #[expect(missing_docs, reason = "the names are the kernel's")]
@@ -46,6 +48,8 @@ impl Errno {
     pub const ENXIO: Self = Self(libc::ENXIO);
     pub const E2BIG: Self = Self(libc::E2BIG);
     pub const EOVERFLOW: Self = Self(libc::EOVERFLOW);
+    pub const ENODEV: Self = Self(libc::ENODEV);
+    pub const EOPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
 }
 
 impl fmt::Display for Errno {
@@ -62,6 +66,8 @@ impl fmt::Debug for Errno {
         fmt::Display::fmt(self, f)
     }
 }
+
+impl std::error::Error for Errno {}
 
 /// Why slots could not be planned or set.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +172,67 @@ pub enum SlotError {
         /// Why not.
         errno: Errno,
     },
+    /// Only whole pages change sides (rule R10). Nothing was changed.
+    #[error("cannot make {range} {side}: it is not whole pages")]
+    PartOfPage {
+        /// What was to be converted.
+        range: AddrRange<Gpa>,
+        /// To which side.
+        side: Side,
+    },
+    /// A page without a slot has no sides (rule R10). Nothing was changed.
+    #[error("cannot make {range} {side}: {hole} has no slot")]
+    NoSlot {
+        /// What was to be converted.
+        range: AddrRange<Gpa>,
+        /// To which side.
+        side: Side,
+        /// The first part of it without a slot.
+        hole: AddrRange<Gpa>,
+    },
+    /// A slot without a `guest_memfd` has no private side (rule R10). Nothing was changed.
+    #[error("cannot make {range} {side}: {slot} has no guest_memfd")]
+    NoPrivateHalf {
+        /// What was to be converted.
+        range: AddrRange<Gpa>,
+        /// To which side.
+        side: Side,
+        /// The first slot in it without one.
+        slot: Slot,
+    },
+    /// The kernel did not convert the pages. Nothing was changed.
+    #[error("cannot make {range} {side}: {errno}")]
+    Attributes {
+        /// What was to be converted.
+        range: AddrRange<Gpa>,
+        /// To which side.
+        side: Side,
+        /// Why not.
+        errno: Errno,
+    },
+    /// Pages of one side of a slot could not be given back to the host.
+    #[error("cannot discard the {side} pages {part} of {slot}: {cause}")]
+    Discard {
+        /// The slot.
+        slot: Slot,
+        /// Which pages.
+        part: AddrRange<Gpa>,
+        /// Which side of them.
+        side: Side,
+        /// Why not.
+        cause: Refusal,
+    },
+    /// All of the range was converted, but not all that it left behind on the other side was given back. The same
+    /// conversion once more tries that again.
+    #[error("{range} is {side} now, but keeps pages that it left: {}", sentences(kept))]
+    NotDiscarded {
+        /// What was converted.
+        range: AddrRange<Gpa>,
+        /// To which side.
+        side: Side,
+        /// What stays of the other side, each part with its cause; the rest of that side is gone.
+        kept: Vec<SlotError>,
+    },
     /// The slot's addresses are not memory that its block has mapped in this process.
     #[error("cannot {op}: RAM block {block} does not map that memory in this process")]
     NotMapped {
@@ -207,5 +274,10 @@ fn verb(remove: &bool) -> &'static str {
 
 fn list(standing: &[(SlotOp, SlotError)]) -> String {
     let each: Vec<_> = standing.iter().map(|(op, error)| format!("{op} ({error})")).collect();
+    each.join(", ")
+}
+
+fn sentences(errors: &[SlotError]) -> String {
+    let each: Vec<_> = errors.iter().map(SlotError::to_string).collect();
     each.join(", ")
 }

@@ -1,6 +1,8 @@
 //! Who carries slot operations out.
 
-use crate::{DirtyLog, DirtyMethod, SlotError, SlotOp};
+use memory_model::{AddrRange, Gpa};
+
+use crate::{Capability, DirtyLog, DirtyMethod, Errno, Side, Slot, SlotError, SlotOp};
 
 /// What the kernel behind an executor can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +32,18 @@ pub trait SlotExecutor: Send {
     /// Has `act` do something with its dirty logs, once. They may lie behind a lock, so they are not handed out; and
     /// an executor around another one has this alone to pass on.
     fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog));
+    /// Puts the pages of `range` on one side of their slots (`KVM_SET_MEMORY_ATTRIBUTES`), all of them or none.
+    ///
+    /// An executor without private memory leaves this as it is.
+    fn set_side(&mut self, _range: AddrRange<Gpa>, _side: Side) -> Result<(), SlotError> {
+        Err(SlotError::Missing { capability: Capability::MEMORY_ATTRIBUTES })
+    }
+    /// Gives the private pages of `part`, which lies in `slot`, back to the host. They read as zero afterwards.
+    ///
+    /// An executor without private memory leaves this as it is.
+    fn punch_hole(&mut self, _slot: &Slot, _part: AddrRange<Gpa>) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
 }
 
 impl<E: SlotExecutor + ?Sized> SlotExecutor for Box<E> {
@@ -44,5 +58,11 @@ impl<E: SlotExecutor + ?Sized> SlotExecutor for Box<E> {
     }
     fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         (**self).with_log(act);
+    }
+    fn set_side(&mut self, range: AddrRange<Gpa>, side: Side) -> Result<(), SlotError> {
+        (**self).set_side(range, side)
+    }
+    fn punch_hole(&mut self, slot: &Slot, part: AddrRange<Gpa>) -> Result<(), Errno> {
+        (**self).punch_hole(slot, part)
     }
 }

@@ -37,7 +37,7 @@
 //! |---|---|
 //! | [`plan`], [`plan_change`] | slots present and a view -> ordered [`SlotOp`]s, and whether vCPUs must pause |
 //! | [`SlotRegistry`] | slots by number, guest address and host address |
-//! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all; collects dirty pages |
+//! | [`SlotManager`] | the listener: plans each transaction, carries it out wholly or not at all; collects dirty pages; converts pages to a [`Side`] |
 //! | [`SlotExecutor`] | who does it: [`KvmSlots`], [`KernelMemslots`], [`Recorder`] |
 //! | [`DirtyLog`], [`DirtyMethod`] | how they log: bitmaps, bitmaps cleared by hand, rings with a [`Reaper`] |
 //! | [`Capability`] | what a kernel may lack, and what is missing then |
@@ -53,8 +53,12 @@
 //! goes ([`SlotManager::pause_by`]); and a page written while its slot was logged is collected, though slots split,
 //! merge and move meanwhile.
 //!
-//! Known holes: conversion between private and shared memory (rule R10), and rings with a bitmap besides, which x86
-//! has not.
+//! Pages of slots with a `guest_memfd` are made private or shared by [`SlotManager::convert`] (rule R10). An access
+//! that finds its page on the other side is what asks for it: [`SlotFault::MemoryFault`] in this process,
+//! `KVM_EXIT_MEMORY_FAULT` of KVM.
+//!
+//! Known holes: rings with a bitmap besides, which x86 has not; and no software vCPU has private memory yet, so none
+//! leaves its guest with that fault.
 
 mod dirty;
 mod error;
@@ -65,6 +69,7 @@ mod manager;
 mod plan;
 mod recorder;
 mod registry;
+mod side;
 mod slot;
 
 pub use dirty::{DirtyLog, DirtyMethod, DirtyPages, Reaper, SlotPages};
@@ -79,4 +84,5 @@ pub use manager::SlotManager;
 pub use plan::{SlotPlan, plan, plan_change};
 pub use recorder::Recorder;
 pub use registry::{SlotRecord, SlotRegistry};
+pub use side::Side;
 pub use slot::{Slot, SlotFlags, SlotId, SlotOp};

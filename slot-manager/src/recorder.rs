@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{DirtyLog, DirtyMethod, Errno, SlotError, SlotExecutor, SlotLimits, SlotOp};
+use memory_model::{AddrRange, Gpa};
+
+use crate::{DirtyLog, DirtyMethod, Errno, Side, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 
 /// Writes down each operation and passes it on to another executor, unless told to refuse it. Clones share
 /// what they hold: keep one, and give the other to a [`SlotManager`](crate::SlotManager).
@@ -86,5 +88,13 @@ impl<E: SlotExecutor> SlotExecutor for Recorder<E> {
 
     fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         self.lock().inner.with_log(act);
+    }
+
+    fn set_side(&mut self, range: AddrRange<Gpa>, side: Side) -> Result<(), SlotError> {
+        self.lock().inner.set_side(range, side)
+    }
+
+    fn punch_hole(&mut self, slot: &Slot, part: AddrRange<Gpa>) -> Result<(), Errno> {
+        self.lock().inner.punch_hole(slot, part)
     }
 }

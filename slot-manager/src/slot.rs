@@ -1,7 +1,8 @@
 //! A memory slot, and the four things that can happen to one.
 
 use std::fmt;
-use std::os::fd::AsRawFd;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -72,6 +73,19 @@ impl Slot {
         self.gpa.last().page_number() - self.gpa.first().page_number() + 1
     }
 
+    /// Where in its block the guest pages of `part` lie, in bytes; `None` unless all are the slot's.
+    pub(crate) fn block_part(&self, part: AddrRange<Gpa>) -> Option<Range<u64>> {
+        let first = self.gpa.offset_of(part.first()).filter(|_| self.gpa.covers(part))?;
+        let start = self.hva.checked_sub(self.block.hva())?.checked_add(first)?;
+        Some(start..start.checked_add(u64::try_from(part.bytes()).ok()?)?)
+    }
+
+    /// Where their private half lies; `None` without one. The block's `guest_memfd` is laid out as the block is.
+    pub(crate) fn private_part(&self, part: AddrRange<Gpa>) -> Option<PrivatePart<'_>> {
+        let Range { start, end } = self.block_part(part)?;
+        Some(PrivatePart { fd: self.block.guest_memfd()?, offset: start, bytes: end - start })
+    }
+
     /// Whether the kernel would see no difference, the number aside.
     pub(crate) fn same_mapping(&self, other: &Self) -> bool {
         self.gpa == other.gpa && self.flags == other.flags && self.same_memory(other)
@@ -83,6 +97,13 @@ impl Slot {
             && self.gpa.bytes() == other.gpa.bytes()
             && Arc::ptr_eq(&self.block, &other.block)
     }
+}
+
+/// A part of a block's `guest_memfd`.
+pub(crate) struct PrivatePart<'a> {
+    pub(crate) fd: BorrowedFd<'a>,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
 }
 
 impl PartialEq for Slot {

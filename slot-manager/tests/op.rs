@@ -64,5 +64,5 @@ fn a_slot_of_the_whole_address_space_is_not_taken_for_a_deletion() {
 
 #[test]
 fn errors_of_the_kernel_have_their_names() {
-    assert_eq!((Errno::EEXIST.to_string(), format!("{:?}", Errno(95))), ("EEXIST".into(), "errno 95".into()));
+    assert_eq!((Errno::EEXIST.to_string(), format!("{:?}", Errno(71))), ("EEXIST".into(), "errno 71".into()));
 }

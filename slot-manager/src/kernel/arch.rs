@@ -1,5 +1,7 @@
 //! What happens around a change of the slots: the architecture's part of the kernel.
 
+use memory_model::{AddrRange, Gpa};
+
 use super::{KernelMemslots, Memslot, SlotChange};
 use crate::Errno;
 
@@ -28,6 +30,16 @@ pub trait KvmArch {
     /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: the pages of `mask`, bit 0 for the slot's page `first_page`, must
     /// fault on their next write.
     fn enable_log_dirty(&mut self, _slot: &Memslot, _first_page: u64, _mask: u64) {}
+
+    /// `kvm_arch_pre_set_memory_attributes`: the pages of `range`, all in `slot`, are about to change sides, so what
+    /// is mapped of them must go.
+    fn pre_set_memory_attributes(
+        &mut self,
+        _kernel: &KernelMemslots,
+        _slot: &Memslot,
+        _range: AddrRange<Gpa>,
+    ) {
+    }
 }
 
 impl KvmArch for () {}

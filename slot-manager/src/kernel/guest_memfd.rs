@@ -1,11 +1,13 @@
 //! Memory that only a guest can reach: `guest_memfd`, as an object of this process.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::kvm_create_guest_memfd;
 use memory_model::PageSize;
 
+use super::runs::Runs;
 use super::{KernelMemslots, MemfdRange};
 use crate::Errno;
 
@@ -18,8 +20,15 @@ pub(super) struct Files {
 
 #[derive(Debug)]
 pub(super) enum File {
-    /// A guest_memfd of this VM: its size in bytes, and what slots have of it, first offset to end.
-    GuestMemfd { size: u64, bound: BTreeMap<u64, u64> },
+    /// A guest_memfd of this VM.
+    GuestMemfd {
+        /// Its size in bytes.
+        size: u64,
+        /// What slots have of it, first offset to end.
+        bound: BTreeMap<u64, u64>,
+        /// Its pages that have memory behind them.
+        pages: Runs<()>,
+    },
     /// Any other file. Another VM's guest_memfd is no better.
     Other,
 }
@@ -100,7 +109,37 @@ impl KernelMemslots {
         if request.flags & !flags != 0 || !pages || !length {
             return Err(Errno::EINVAL);
         }
-        Ok(File::GuestMemfd { size: request.size, bound: BTreeMap::new() })
+        Ok(File::GuestMemfd { size: request.size, bound: BTreeMap::new(), pages: Runs::default() })
+    }
+
+    /// `fallocate(2)` on a guest_memfd: gives its pages memory, as the guest's first access does, or with
+    /// `FALLOC_FL_PUNCH_HOLE` takes it. `FALLOC_FL_KEEP_SIZE` must be there, for its size never changes.
+    pub fn fallocate(&mut self, fd: u32, mode: i32, offset: u64, len: u64) -> Result<(), Errno> {
+        let file = self.files.open.get_mut(&fd).ok_or(Errno::EBADF)?;
+        let File::GuestMemfd { size, pages, .. } = file else { return Err(Errno::ENODEV) };
+        let positive = i64::try_from(offset).is_ok() && i64::try_from(len).is_ok_and(|len| len > 0);
+        let end = offset.checked_add(len).filter(|_| positive).ok_or(Errno::EINVAL)?;
+        let punch = mode & libc::FALLOC_FL_PUNCH_HOLE != 0;
+        if mode & !libc::FALLOC_FL_PUNCH_HOLE != libc::FALLOC_FL_KEEP_SIZE {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let page = PageSize::Size4K;
+        if !(offset | len).is_multiple_of(page.bytes()) || !punch && end > *size {
+            return Err(Errno::EINVAL);
+        }
+        pages.set(offset >> page.shift()..end >> page.shift(), (!punch).then_some(()));
+        Ok(())
+    }
+
+    /// The parts of a guest_memfd that have memory behind them, as `SEEK_DATA` and `SEEK_HOLE` find them.
+    pub fn guest_memfd_data(&self, fd: u32) -> Result<Vec<Range<u64>>, Errno> {
+        let shift = PageSize::Size4K.shift();
+        match self.files.get(fd).ok_or(Errno::EBADF)? {
+            File::Other => Err(Errno::EINVAL),
+            File::GuestMemfd { pages, .. } => {
+                Ok(pages.iter().map(|(run, ())| run.start << shift..run.end << shift).collect())
+            }
+        }
     }
 
     /// A descriptor of something else: a plain file, or another VM's guest_memfd.

@@ -1,30 +1,41 @@
 //! The kernel's side of memory slots, in this process: `struct kvm` and its `kvm_memslots`.
 
 mod arch;
+mod attributes;
 mod dirty_bitmap;
 mod dirty_ring;
 mod guest_memfd;
 mod log;
 mod memslot;
+mod runs;
 mod sets;
 mod table;
 mod update;
 
-use kvm_bindings::{kvm_userspace_memory_region, kvm_userspace_memory_region2};
-use memory_model::Gpa;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
+};
+use memory_model::{AddrRange, Gpa};
 
 use crate::{
-    DirtyLog, DirtyMethod, Errno, SlotError, SlotExecutor, SlotFlags, SlotLimits, SlotOp, SlotRegistry,
+    DirtyLog, DirtyMethod, Errno, Side, Slot, SlotError, SlotExecutor, SlotFlags, SlotLimits, SlotOp,
+    SlotRegistry,
 };
 
 pub use arch::KvmArch;
+pub(crate) use attributes::side_call;
 pub use dirty_ring::{DirtyGfn, DirtyRing, RESERVED_ENTRIES};
 pub use memslot::{MAX_GFN, MAX_PAGES, MemfdRange, Memslot, SlotChange, USER_END, USER_MEM_SLOTS};
 pub use sets::{GENERATION_UPDATE, MemslotSet};
 
+use attributes::Attributes;
 use dirty_bitmap::ManualProtect;
 use dirty_ring::Rings;
 use guest_memfd::Files;
+use runs::Runs;
 use sets::AddressSpace;
 use table::{Call, split_number};
 
@@ -37,6 +48,9 @@ pub struct KernelCaps {
     pub readonly: bool,
     /// `KVM_CAP_GUEST_MEMFD`: the flags that a guest_memfd can be made with, if there are any.
     pub guest_memfd: Option<u64>,
+    /// `KVM_CAP_MEMORY_ATTRIBUTES`: the attributes that guest pages can have, which are none in a VM of a type without
+    /// private memory; `None` if the kernel lacks the call.
+    pub memory_attributes: Option<u64>,
     /// The last guest page: the processor's last, or [`MAX_GFN`] without hardware paging.
     pub max_gfn: u64,
     /// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP`: not on x86.
@@ -44,12 +58,13 @@ pub struct KernelCaps {
 }
 
 impl Default for KernelCaps {
-    /// Linux on x86 without SMM.
+    /// Linux on x86 without SMM, and a VM of a type with private memory.
     fn default() -> Self {
         Self {
             address_spaces: 1,
             readonly: true,
             guest_memfd: Some(0),
+            memory_attributes: Some(KVM_MEMORY_ATTRIBUTE_PRIVATE.into()),
             max_gfn: MAX_GFN,
             ring_with_bitmap: false,
         }
@@ -94,6 +109,7 @@ pub struct KernelMemslots {
     manual_protect: ManualProtect,
     rings: Rings,
     files: Files,
+    attributes: Runs<Attributes>,
 }
 
 impl Default for KernelMemslots {
@@ -111,6 +127,9 @@ pub enum SlotFault<'a> {
     Retry,
     /// No slot, or a write into a read-only one: the VMM emulates the access.
     Mmio,
+    /// The page is on the other side, or is to be private in a slot without private memory: the VMM is asked to
+    /// convert it (`KVM_EXIT_MEMORY_FAULT`).
+    MemoryFault,
 }
 
 impl KernelMemslots {
@@ -128,6 +147,7 @@ impl KernelMemslots {
             manual_protect: ManualProtect::default(),
             rings: Rings::default(),
             files: Files::default(),
+            attributes: Runs::default(),
         }
     }
 
@@ -157,10 +177,15 @@ impl KernelMemslots {
         self.slots().by_gpa(gpa)
     }
 
-    /// What a fault on `gpa` comes to. An address without a slot is MMIO, but one whose slot is INVALID is not.
-    pub fn fault(&self, as_id: u32, gpa: Gpa, write: bool) -> SlotFault<'_> {
+    /// What a fault on `gpa` comes to, for an access that takes the page to be on `side`. An address without a slot
+    /// is MMIO, but one whose slot is INVALID is not.
+    pub fn fault(&self, as_id: u32, gpa: Gpa, side: Side, write: bool) -> SlotFault<'_> {
+        if side != self.side(gpa) {
+            return SlotFault::MemoryFault;
+        }
         match self.address_space(as_id).and_then(|set| set.gfn_to_memslot(gpa)) {
             Some(slot) if slot.invalid => SlotFault::Retry,
+            Some(slot) if side == Side::Private && slot.guest_memfd.is_none() => SlotFault::MemoryFault,
             Some(slot) if !(write && slot.flags.contains(SlotFlags::READONLY)) => SlotFault::Memory(slot),
             Some(_) | None => SlotFault::Mmio,
         }
@@ -226,6 +251,11 @@ impl KernelMemslots {
         self.on(&mut ()).clear_dirty_log(slot, first_page, num_pages, bitmap)
     }
 
+    /// [`Ioctls::set_memory_attributes`]
+    pub fn set_memory_attributes(&mut self, call: &kvm_memory_attributes) -> Result<(), Errno> {
+        self.on(&mut ()).set_memory_attributes(call)
+    }
+
     /// [`Ioctls::reset_dirty_rings`]
     pub fn reset_dirty_rings(&mut self) -> Result<u32, Errno> {
         self.on(&mut ()).reset_dirty_rings()
@@ -247,5 +277,15 @@ impl SlotExecutor for KernelMemslots {
 
     fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         act(&mut self.on(&mut ()));
+    }
+
+    fn set_side(&mut self, range: AddrRange<Gpa>, side: Side) -> Result<(), SlotError> {
+        self.on(&mut ()).set_side(range, side)
+    }
+
+    fn punch_hole(&mut self, slot: &Slot, part: AddrRange<Gpa>) -> Result<(), Errno> {
+        let hole = slot.private_part(part).ok_or(Errno::EBADF)?;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        self.fallocate(hole.fd.as_raw_fd() as u32, mode, hole.offset, hole.bytes)
     }
 }

@@ -4,7 +4,7 @@
 //! mod.rs         KvmSlots: KVM_SET_USER_MEMORY_REGION, with a guest_memfd KVM_SET_USER_MEMORY_REGION2
 //! dirty.rs       their dirty logs: bitmaps, bitmaps cleared by hand, rings
 //! ring.rs        the ring that a vCPU shares with the kernel
-//! private.rs     guest_memfd: memory that this process cannot reach
+//! private.rs     guest_memfd: memory that this process cannot reach, and which pages lie there
 //! doorbells.rs   ioeventfds and coalesced MMIO
 //! capability.rs  what a kernel may lack
 //! ext.rs         the ioctls that kvm-ioctls lacks
@@ -22,10 +22,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
-use memory_model::RamBlock;
+use memory_model::{AddrRange, Gpa, RamBlock};
 
 use crate::{
-    DirtyLog, DirtyMethod, Errno, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp,
+    DirtyLog, DirtyMethod, Errno, Side, Slot, SlotError, SlotExecutor, SlotFlags, SlotId, SlotLimits, SlotOp,
 };
 
 pub use capability::Capability;
@@ -141,6 +141,14 @@ impl SlotExecutor for KvmSlots {
 
     fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
         act(self);
+    }
+
+    fn set_side(&mut self, range: AddrRange<Gpa>, side: Side) -> Result<(), SlotError> {
+        private::set_side(&self.vm, range, side)
+    }
+
+    fn punch_hole(&mut self, slot: &Slot, part: AddrRange<Gpa>) -> Result<(), Errno> {
+        private::punch_hole(&slot.private_part(part).ok_or(Errno::EBADF)?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The listener that keeps a VM's slots in step with an address space.
 
+mod convert;
 mod dirty;
 
 use std::any::Any;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use memory_model::Gpa;
-use slot_manager::{Errno, KernelCaps, KernelMemslots, SlotFault};
+use slot_manager::{Errno, KernelCaps, KernelMemslots, Side, SlotFault};
 
 use crate::{LOG, PAGE, region};
 
@@ -25,7 +25,7 @@ fn k1_ranges_never_overlap_in_an_address_space_and_may_in_two() {
     };
     assert_eq!((numbers(0), numbers(1)), (vec![0, 1], vec![0x1_0000]));
     assert!(kernel.address_space(2).is_none());
-    let SlotFault::Memory(slot) = kernel.fault(1, Gpa(PAGE), true) else {
+    let SlotFault::Memory(slot) = kernel.fault(1, Gpa(PAGE), Side::Shared, true) else {
         panic!("memory of address space 1")
     };
     assert_eq!((slot.as_id, slot.number()), (1, 0x1_0000));

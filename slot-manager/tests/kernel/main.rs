@@ -1,6 +1,7 @@
 //! The in-process kernel by itself, rule by rule.
 
 mod address_spaces;
+mod attributes;
 mod errors;
 mod guest_memfd;
 mod log;

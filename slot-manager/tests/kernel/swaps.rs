@@ -2,7 +2,8 @@
 
 use memory_model::{AddrRange, Gpa, Hva};
 use slot_manager::{
-    Errno, GENERATION_UPDATE, KernelMemslots, KvmArch, Memslot, SlotChange, SlotFault, SlotFlags, SlotId,
+    Errno, GENERATION_UPDATE, KernelMemslots, KvmArch, Memslot, Side, SlotChange, SlotFault, SlotFlags,
+    SlotId,
 };
 
 use crate::{LOG, PAGE, READONLY, region, two_slots};
@@ -22,10 +23,11 @@ enum Sees {
 use Sees::{Memory, Mmio, Retry};
 
 fn sees(kernel: &KernelMemslots) -> [Sees; 2] {
-    [HERE, THERE].map(|gpa| match kernel.fault(0, gpa, false) {
+    [HERE, THERE].map(|gpa| match kernel.fault(0, gpa, Side::Shared, false) {
         SlotFault::Memory(_) => Memory,
         SlotFault::Retry => Retry,
         SlotFault::Mmio => Mmio,
+        SlotFault::MemoryFault => panic!("all pages are shared"),
     })
 }
 
@@ -199,8 +201,10 @@ fn a_call_tells_what_it_changed() {
 fn a_write_into_a_read_only_slot_is_mmio_and_a_read_is_not() {
     let mut kernel = KernelMemslots::new();
     kernel.set_user_memory_region(&region(0, READONLY, 0, PAGE, 0)).unwrap();
-    assert_eq!(kernel.fault(0, Gpa(0x123), true), SlotFault::Mmio);
-    assert!(matches!(kernel.fault(0, Gpa(0x123), false), SlotFault::Memory(slot) if slot.id == SlotId(0)));
-    assert_eq!(kernel.fault(0, Gpa(PAGE), false), SlotFault::Mmio);
-    assert_eq!(kernel.fault(7, Gpa(0), false), SlotFault::Mmio);
+    assert_eq!(kernel.fault(0, Gpa(0x123), Side::Shared, true), SlotFault::Mmio);
+    assert!(
+        matches!(kernel.fault(0, Gpa(0x123), Side::Shared, false), SlotFault::Memory(slot) if slot.id == SlotId(0))
+    );
+    assert_eq!(kernel.fault(0, Gpa(PAGE), Side::Shared, false), SlotFault::Mmio);
+    assert_eq!(kernel.fault(7, Gpa(0), Side::Shared, false), SlotFault::Mmio);
 }

@@ -6,7 +6,7 @@ mod raw;
 
 use std::collections::BTreeMap;
 
-use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING, kvm_userspace_memory_region2 as Region2};
+use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING, kvm_memory_attributes, kvm_userspace_memory_region2 as Region2};
 use slot_manager::{Errno, SlotRecord, USER_END};
 
 use pair::{Call, Host, LAST_PROBED, PAGE, Pair, region};
@@ -172,4 +172,26 @@ fn rings_are_enabled_once_and_before_the_first_vcpu() {
         assert_eq!(late.call(&Call::Ring(bytes)), Ok(Err(errno)));
     }
     assert_eq!(late.call(&Call::ResetRings), Ok(Err(Errno::EINVAL)));
+}
+
+#[test]
+fn r10_attributes_are_refused_for_the_kernels_reasons() {
+    let Some(host) = Host::open() else { return };
+    match host.caps.memory_attributes {
+        None => println!("not checked but for ENOTTY: memory attributes: this kernel does not have them"),
+        Some(0) => println!("not checked: private pages: a VM of the usual type has none"),
+        Some(_) => {}
+    }
+    let mut pair = host.pair();
+    for flags in [0, 1] {
+        for attributes in [0, 8, 1 << 4] {
+            for address in [0, 0x800, PAGE, 1 << 60, u64::MAX << 12] {
+                for size in [0, 0x10, PAGE, 2 * PAGE] {
+                    let call = Call::Attributes(kvm_memory_attributes { address, size, attributes, flags });
+                    let compared = pair.call(&call);
+                    assert!(compared.is_ok(), "{compared:?}: {call:x?}");
+                }
+            }
+        }
+    }
 }

@@ -5,8 +5,9 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, KVM_CAP_GUEST_MEMFD,
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_MULTI_ADDRESS_SPACE, KVM_CAP_USER_MEMORY2,
-    kvm_create_guest_memfd, kvm_userspace_memory_region as Region, kvm_userspace_memory_region2 as Region2,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_MULTI_ADDRESS_SPACE,
+    KVM_CAP_USER_MEMORY2, kvm_create_guest_memfd, kvm_memory_attributes,
+    kvm_userspace_memory_region as Region, kvm_userspace_memory_region2 as Region2,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory_model::{Gpa, PageSize};
@@ -36,6 +37,7 @@ pub enum Call {
     ResetRings,
     CreateMemfd { size: u64, flags: u64 },
     CloseMemfd(usize),
+    Attributes(kvm_memory_attributes),
 }
 
 /// What this host has, asked of a VM.
@@ -57,11 +59,15 @@ impl Host {
             let region = region(0, 0, (1 << bits) - PAGE, PAGE, 0);
             raw::set_region(&vm, &region).is_ok()
         };
+        // No VM accepts flags, so this tells a kernel without the call from a VM without attributes.
+        let refused = kvm_memory_attributes { flags: 1, ..Default::default() };
+        let attributes = raw::set_memory_attributes(&vm, &refused) != Err(Errno::ENOTTY);
         let bits = (36..=52).rev().find(last_page).expect("a page below 2^36 can be made");
         let caps = KernelCaps {
             address_spaces: ask(KVM_CAP_MULTI_ADDRESS_SPACE).max(1) as u32,
             readonly: vm.check_extension(Cap::ReadonlyMem),
             guest_memfd: memfd.then_some(flags as u64),
+            memory_attributes: attributes.then(|| ask(KVM_CAP_MEMORY_ATTRIBUTES) as u64),
             max_gfn: (1 << (bits - 12)) - 1,
             ring_with_bitmap: ask(KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0,
         };
@@ -142,6 +148,10 @@ impl Pair {
                 }
                 (Ok(0), Ok(0))
             }
+            Call::Attributes(argument) => (
+                raw::set_memory_attributes(&self.vm, argument).map(|()| 0),
+                self.model.set_memory_attributes(argument).map(|()| 0),
+            ),
         };
         if real == model { Ok(real) } else { Err(format!("the kernel says {real:?}, the model {model:?}")) }
     }

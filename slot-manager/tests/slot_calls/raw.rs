@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use kvm_bindings::{
     kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_create_guest_memfd, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_userspace_memory_region as Region,
-    kvm_userspace_memory_region2 as Region2,
+    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_memory_attributes,
+    kvm_userspace_memory_region as Region, kvm_userspace_memory_region2 as Region2,
 };
 use kvm_ioctls::VmFd;
 use slot_manager::Errno;
@@ -23,6 +23,7 @@ const GET_DIRTY_LOG: u64 = number(1, 0x42, size_of::<kvm_dirty_log>());
 const CLEAR_DIRTY_LOG: u64 = number(3, 0xc0, size_of::<kvm_clear_dirty_log>());
 const ENABLE_CAP: u64 = number(1, 0xa3, size_of::<kvm_enable_cap>());
 const RESET_DIRTY_RINGS: u64 = number(0, 0xc7, 0);
+const SET_MEMORY_ATTRIBUTES: u64 = number(1, 0xd2, size_of::<kvm_memory_attributes>());
 const CREATE_GUEST_MEMFD: u64 = number(3, 0xd4, size_of::<kvm_create_guest_memfd>());
 
 /// One ioctl; `argument` is a pointer to what the ioctl takes, or null.
@@ -84,6 +85,10 @@ pub fn enable_cap(vm: &VmFd, cap: u32, argument: u64) -> Result<(), Errno> {
 
 pub fn reset_dirty_rings(vm: &VmFd) -> Result<u32, Errno> {
     ioctl(vm, RESET_DIRTY_RINGS, std::ptr::null::<u8>())
+}
+
+pub fn set_memory_attributes(vm: &VmFd, argument: &kvm_memory_attributes) -> Result<(), Errno> {
+    ioctl(vm, SET_MEMORY_ATTRIBUTES, argument).map(drop)
 }
 
 pub fn create_guest_memfd(vm: &VmFd, request: &kvm_create_guest_memfd) -> Result<File, Errno> {

@@ -5,7 +5,7 @@ use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, SlotLookup, Tdp};
 use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 use slot_manager::{
-    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, SlotChange, SlotError, SlotFault,
+    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange, SlotError, SlotFault,
     SlotFlags, SlotOp, SlotRecord,
 };
 
@@ -42,7 +42,12 @@ impl SoftKernel {
         // The format does not depend on where the root lies; `Tdp` allocates that.
         let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
         let tdp = Tdp::new(Format::ept(ept), &mut frames)?;
-        let caps = KernelCaps { max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(), ..KernelCaps::default() };
+        let caps = KernelCaps {
+            max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(),
+            // No access of its guests is private, and none leaves as a memory fault.
+            memory_attributes: None,
+            ..KernelCaps::default()
+        };
         Ok(Self { memslots: KernelMemslots::with_caps(caps), frames, tdp })
     }
 
@@ -156,10 +161,12 @@ pub(super) struct Slots<'a> {
 
 impl Memslots for Slots<'_> {
     fn slot(&self, gpa: Gpa) -> SlotLookup {
-        let slot = match self.memslots.fault(0, gpa, false) {
+        let slot = match self.memslots.fault(0, gpa, Side::Shared, false) {
             SlotFault::Memory(slot) => slot,
             SlotFault::Retry => return SlotLookup::Invalid,
             SlotFault::Mmio => return SlotLookup::Hole,
+            // Not met: this kernel has no private memory.
+            SlotFault::MemoryFault => return SlotLookup::Hole,
         };
         SlotLookup::Slot(ept::mmu::Memslot {
             base: slot.gpa().first(),
