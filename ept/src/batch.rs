@@ -10,7 +10,7 @@ use crate::quick::{Ask, Quick};
 use crate::walk::{Flags, Leaf, Paging, translate};
 
 /// How many walks are under way at once: about as many as a core has misses in flight.
-const LANES: usize = 64;
+const LANES: usize = 32;
 
 /// [`translate`](crate::translate) for each of `addresses`: `each` gets the outcomes in their order. Between reading
 /// an entry of one walk and the next, entries of other walks are read; in all else the outcomes are the same.
