@@ -126,6 +126,7 @@ fn row_of(name: &str, tables: &Tables, slot: Slot<'_>, host: &dyn HostMap, more:
     let guest = Guest {
         process: 0,
         roots: &roots,
+        shadows: &[],
         slots: &slots,
         host,
         policy: Policy::strict(Kind::Ept),

@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::fmt;
 
-use memory_model::{Gpa, PageSize};
+use memory_model::PageSize;
 
-use super::finding::{Finding, Invariant};
+use super::finding::{Finding, Input, Invariant};
 use crate::walk::Path;
 
 /// The result of a verification.
@@ -60,8 +60,14 @@ pub enum Unchecked {
     NoCounts,
     /// 13: what processors have cached.
     Caches,
-    /// 14: tables that shadow a guest's own.
-    ShadowTables,
+    /// 9: frames of shadow leaves, which may share them: their guest pages are not compared with each other.
+    ShadowAliases,
+    /// 14: shadow leaves below a table of the guest that is not kept in step.
+    Unsync,
+    /// 14: shadow leaves below a table of the guest that the host does not tell.
+    GuestTableUnknown,
+    /// 14: shadow tables that are reached once more, with yet another part of the guest's tables behind them.
+    ShadowedOften,
     /// 15: guests whose tables are not listed.
     NoOwner,
 }
@@ -79,7 +85,10 @@ impl fmt::Display for Unchecked {
             Self::Unfinished => "all: tables not looked at",
             Self::NoCounts => "12: guests whose leaf counts are not known",
             Self::Caches => "13: what processors have cached",
-            Self::ShadowTables => "14: shadow tables",
+            Self::ShadowAliases => "9: frames of shadow leaves",
+            Self::Unsync => "14: shadow leaves of tables not kept in step",
+            Self::GuestTableUnknown => "14: shadow leaves of guest tables that the host does not tell",
+            Self::ShadowedOften => "14: shadow tables of too many guest tables",
             Self::NoOwner => "15: guests whose tables are not listed",
         })
     }
@@ -182,7 +191,7 @@ impl<K: Ord, V> Lowest<K, V> {
 pub(super) struct Key {
     guest: usize,
     root: usize,
-    address: Gpa,
+    address: Input,
     /// Entries nearer to the root first.
     level: Reverse<u8>,
     invariant: Invariant,

@@ -1,0 +1,5 @@
+//! Invariant 14, and what 7 and 8 mean to shadow tables.
+
+mod directed;
+
+mod world;
