@@ -19,7 +19,7 @@ use super::{LinearSpace, Tlb};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Combined {
     pub(super) guest: Known,
-    second: Known,
+    pub(super) second: Known,
     passed: Passed,
 }
 

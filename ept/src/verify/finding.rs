@@ -7,6 +7,7 @@ use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 use super::host::HostPage;
 use crate::access::Rights;
 use crate::format::{Caching, Misconfiguration};
+use crate::tlb::Translation;
 use crate::walk::Path;
 
 /// What must hold of second-level tables at rest.
@@ -37,7 +38,7 @@ pub enum Invariant {
     DirtyAccessed = 11,
     /// There are as many leaves of each size as the hypervisor counts.
     LeafCounts = 12,
-    /// Cached translations are a subset of the tables. Never checked: caches cannot be read.
+    /// Cached translations are a subset of the tables.
     Flushed = 13,
     /// A shadow table is the guest's own tables put over the slots.
     Shadow = 14,
@@ -320,11 +321,21 @@ pub enum Violation {
         /// How many were found.
         seen: u64,
     },
+    /// 13: a processor remembers what the tables no longer give.
+    #[error("processor {processor} remembers {remembered}, now it is {}", Present(*present))]
+    Remembered {
+        /// Index of the processor among the guest's caches.
+        processor: usize,
+        /// What it remembers.
+        remembered: Translation,
+        /// What the tables say now; `None` if nothing.
+        present: Option<Translation>,
+    },
     /// 14: a shadow leaf where the guest's own tables, as they are, have no page.
     #[error("a leaf for {seen}, the guest's tables have no page: {reason}")]
     Stale {
         /// Why there is none.
-        reason: Stale,
+        reason: NoPage,
         /// What the leaf maps.
         seen: Hpa,
     },
@@ -381,9 +392,20 @@ pub enum Violation {
     },
 }
 
+struct Present(Option<Translation>);
+
+impl fmt::Display for Present {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(present) => present.fmt(f),
+            None => f.write_str("nothing"),
+        }
+    }
+}
+
 /// Why a guest's own tables have no page at an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Stale {
+pub enum NoPage {
     /// They do not translate such addresses.
     #[error("no such address")]
     NotTranslated,
@@ -447,6 +469,7 @@ impl Violation {
             Self::MemoryType { .. } | Self::Encryption { .. } | Self::Supervisor => Invariant::MemoryType,
             Self::DirtyNotAccessed => Invariant::DirtyAccessed,
             Self::LeafCount { .. } => Invariant::LeafCounts,
+            Self::Remembered { .. } => Invariant::Flushed,
             Self::Stale { .. }
             | Self::ShadowFrame { .. }
             | Self::GuestRights { .. }

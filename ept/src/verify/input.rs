@@ -7,6 +7,7 @@ use memory_model::{Gpa, Hpa};
 use super::host::HostMap;
 use crate::format::{Caching, Kind, MemoryType};
 use crate::mmu::Memslot;
+use crate::tlb::{Mapped, Tlb};
 use crate::walk::Paging;
 
 /// One guest-physical address space: the tables that translate it, and what they should say.
@@ -30,6 +31,8 @@ pub struct Guest<'a> {
     pub leaves: Option<[u64; 3]>,
     /// The frames of its tables, as their owner lists them.
     pub tables: Option<&'a [Hpa]>,
+    /// What its processors remember. All flushes have been made.
+    pub caches: Option<&'a [Caches<'a>]>,
 }
 
 impl fmt::Debug for Guest<'_> {
@@ -54,6 +57,15 @@ pub struct Shadow<'a> {
     /// Tables of the guest that it may write, so that their shadow may lag behind (`kvm_mmu_page.unsync`): what is below
     /// them is not checked.
     pub unsync: &'a [Gpa],
+}
+
+/// What one processor remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct Caches<'a> {
+    /// Its translation caches.
+    pub tlb: &'a Tlb,
+    /// The address spaces it has been in, and the tables that translate them.
+    pub spaces: &'a [Mapped],
 }
 
 /// A slot, and what is known of its dirty log.

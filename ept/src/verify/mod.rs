@@ -7,18 +7,19 @@
 //! ```text
 //! roots ----[Verifier::new]----> tables, each once           7, 15
 //! tables ---[Verifier::work]---> entries, in any number of threads   1 to 6, 8, 10, 11, 14
-//! frames ---[Verifier::report]-> seen twice, tables mapped    8, 9, 12
+//! frames ---[Verifier::report]-> seen twice, tables mapped    8, 9, 12, 13
 //! ```
 //!
 //! - Tables are read, never written, and each entry is judged by the value it had when it was read. They should be at
 //!   rest but for the flags that hardware sets; a table whose pointers change meanwhile is reported as not checked.
 //! - Entries may hold anything: cycles and tables linked a thousandfold take no longer than a tree, as each is followed
 //!   where it is reached first.
-//! - Memory is bounded: 64 bytes for each table (of shadow tables: for each part of the guest's that they shadow, and about as much again), a bit for each 4 KiB of the host's RAM (and two more for each thread),
-//!   and as many findings as asked for. Their number is counted in full.
+//! - Memory is bounded: 64 bytes for each table (four times that for each part of the guest's tables that a shadow table
+//!   stands for), a bit for each 4 KiB of the host's RAM (and two more for each thread), and as many findings as asked
+//!   for. Their number is counted in full.
 //! - What could not be checked is in [`Report::unchecked`]: never passed over as right.
 //! - Leaves of shadow tables, keyed by linear address, are compared with the guest's own tables as they are ([`Shadow`]).
-//! - Not checked at all: what processors have cached (13).
+//! - What processors remember (13) is checked by [`Tlb::stale`](crate::tlb::Tlb::stale), if the caches are given.
 //!
 //! # Example
 //!
@@ -52,6 +53,7 @@
 //!     policy: Policy::strict(Kind::Ept),
 //!     leaves: Some([2, 0, 0]),
 //!     tables: None,
+//!     caches: None,
 //! };
 //! let ram = AddrRange::new(Hpa(0), 1 << 30).unwrap();
 //! let (guests, findings_kept) = ([guest], 100);
@@ -84,10 +86,11 @@ mod work;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use memory_model::{AddrRange, Hpa, PageSize};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 
 use crate::error::Error;
 use crate::phys::PhysMemory;
+use crate::tlb::{Stale, Staleness};
 use crate::walk::Path;
 
 use alias::{Mark, Name};
@@ -96,9 +99,9 @@ use slots::{Overlap, Stretch};
 use tree::Tree;
 use work::{Pass, Scratch, Sink};
 
-pub use finding::{Finding, Input, Invariant, Limit, Place, Stale, Violation};
+pub use finding::{Finding, Input, Invariant, Limit, NoPage, Place, Violation};
 pub use host::{HostMap, HostPage, HostPages, UnknownHost};
-pub use input::{DirtyLog, Encoding, Guest, Policy, Shadow, Slot};
+pub use input::{Caches, DirtyLog, Encoding, Guest, Policy, Shadow, Slot};
 pub use report::{Coverage, Report, Unchecked};
 
 /// One verification of all tables of some guests. Its work may be shared among threads.
@@ -183,7 +186,7 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
             tally.merge(self.name(&mark));
         }
         self.count_leaves(&mut tally);
-        tally.unchecked(Unchecked::Caches, 1);
+        self.caches(&mut tally);
         tally.report()
     }
 
@@ -205,6 +208,29 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
         let mut scratch = Scratch::new();
         self.tree.tables.iter().for_each(|table| pass.table(table, &mut scratch));
         pass.sink.finish()
+    }
+
+    /// Each processor's caches against the tables as they are.
+    fn caches(&self, tally: &mut Tally) {
+        for (number, guest) in self.guests.iter().enumerate() {
+            let Some(caches) = guest.caches else {
+                tally.unchecked(Unchecked::Caches, 1);
+                continue;
+            };
+            let mut more = 0;
+            for (processor, Caches { tlb, spaces }) in caches.iter().enumerate() {
+                let Staleness { stale, compared, unknown } = tlb.stale(self.memory, spaces);
+                tally.coverage.remembered += compared;
+                tally.unchecked(Unchecked::CachedElsewhere, unknown);
+                for Stale { linear, address, remembered, present, .. } in stale {
+                    let address = if linear { Input::Gva(Gva(address)) } else { Input::Gpa(Gpa(address)) };
+                    let violation = Violation::Remembered { processor, remembered, present };
+                    let head = Finding { guest: number, root: 0, address, path: Path::default(), violation };
+                    tally.found(NO_LEVEL, more, head, Path::default);
+                    more += 1;
+                }
+            }
+        }
     }
 
     fn count_leaves(&self, tally: &mut Tally) {

@@ -34,6 +34,8 @@ pub struct Coverage {
     pub frames: u64,
     /// Entries that mean something to software only, by the policy's encodings: nothing else of them is checked.
     pub software: u64,
+    /// Pages and tables that processors remember, compared with the tables in memory.
+    pub remembered: u64,
 }
 
 /// Why something was not checked.
@@ -58,8 +60,10 @@ pub enum Unchecked {
     Unfinished,
     /// 12: guests whose leaf counts are not known.
     NoCounts,
-    /// 13: what processors have cached.
+    /// 13: guests of whose processors nobody has said what they remember.
     Caches,
+    /// 13: pages and tables remembered for address spaces of which nobody has said what translates them.
+    CachedElsewhere,
     /// 9: frames of shadow leaves, which may share them: their guest pages are not compared with each other.
     ShadowAliases,
     /// 14: shadow leaves below a table of the guest that is not kept in step.
@@ -84,7 +88,8 @@ impl fmt::Display for Unchecked {
             Self::Changed => "all: tables that changed while they were read",
             Self::Unfinished => "all: tables not looked at",
             Self::NoCounts => "12: guests whose leaf counts are not known",
-            Self::Caches => "13: what processors have cached",
+            Self::Caches => "13: guests whose processors' caches are not given",
+            Self::CachedElsewhere => "13: what is cached of other address spaces",
             Self::ShadowAliases => "9: frames of shadow leaves",
             Self::Unsync => "14: shadow leaves of tables not kept in step",
             Self::GuestTableUnknown => "14: shadow leaves of guest tables that the host does not tell",
@@ -118,7 +123,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Coverage { tables, leaves, frames, software } = &self.coverage;
+        let Coverage { tables, leaves, frames, software, .. } = &self.coverage;
         writeln!(
             f,
             "{} tables, {frames} frames, {software} entries of software",
@@ -254,6 +259,7 @@ impl Tally {
         });
         ours.frames += theirs.frames;
         ours.software += theirs.software;
+        ours.remembered += theirs.remembered;
     }
 
     pub fn report(self) -> Report {

@@ -6,7 +6,7 @@
 
 use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 
-use super::finding::{Stale, Violation};
+use super::finding::{NoPage, Violation};
 use super::host::HostPage;
 use super::input::Guest;
 use super::report::Unchecked;
@@ -28,7 +28,7 @@ pub(super) enum Behind {
     /// A page, from that address on.
     Page { gpa: Gpa, size: PageSize, grants: Grants },
     /// No page.
-    Nothing(Stale),
+    Nothing(NoPage),
     /// A table that the guest may write, so that its shadow may lag behind.
     Unsync,
     /// A table whose contents the host does not tell.
@@ -127,7 +127,7 @@ impl<'a, M: PhysMemory> GuestTables<'a, M> {
             }
             behind = match self.of.guest.start(address) {
                 Some(start) => Behind::Table { start, offset: 0 },
-                None => Behind::Nothing(Stale::NotPresent),
+                None => Behind::Nothing(NoPage::NotPresent),
             };
         }
         while let Behind::Table { start, .. } = behind
@@ -157,15 +157,17 @@ impl<'a, M: PhysMemory> GuestTables<'a, M> {
         let step = format.step(level, table, address);
         let Ok(entry) = read(&mut Plain(&self.memory), step) else {
             return match self.memory.stretch(Gpa(table)) {
-                None => Behind::Nothing(Stale::TableOutside { table: Gpa(table) }),
+                None => Behind::Nothing(NoPage::TableOutside { table: Gpa(table) }),
                 Some(_) => Behind::Unknown,
             };
         };
         let merged = tables & format.mergeable(entry);
         match format.decode(level, entry) {
-            Entry::Absent => Behind::Nothing(Stale::NotPresent),
-            Entry::Malformed(reason) => Behind::Nothing(Stale::Malformed { reason }),
-            _ if format.marked(entry, false, false) != entry => Behind::Nothing(Stale::NotAccessed { level }),
+            Entry::Absent => Behind::Nothing(NoPage::NotPresent),
+            Entry::Malformed(reason) => Behind::Nothing(NoPage::Malformed { reason }),
+            _ if format.marked(entry, false, false) != entry => {
+                Behind::Nothing(NoPage::NotAccessed { level })
+            }
             Entry::Table(table) => {
                 let start = Start { level: level - 1, table, tables: format.granted(merged, u64::MAX) };
                 Behind::Table { start, offset: 0 }
@@ -182,7 +184,7 @@ impl<'a, M: PhysMemory> GuestTables<'a, M> {
     fn page(&self, behind: Behind, address: u64) -> Behind {
         match self.of.guest.format.translates(address) {
             true => self.below(behind, address, 12),
-            false => Behind::Nothing(Stale::NotTranslated),
+            false => Behind::Nothing(NoPage::NotTranslated),
         }
     }
 }

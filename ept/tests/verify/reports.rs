@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::{Condvar, Mutex};
 use std::thread::{self, ThreadId};
 
-use ept::verify::{Guest, HostMap, HostPage, Input, Place, Unchecked, Verifier, Violation};
-use ept::{Caching, Error, Format, Kind, Legacy32, Pae, Paging};
-use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+use ept::tlb::{InvEpt, LinearSpace, Mapped, Tlb};
+use ept::verify::{Caches, Guest, HostMap, HostPage, Input, Place, Unchecked, Verifier, Violation};
+use ept::{Access, Caching, Error, Flags, Format, Kind, Legacy32, Pae, Paging};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, Hva, PageSize};
 
 use crate::world::*;
 
@@ -27,8 +28,40 @@ fn nothing_is_found_where_nothing_is_wrong() {
 }
 
 #[test]
-fn i13_is_reported_as_not_checked() {
-    assert_eq!(World::new(Kind::Ept).verify().unchecked(Unchecked::Caches), 1);
+fn i13_is_checked_if_the_caches_are_given() {
+    let world = World::new(Kind::Ept);
+    assert_eq!(world.verify().unchecked(Unchecked::Caches), 1);
+    let second = world.roots[0];
+    let mut tlb = Tlb::new(16, 16);
+    let (space, read) = (LinearSpace::default(), Access::READ);
+    let look = |tlb: &mut Tlb, address| {
+        tlb.nested(&world.memory, None, &second, space, Gva(address), read, Flags::Set).unwrap();
+    };
+    look(&mut tlb, 2 * K4);
+    look(&mut tlb, 3 * K4);
+    let report = |tlb: &Tlb, second| {
+        let spaces = [Mapped { vpid: 0, pcid: 0, guest: None, second: Some(second) }];
+        // The first processor has not yet run.
+        let idle = Tlb::new(16, 16);
+        let caches = [Caches { tlb: &idle, spaces: &[] }, Caches { tlb, spaces: &spaces }];
+        verify(&world.memory, &[Guest { caches: Some(&caches), ..world.guest() }])
+    };
+    let clean = report(&tlb, second);
+    assert_eq!((clean.is_clean(), clean.unchecked(Unchecked::Caches)), (true, 0), "{clean}");
+    assert_eq!(clean.coverage.remembered, 3, "two pages, and the table they are in");
+    // Another root: nobody has said what that is.
+    let other = report(&tlb, Paging { root: 0x7000, ..second });
+    assert_eq!((other.is_clean(), other.unchecked(Unchecked::CachedElsewhere)), (true, 3));
+    // X is taken away, which is no finding but for the processor that has not heard of it.
+    let leaf = world.leaf(3 * K4);
+    world.memory.write_entry(leaf, world.read(leaf) & !4).unwrap();
+    let stale = report(&tlb, second);
+    let found = only(&stale, 13, 3 * K4);
+    assert!(matches!(found.violation, Violation::Remembered { processor: 1, present: Some(_), .. }));
+    let text = found.to_string();
+    assert!(text.contains("processor 1 remembers page 0x20005000 Rights(READ | WRITE | EXEC)"), "{text}");
+    tlb.invept(InvEpt::All);
+    assert!(report(&tlb, second).is_clean());
 }
 
 #[test]

@@ -191,6 +191,7 @@ impl World {
             policy: self.policy,
             leaves: self.leaves,
             tables: self.tables.as_deref(),
+            caches: None,
         }
     }
 

@@ -1,4 +1,4 @@
-use ept::verify::{Guest, HostPage, Place, Report, Shadow, Stale, Unchecked, Violation};
+use ept::verify::{Guest, HostPage, NoPage, Place, Report, Shadow, Unchecked, Violation};
 use ept::{Attributes, Controls, Format, Kind, Legacy32, Mapper, Misconfiguration, Paging, Rights};
 use memory_model::{Gpa, Hpa, PageSize};
 
@@ -111,10 +111,10 @@ fn i14_all_entries_of_the_shadow_count() {
 #[test]
 fn i14_what_the_guest_has_no_page_for_is_stale() {
     type Change = fn(u64) -> u64;
-    let changes: [(Change, Stale); 3] = [
-        (|entry| entry & !1, Stale::NotPresent),
-        (|entry| entry | 1 << 46, Stale::Malformed { reason: Misconfiguration::ReservedBits(1 << 46) }),
-        (|entry| entry & !(1 << 5), Stale::NotAccessed { level: 1 }),
+    let changes: [(Change, NoPage); 3] = [
+        (|entry| entry & !1, NoPage::NotPresent),
+        (|entry| entry | 1 << 46, NoPage::Malformed { reason: Misconfiguration::ReservedBits(1 << 46) }),
+        (|entry| entry & !(1 << 5), NoPage::NotAccessed { level: 1 }),
     ];
     for (change, expected) in changes {
         for level in 1..=4 {
@@ -125,7 +125,7 @@ fn i14_what_the_guest_has_no_page_for_is_stale() {
             let leaves = [1, 8, 9, 9][usize::from(level) - 1];
             assert_eq!(broken(&report), [(14, leaves)], "{report}");
             let reason = match expected {
-                Stale::NotAccessed { .. } => Stale::NotAccessed { level },
+                NoPage::NotAccessed { .. } => NoPage::NotAccessed { level },
                 other => other,
             };
             let Violation::Stale { reason: seen, .. } = report.findings[0].violation else {
@@ -138,7 +138,7 @@ fn i14_what_the_guest_has_no_page_for_is_stale() {
     let entry = world.guest_entry(A, 2);
     world.world.write(entry, 0x7777_0000 | 0x67);
     let report = world.verify();
-    let reason = Stale::TableOutside { table: Gpa(0x7777_0000) };
+    let reason = NoPage::TableOutside { table: Gpa(0x7777_0000) };
     assert_eq!(report.findings[0].violation, Violation::Stale { reason, seen: Hpa(world.hpa(100 * K4)) });
     assert_eq!(broken(&report), [(14, 8)]);
 }
