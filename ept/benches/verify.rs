@@ -126,11 +126,13 @@ fn row_of(name: &str, tables: &Tables, slot: Slot<'_>, host: &dyn HostMap, more:
     let guest = Guest {
         process: 0,
         roots: &roots,
+        shadows: &[],
         slots: &slots,
         host,
         policy: Policy::strict(Kind::Ept),
         leaves: Some(tables.leaves),
         tables: None,
+        caches: None,
     };
     let ram = AddrRange::new(Hpa(0), HOST.into()).unwrap();
     let array = vec![1u64; more / 8];

@@ -77,6 +77,16 @@ impl Key {
         (self.0 as u64) << 12
     }
 
+    /// 0 for a page, else the level of a table.
+    pub(super) const fn level(self) -> u8 {
+        (self.0 >> 52) as u8 & 0x7
+    }
+
+    /// The address, shifted right by log2 of what the page or the table spans.
+    pub(super) const fn number(self) -> u64 {
+        self.0 as u64 & 0xf_ffff_ffff_ffff
+    }
+
     #[inline]
     const fn hash(self) -> u64 {
         let folded = self.0 as u64 ^ ((self.0 >> 64) as u64).rotate_left(32);
@@ -114,6 +124,10 @@ impl<V: Copy> Cache<V> {
     #[inline]
     pub(super) fn insert(&mut self, key: Key, value: V) {
         *self.place(key) = (key, Some(value));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &V)> {
+        self.places.iter().filter_map(|(key, value)| Some((*key, value.as_ref()?)))
     }
 
     pub(super) fn remove(&mut self, key: Key) {

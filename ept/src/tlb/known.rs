@@ -47,6 +47,11 @@ impl Known {
         self.leaf.at(address)
     }
 
+    /// Its leaf, as translated for the access that found it.
+    pub(super) const fn leaf(&self) -> Leaf {
+        self.leaf
+    }
+
     /// The rights that are remembered decide, whatever the tables now say.
     pub(super) fn judged(
         &self,

@@ -15,6 +15,8 @@
 //! SDM leaves a choice, `Tlb` does what is worst for software, with two exceptions: a fault drops all that led to it
 //! (rule IV2), and a full set drops its oldest entry.
 //!
+//! [`Tlb::stale`] lists what is remembered and no longer true.
+//!
 //! Neither absent nor malformed entries are remembered (rule M7), nor what a walk with
 //! [`Flags::Keep`](crate::Flags::Keep) finds.
 
@@ -22,9 +24,11 @@ mod cache;
 mod dimension;
 mod forget;
 mod known;
+mod stale;
 mod translate;
 
 pub use forget::{InvEpt, InvVpid, VMFAIL_INVALID_OPERAND, VmFail};
+pub use stale::{Mapped, Stale, Staleness, Translation};
 
 use crate::walk::Start;
 use cache::Space;

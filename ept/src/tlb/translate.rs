@@ -21,7 +21,7 @@ const FRAME: u64 = PageSize::Size4K.bytes();
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Combined {
     pub(super) guest: Known,
-    second: Known,
+    pub(super) second: Known,
     passed: Passed,
 }
 

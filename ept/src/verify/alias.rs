@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use memory_model::{Gpa, Hpa};
 
-use super::finding::{Finding, Place, Violation};
+use super::finding::{Finding, Input, Place, Violation};
 use super::frames::FrameSet;
 use super::host::HostPage;
 use super::report::{Lowest, NO_LEVEL, Tally, Unchecked};
@@ -69,12 +69,12 @@ impl Sink for Name<'_> {
             let hpa = Hpa(hpa.raw().wrapping_add(index << 12));
             let gpa = Gpa(gpa.raw().wrapping_add(index << 12));
             if at.tree.frames.contains(hpa.page_number()) {
-                table_mapped(at, gpa, hpa, &mut self.mapped);
+                table_mapped(at, gpa.raw(), hpa, &mut self.mapped);
             }
             if self.twice.contains(hpa.page_number()) {
                 self.uses += 1;
                 let Root { guest, number, .. } = *at.root();
-                let key = (hpa, Place { guest, root: number, address: gpa });
+                let key = (hpa, Place { guest, root: number, address: Input::Gpa(gpa) });
                 if self.users.wants(&key) {
                     self.users.insert(key, at.path());
                 }

@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use memory_model::{AddrRange, Gpa, Hpa, PageSize};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 
 use super::host::HostPage;
 use crate::access::Rights;
 use crate::format::{Caching, Misconfiguration};
+use crate::tlb::Translation;
 use crate::walk::Path;
 
 /// What must hold of second-level tables at rest.
@@ -37,9 +38,9 @@ pub enum Invariant {
     DirtyAccessed = 11,
     /// There are as many leaves of each size as the hypervisor counts.
     LeafCounts = 12,
-    /// Cached translations are a subset of the tables. Never checked: caches cannot be read.
+    /// Cached translations are a subset of the tables.
     Flushed = 13,
-    /// A shadow table is the guest's own tables put over the slots. Never checked here: leaves are keyed by GPA.
+    /// A shadow table is the guest's own tables put over the slots.
     Shadow = 14,
     /// The tables reached are those that their owner lists.
     Ownership = 15,
@@ -99,8 +100,8 @@ pub struct Finding {
     pub guest: usize,
     /// Index of the root among the guest's.
     pub root: usize,
-    /// The first guest-physical address concerned; zero for what concerns a whole guest.
-    pub address: Gpa,
+    /// The first address concerned; zero for what concerns a whole guest.
+    pub address: Input,
     /// The entries from the root to the one that is wrong, as they were read; empty for what concerns a whole guest.
     pub path: Path,
     /// What is wrong with it.
@@ -114,8 +115,42 @@ pub struct Place {
     pub guest: usize,
     /// Index of the root among the guest's.
     pub root: usize,
-    /// The guest-physical address.
-    pub address: Gpa,
+    /// The address that its tables translate.
+    pub address: Input,
+}
+
+/// An address that tables translate.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Input {
+    /// By a second level.
+    Gpa(Gpa),
+    /// By a shadow.
+    Gva(Gva),
+}
+
+impl Input {
+    /// The raw value.
+    pub const fn raw(self) -> u64 {
+        match self {
+            Self::Gpa(gpa) => gpa.raw(),
+            Self::Gva(gva) => gva.raw(),
+        }
+    }
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::Gpa(Gpa(0))
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gpa(gpa) => write!(f, "GPA {gpa}"),
+            Self::Gva(gva) => write!(f, "GVA {gva}"),
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -286,6 +321,63 @@ pub enum Violation {
         /// How many were found.
         seen: u64,
     },
+    /// 13: a processor remembers what the tables no longer give.
+    #[error("processor {processor} remembers {remembered}, now it is {}", Present(*present))]
+    Remembered {
+        /// Index of the processor among the guest's caches.
+        processor: usize,
+        /// What it remembers.
+        remembered: Translation,
+        /// What the tables say now; `None` if nothing.
+        present: Option<Translation>,
+    },
+    /// 14: a shadow leaf where the guest's own tables, as they are, have no page.
+    #[error("a leaf for {seen}, the guest's tables have no page: {reason}")]
+    Stale {
+        /// Why there is none.
+        reason: NoPage,
+        /// What the leaf maps.
+        seen: Hpa,
+    },
+    /// 14: frames that are not what slot and host have for the guest's page.
+    #[error("guest page {gpa} is at {seen}, the host has {expected} there ({wrong} frames wrong)")]
+    ShadowFrame {
+        /// The first page that is wrong, by the guest's own tables.
+        gpa: Gpa,
+        /// What the host has there.
+        expected: HostPage,
+        /// What the leaf maps.
+        seen: Hpa,
+        /// How many frames of the leaf are wrong.
+        wrong: u64,
+    },
+    /// 14: a shadow leaf that grants, with the pointers to it, more than the guest's own tables do; or W while the
+    /// guest's leaf has no D.
+    #[error("grants {seen:?}, the guest's tables allow {allowed:?} for its page {gpa}")]
+    GuestRights {
+        /// The guest's page.
+        gpa: Gpa,
+        /// All that may be granted.
+        allowed: Rights,
+        /// What is granted.
+        seen: Rights,
+    },
+    /// 14: a shadow leaf larger than the guest's page.
+    #[error("a {seen} leaf, the guest's page {gpa} is one of {expected}")]
+    LargerThanGuests {
+        /// The guest's page.
+        gpa: Gpa,
+        /// Its size.
+        expected: PageSize,
+        /// The leaf's.
+        seen: PageSize,
+    },
+    /// 8: the guest may write one of its tables, whose shadow is to be kept in step.
+    #[error("the guest's table {table} is writable")]
+    GuestTableWritable {
+        /// The first such table.
+        table: Gpa,
+    },
     /// 15: a table that its owner does not list.
     #[error("table {table} is in use and not its owner's")]
     NotOwned {
@@ -297,6 +389,46 @@ pub enum Violation {
     NotReached {
         /// The table.
         table: Hpa,
+    },
+}
+
+struct Present(Option<Translation>);
+
+impl fmt::Display for Present {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(present) => present.fmt(f),
+            None => f.write_str("nothing"),
+        }
+    }
+}
+
+/// Why a guest's own tables have no page at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NoPage {
+    /// They do not translate such addresses.
+    #[error("no such address")]
+    NotTranslated,
+    /// An entry is not present.
+    #[error("not present")]
+    NotPresent,
+    /// An entry is malformed.
+    #[error("{reason}")]
+    Malformed {
+        /// What is wrong with it.
+        reason: Misconfiguration,
+    },
+    /// An entry has no A: an access through the shadow would not set it.
+    #[error("A is clear at level {level}")]
+    NotAccessed {
+        /// Level of the entry.
+        level: u8,
+    },
+    /// A table lies in no slot.
+    #[error("no slot holds table {table}")]
+    TableOutside {
+        /// The table.
+        table: Gpa,
     },
 }
 
@@ -332,11 +464,16 @@ impl Violation {
             Self::Misconfigured { .. } | Self::Root { .. } => Invariant::WellFormed,
             Self::TableRights { .. } | Self::NotZero { .. } => Invariant::NonLeaf,
             Self::Reached { .. } | Self::Outside { .. } => Invariant::Tree,
-            Self::TableMapped { .. } => Invariant::TablesHidden,
+            Self::TableMapped { .. } | Self::GuestTableWritable { .. } => Invariant::TablesHidden,
             Self::Alias { .. } => Invariant::NoAlias,
             Self::MemoryType { .. } | Self::Encryption { .. } | Self::Supervisor => Invariant::MemoryType,
             Self::DirtyNotAccessed => Invariant::DirtyAccessed,
             Self::LeafCount { .. } => Invariant::LeafCounts,
+            Self::Remembered { .. } => Invariant::Flushed,
+            Self::Stale { .. }
+            | Self::ShadowFrame { .. }
+            | Self::GuestRights { .. }
+            | Self::LargerThanGuests { .. } => Invariant::Shadow,
             Self::NotOwned { .. } | Self::NotReached { .. } => Invariant::Ownership,
         }
     }

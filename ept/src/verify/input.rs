@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use memory_model::Hpa;
+use memory_model::{Gpa, Hpa};
 
 use super::host::HostMap;
 use crate::format::{Caching, Kind, MemoryType};
 use crate::mmu::Memslot;
+use crate::tlb::{Mapped, Tlb};
 use crate::walk::Paging;
 
 /// One guest-physical address space: the tables that translate it, and what they should say.
@@ -18,6 +19,8 @@ pub struct Guest<'a> {
     pub process: u32,
     /// Its second-level tables. A hypervisor may keep several for one address space.
     pub roots: &'a [Paging],
+    /// Its shadow tables. In findings they are numbered after its roots.
+    pub shadows: &'a [Shadow<'a>],
     /// Its slots, in any order.
     pub slots: &'a [Slot<'a>],
     /// From HVA to HPA.
@@ -28,17 +31,41 @@ pub struct Guest<'a> {
     pub leaves: Option<[u64; 3]>,
     /// The frames of its tables, as their owner lists them.
     pub tables: Option<&'a [Hpa]>,
+    /// What its processors remember. All flushes have been made.
+    pub caches: Option<&'a [Caches<'a>]>,
 }
 
 impl fmt::Debug for Guest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { process, roots, slots, .. } = self;
+        let Self { process, roots, shadows, slots, .. } = self;
         f.debug_struct("Guest")
             .field("process", process)
             .field("roots", roots)
+            .field("shadows", shadows)
             .field("slots", slots)
             .finish_non_exhaustive()
     }
+}
+
+/// Tables from linear addresses straight to the host's, made from the guest's own tables and its slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Shadow<'a> {
+    /// The shadow tables.
+    pub paging: Paging,
+    /// The guest's own tables, which lie in its memory.
+    pub guest: Paging,
+    /// Tables of the guest that it may write, so that their shadow may lag behind (`kvm_mmu_page.unsync`): what is below
+    /// them is not checked.
+    pub unsync: &'a [Gpa],
+}
+
+/// What one processor remembers.
+#[derive(Clone, Copy, Debug)]
+pub struct Caches<'a> {
+    /// Its translation caches.
+    pub tlb: &'a Tlb,
+    /// The address spaces it has been in, and the tables that translate them.
+    pub spaces: &'a [Mapped],
 }
 
 /// A slot, and what is known of its dirty log.

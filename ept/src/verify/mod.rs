@@ -1,4 +1,4 @@
-//! A verifier: are these second-level tables the ones that slots and host call for?
+//! A verifier: are these second-level and shadow tables the ones that slots and host call for?
 //!
 //! [`Verifier`] takes the roots of one or more guests, their slots, and what the host has behind each HVA. It looks at
 //! every entry of every table and lists everything that is wrong, by the numbered [`Invariant`]s: place, path, what was
@@ -6,23 +6,25 @@
 //!
 //! ```text
 //! roots ----[Verifier::new]----> tables, each once           7, 15
-//! tables ---[Verifier::work]---> entries, in any number of threads   1 to 6, 8, 10, 11
-//! frames ---[Verifier::report]-> seen twice, tables mapped    8, 9, 12
+//! tables ---[Verifier::work]---> entries, in any number of threads   1 to 6, 8, 10, 11, 14
+//! frames ---[Verifier::report]-> seen twice, tables mapped    8, 9, 12, 13
 //! ```
 //!
 //! - Tables are read, never written, and each entry is judged by the value it had when it was read. They should be at
 //!   rest but for the flags that hardware sets; a table whose pointers change meanwhile is reported as not checked.
 //! - Entries may hold anything: cycles and tables linked a thousandfold take no longer than a tree, as each is followed
 //!   where it is reached first.
-//! - Memory is bounded: 64 bytes for each table, a bit for each 4 KiB of the host's RAM (and two more for each thread),
-//!   and as many findings as asked for. Their number is counted in full.
+//! - Memory is bounded: 64 bytes for each table (four times that for each part of the guest's tables that a shadow table
+//!   stands for), a bit for each 4 KiB of the host's RAM (and two more for each thread), and as many findings as asked
+//!   for. Their number is counted in full.
 //! - What could not be checked is in [`Report::unchecked`]: never passed over as right.
-//! - Not checked at all: what processors have cached (13), and shadow tables, whose leaves are keyed by GVA (14).
+//! - Leaves of shadow tables, keyed by linear address, are compared with the guest's own tables as they are ([`Shadow`]).
+//! - What processors remember (13) is checked by [`Tlb::stale`](crate::tlb::Tlb::stale), if the caches are given.
 //!
 //! # Example
 //!
 //! ```
-//! use ept::verify::{Guest, HostPage, HostPages, Invariant, Policy, Verifier};
+//! use ept::verify::{Guest, HostPage, HostPages, Input, Invariant, Policy, Verifier};
 //! use ept::mmu::Memslot;
 //! use ept::*;
 //! use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
@@ -45,11 +47,13 @@
 //! let guest = Guest {
 //!     process: 0,
 //!     roots: &[ept],
+//!     shadows: &[],
 //!     slots: &[memslot.into()],
 //!     host: &host,
 //!     policy: Policy::strict(Kind::Ept),
 //!     leaves: Some([2, 0, 0]),
 //!     tables: None,
+//!     caches: None,
 //! };
 //! let ram = AddrRange::new(Hpa(0), 1 << 30).unwrap();
 //! let (guests, findings_kept) = ([guest], 100);
@@ -61,7 +65,7 @@
 //! });
 //!
 //! let broken: Vec<_> = report.findings.iter().map(|found| (found.address, found.violation.invariant())).collect();
-//! assert_eq!(broken, [(Gpa(0x1000), Invariant::Frame), (Gpa(0x1000), Invariant::NoAlias)]);
+//! assert_eq!(broken, [(Input::Gpa(Gpa(0x1000)), Invariant::Frame), (Input::Gpa(Gpa(0x1000)), Invariant::NoAlias)]);
 //! let first = report.findings[0].to_string();
 //! assert!(first.contains("0x1000 is at 0x7000, the host has 0x5000 there"), "{first}");
 //! # Ok::<(), ept::Error>(())
@@ -73,6 +77,7 @@ mod frames;
 mod host;
 mod input;
 mod report;
+mod shadow;
 mod slots;
 mod template;
 mod tree;
@@ -81,10 +86,11 @@ mod work;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use memory_model::{AddrRange, Gpa, Hpa, PageSize};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 
 use crate::error::Error;
 use crate::phys::PhysMemory;
+use crate::tlb::{Stale, Staleness};
 use crate::walk::Path;
 
 use alias::{Mark, Name};
@@ -93,9 +99,9 @@ use slots::{Overlap, Stretch};
 use tree::Tree;
 use work::{Pass, Scratch, Sink};
 
-pub use finding::{Finding, Invariant, Limit, Place, Violation};
+pub use finding::{Finding, Input, Invariant, Limit, NoPage, Place, Violation};
 pub use host::{HostMap, HostPage, HostPages, UnknownHost};
-pub use input::{DirtyLog, Encoding, Guest, Policy, Slot};
+pub use input::{Caches, DirtyLog, Encoding, Guest, Policy, Shadow, Slot};
 pub use report::{Coverage, Report, Unchecked};
 
 /// One verification of all tables of some guests. Its work may be shared among threads.
@@ -126,7 +132,7 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
     /// Prepares the verification: finds the tables of all roots. `ram` is where the host has RAM: tables lie there, and
     /// frames there are checked for aliases. At most `most` findings are kept.
     ///
-    /// Refused are slots that are no whole pages or wrap, tables of a kind that is no second level, a policy that a
+    /// Refused are slots that are no whole pages or wrap, roots of PAE and 32-bit paging, a policy that a
     /// format cannot express, and more RAM than there is memory to keep bits for.
     pub fn new(
         memory: &'a M,
@@ -138,10 +144,10 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
         let (spaces, overlaps) = slots::stretches(guests)?;
         for Overlap { guest, first, second, at } in overlaps {
             let violation = Violation::SlotsOverlap { first, second };
-            let head = Finding { guest, root: 0, address: at, path: Path::default(), violation };
+            let head = Finding { guest, root: 0, address: Input::Gpa(at), path: Path::default(), violation };
             start.found(NO_LEVEL, second.raw(), head, Path::default);
         }
-        let tree = Tree::find(tree::roots(guests)?, memory, ram, &mut start)?;
+        let tree = Tree::find(tree::roots(guests)?, (guests, &spaces), memory, ram, &mut start)?;
         tree.owned(guests, &mut start);
         Ok(Self { memory, guests, spaces, tree, most, start, next: AtomicUsize::new(0) })
     }
@@ -180,8 +186,7 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
             tally.merge(self.name(&mark));
         }
         self.count_leaves(&mut tally);
-        tally.unchecked(Unchecked::Caches, 1);
-        tally.unchecked(Unchecked::ShadowTables, 1);
+        self.caches(&mut tally);
         tally.report()
     }
 
@@ -205,6 +210,29 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
         pass.sink.finish()
     }
 
+    /// Each processor's caches against the tables as they are.
+    fn caches(&self, tally: &mut Tally) {
+        for (number, guest) in self.guests.iter().enumerate() {
+            let Some(caches) = guest.caches else {
+                tally.unchecked(Unchecked::Caches, 1);
+                continue;
+            };
+            let mut more = 0;
+            for (processor, Caches { tlb, spaces }) in caches.iter().enumerate() {
+                let Staleness { stale, compared, unknown } = tlb.stale(self.memory, spaces);
+                tally.coverage.remembered += compared;
+                tally.unchecked(Unchecked::CachedElsewhere, unknown);
+                for Stale { linear, address, remembered, present, .. } in stale {
+                    let address = if linear { Input::Gva(Gva(address)) } else { Input::Gpa(Gpa(address)) };
+                    let violation = Violation::Remembered { processor, remembered, present };
+                    let head = Finding { guest: number, root: 0, address, path: Path::default(), violation };
+                    tally.found(NO_LEVEL, more, head, Path::default);
+                    more += 1;
+                }
+            }
+        }
+    }
+
     fn count_leaves(&self, tally: &mut Tally) {
         for (number, guest) in self.guests.iter().enumerate() {
             let Some(expected) = guest.leaves else {
@@ -215,8 +243,13 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
             for ((size, expected), seen) in PageSize::ALL.into_iter().zip(expected).zip(seen) {
                 if expected != seen {
                     let violation = Violation::LeafCount { size, expected, seen };
-                    let head =
-                        Finding { guest: number, root: 0, address: Gpa(0), path: Path::default(), violation };
+                    let head = Finding {
+                        guest: number,
+                        root: 0,
+                        address: Input::default(),
+                        path: Path::default(),
+                        violation,
+                    };
                     tally.found(NO_LEVEL, size.level().into(), head, Path::default);
                 }
             }

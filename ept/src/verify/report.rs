@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::fmt;
 
-use memory_model::{Gpa, PageSize};
+use memory_model::PageSize;
 
-use super::finding::{Finding, Invariant};
+use super::finding::{Finding, Input, Invariant};
 use crate::walk::Path;
 
 /// The result of a verification.
@@ -34,6 +34,8 @@ pub struct Coverage {
     pub frames: u64,
     /// Entries that mean something to software only, by the policy's encodings: nothing else of them is checked.
     pub software: u64,
+    /// Pages and tables that processors remember, compared with the tables in memory.
+    pub remembered: u64,
 }
 
 /// Why something was not checked.
@@ -58,10 +60,18 @@ pub enum Unchecked {
     Unfinished,
     /// 12: guests whose leaf counts are not known.
     NoCounts,
-    /// 13: what processors have cached.
+    /// 13: guests of whose processors nobody has said what they remember.
     Caches,
-    /// 14: tables that shadow a guest's own.
-    ShadowTables,
+    /// 13: pages and tables remembered for address spaces of which nobody has said what translates them.
+    CachedElsewhere,
+    /// 9: frames of shadow leaves, which may share them: their guest pages are not compared with each other.
+    ShadowAliases,
+    /// 14: shadow leaves below a table of the guest that is not kept in step.
+    Unsync,
+    /// 14: shadow leaves below a table of the guest that the host does not tell.
+    GuestTableUnknown,
+    /// 14: shadow tables that are reached once more, with yet another part of the guest's tables behind them.
+    ShadowedOften,
     /// 15: guests whose tables are not listed.
     NoOwner,
 }
@@ -78,8 +88,12 @@ impl fmt::Display for Unchecked {
             Self::Changed => "all: tables that changed while they were read",
             Self::Unfinished => "all: tables not looked at",
             Self::NoCounts => "12: guests whose leaf counts are not known",
-            Self::Caches => "13: what processors have cached",
-            Self::ShadowTables => "14: shadow tables",
+            Self::Caches => "13: guests whose processors' caches are not given",
+            Self::CachedElsewhere => "13: what is cached of other address spaces",
+            Self::ShadowAliases => "9: frames of shadow leaves",
+            Self::Unsync => "14: shadow leaves of tables not kept in step",
+            Self::GuestTableUnknown => "14: shadow leaves of guest tables that the host does not tell",
+            Self::ShadowedOften => "14: shadow tables of too many guest tables",
             Self::NoOwner => "15: guests whose tables are not listed",
         })
     }
@@ -109,7 +123,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Coverage { tables, leaves, frames, software } = &self.coverage;
+        let Coverage { tables, leaves, frames, software, .. } = &self.coverage;
         writeln!(
             f,
             "{} tables, {frames} frames, {software} entries of software",
@@ -182,7 +196,7 @@ impl<K: Ord, V> Lowest<K, V> {
 pub(super) struct Key {
     guest: usize,
     root: usize,
-    address: Gpa,
+    address: Input,
     /// Entries nearer to the root first.
     level: Reverse<u8>,
     invariant: Invariant,
@@ -245,6 +259,7 @@ impl Tally {
         });
         ours.frames += theirs.frames;
         ours.software += theirs.software;
+        ours.remembered += theirs.remembered;
     }
 
     pub fn report(self) -> Report {

@@ -1,15 +1,20 @@
 //! Finding the tables: each once, whatever the entries say.
 
 use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::num::NonZeroU32;
+use core::ops::RangeInclusive;
 
-use memory_model::{AddrRange, Gpa, Hpa};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 
-use super::finding::{Finding, Place, Violation};
+use super::finding::{Finding, Input, Place, Violation};
 use super::frames::FrameSet;
-use super::input::Guest;
+use super::input::{Guest, Shadow};
 use super::report::{NO_LEVEL, Tally, Unchecked};
+use super::shadow::{Behind, GuestTables, Shadowed};
+use super::slots::Stretch;
 use super::template::Template;
 use crate::access::Rights;
 use crate::error::Error;
@@ -25,13 +30,45 @@ pub(super) struct Root {
     pub number: usize,
     pub paging: Paging,
     pub encryption: u64,
+    /// What it shadows, if it does.
+    pub shadow: Option<ShadowOf>,
     /// All that a pointer to a table can grant.
     pub pointer: Rights,
     pub writable: Template,
     pub readonly: Template,
 }
 
+/// What a shadow's root is the shadow of.
+#[derive(Clone, Debug)]
+pub(super) struct ShadowOf {
+    /// The guest's own tables.
+    pub guest: Paging,
+    /// Those that are not kept in step, in order.
+    unsync: Vec<Gpa>,
+}
+
+impl ShadowOf {
+    fn new(shadow: &Shadow<'_>) -> Self {
+        let page = |gpa: &Gpa| gpa.align_down(PageSize::Size4K);
+        let mut unsync: Vec<_> = shadow.unsync.iter().map(page).collect();
+        unsync.sort_unstable();
+        Self { guest: shadow.guest, unsync }
+    }
+
+    pub fn is_synced(&self, table: Gpa) -> bool {
+        self.unsync.binary_search(&table).is_err()
+    }
+}
+
 impl Root {
+    /// An address that its tables translate.
+    pub fn input(&self, address: u64) -> Input {
+        match self.shadow {
+            None => Input::Gpa(Gpa(address)),
+            Some(_) => Input::Gva(Gva(address)),
+        }
+    }
+
     /// What the entry is, without the encryption bit.
     pub fn decode(&self, level: u8, entry: u64) -> Entry {
         self.paging.format.decode(level, entry & !self.encryption)
@@ -51,11 +88,16 @@ pub(super) struct Table {
     pub pointers: u64,
     /// Index of the root.
     pub root: usize,
+    /// Of a shadow table: one more than the index of what it shadows.
+    pub shadowed: Option<NonZeroU32>,
     pub index: u16,
     pub level: u8,
+    /// A shadow table that is here already, with something else behind it.
+    pub again: bool,
 }
 
-/// All tables of all guests, each once, in the order of the addresses they translate. 56 bytes a table.
+/// All tables of all guests, in the order of the addresses they translate: each once, but shadow tables once for each
+/// part of the guest's tables that they are the shadow of. 56 bytes a table.
 #[derive(Debug)]
 pub(super) struct Tree {
     pub roots: Vec<Root>,
@@ -64,13 +106,24 @@ pub(super) struct Tree {
     pub frames: FrameSet,
     /// Indices of the tables, by frame.
     by_frame: Vec<usize>,
+    /// What shadow tables are the shadow of.
+    shadowed: Vec<Shadowed>,
+    /// Shadow tables by frame, while they are looked for.
+    shadows: BTreeMap<u64, Vec<usize>>,
+    /// By guest, the page numbers of its tables whose shadow is kept in step.
+    synced: BTreeSet<(usize, u64)>,
 }
+
+/// How many different parts of a guest's tables are followed below one shadow table.
+const MOST_SHADOWED: usize = 16;
 
 /// The roots of all guests.
 pub(super) fn roots(guests: &[Guest<'_>]) -> Result<Vec<Root>, Error> {
     let mut roots = Vec::new();
-    for (guest, Guest { roots: pagings, policy, .. }) in guests.iter().enumerate() {
-        for (number, &paging) in pagings.iter().enumerate() {
+    for (guest, Guest { roots: second, shadows, policy, .. }) in guests.iter().enumerate() {
+        let second = second.iter().map(|&paging| (paging, None));
+        let shadows = shadows.iter().map(|shadow| (shadow.paging, Some(ShadowOf::new(shadow))));
+        for (number, (paging, shadow)) in second.chain(shadows).enumerate() {
             let format = &paging.format;
             if !matches!(format.kind(), Kind::Ept | Kind::Npt | Kind::Ia32e) {
                 return Err(Error::Unverifiable { kind: format.kind() });
@@ -78,10 +131,22 @@ pub(super) fn roots(guests: &[Guest<'_>]) -> Result<Vec<Root>, Error> {
             let template = |writable| Template::new(format, policy, writable);
             let (writable, readonly) = (template(true)?, template(false)?);
             let (encryption, pointer) = (policy.encryption, format.rights(format.table(0)?));
-            roots.push(Root { guest, number, paging, encryption, pointer, writable, readonly });
+            roots.push(Root { guest, number, paging, encryption, shadow, pointer, writable, readonly });
         }
     }
     Ok(roots)
+}
+
+/// What it is to reach a table again.
+enum Again {
+    /// No news: the same is behind it.
+    Known,
+    /// A shadow with something else behind it.
+    Other,
+    /// The same, once too often.
+    TooMany,
+    /// Tables form a tree.
+    Wrong,
 }
 
 impl Tree {
@@ -89,17 +154,31 @@ impl Tree {
     /// first, so this ends however the tables are linked.
     pub fn find(
         roots: Vec<Root>,
+        (guests, spaces): (&[Guest<'_>], &[Vec<Stretch>]),
         memory: &impl PhysMemory,
         ram: AddrRange<Hpa>,
         tally: &mut Tally,
     ) -> Result<Self, Error> {
-        let mut tree = Self { roots, tables: Vec::new(), frames: FrameSet::new(ram)?, by_frame: Vec::new() };
+        let mut tree = Self {
+            roots,
+            tables: Vec::new(),
+            frames: FrameSet::new(ram)?,
+            by_frame: Vec::new(),
+            shadowed: Vec::new(),
+            shadows: BTreeMap::new(),
+            synced: BTreeSet::new(),
+        };
         for root in 0..tree.roots.len() {
-            tree.follow(root, memory, tally);
+            let Root { guest, ref shadow, .. } = tree.roots[root];
+            let of = shadow.clone();
+            let guest = (&guests[guest], &spaces[guest]);
+            let shadow = of.as_ref().map(|of| GuestTables::new(memory, guest.0, guest.1, of));
+            tree.follow(root, shadow.as_ref(), memory, tally);
         }
         let Self { tables, by_frame, .. } = &mut tree;
-        by_frame.extend(0..tables.len());
+        by_frame.extend((0..tables.len()).filter(|&table| !tables[table].again));
         by_frame.sort_unstable_by_key(|&table| tables[table].frame);
+        tree.shadows.clear();
         for finding in tally.findings.values_mut() {
             if let Violation::Reached { table, first, first_level, .. } = &mut finding.violation {
                 (*first, *first_level) = tree.place_of(*table);
@@ -109,19 +188,37 @@ impl Tree {
     }
 
     /// The tables below one root, depth first.
-    fn follow(&mut self, root: usize, memory: &impl PhysMemory, tally: &mut Tally) {
+    fn follow<M: PhysMemory>(
+        &mut self,
+        root: usize,
+        shadow: Option<&GuestTables<'_, M>>,
+        memory: &M,
+        tally: &mut Tally,
+    ) {
         let Root { guest, number, paging, .. } = &self.roots[root];
         let (guest, format) = (*guest, paging.format);
         let frame = paging.root;
         let bits = frame & !(format.max_phy_addr().last() & !0xfff);
         if bits != 0 {
             let violation = Violation::Root { root: frame, bits };
-            let head = Finding { guest, root: *number, address: Gpa(0), path: Path::default(), violation };
+            let address = self.roots[root].input(0);
+            let head = Finding { guest, root: *number, address, path: Path::default(), violation };
             return tally.found(NO_LEVEL, 0, head, Path::default);
         }
         let above = self.tables.len();
-        let top =
-            Table { frame, base: 0, above, entry: 0, pointers: 0, root, index: 0, level: format.levels() };
+        let shadowed = shadow.map(|tables| self.roots[root].shadowed_root(tables));
+        let top = Table {
+            frame,
+            base: 0,
+            above,
+            entry: 0,
+            pointers: 0,
+            root,
+            shadowed: shadowed.and_then(|shadowed| self.add_shadowed(shadowed)),
+            index: 0,
+            level: format.levels(),
+            again: false,
+        };
         let mut open: Vec<(usize, usize, Box<[u64; 512]>)> = Vec::new();
         let mut next = self.enter(top, memory, tally);
         loop {
@@ -135,18 +232,31 @@ impl Tree {
             };
             let (above, at) = (*above, *index as u16);
             *index += 1;
-            let Table { level, base, .. } = self.tables[above];
+            let table @ Table { level, base, .. } = self.tables[above];
             if let Entry::Table(frame) = self.roots[root].decode(level, entry) {
                 let level = level - 1;
                 let pointers = &mut self.tables[above].pointers;
                 *pointers = pointers.wrapping_add(frame);
                 let base = base | u64::from(at) << format.shift(level + 1);
                 let base = format.extend(base);
-                next = self.enter(
-                    Table { frame, base, above, entry, pointers: 0, root, index: at, level },
-                    memory,
-                    tally,
-                );
+                let shadowed = shadow.zip(self.shadowed(&table)).and_then(|(tables, shadowed)| {
+                    let from = (level + 1, entry);
+                    let shadowed = self.roots[root].shadowed_table(tables, shadowed, from, base);
+                    self.add_shadowed(shadowed)
+                });
+                let table = Table {
+                    frame,
+                    base,
+                    above,
+                    entry,
+                    pointers: 0,
+                    root,
+                    shadowed,
+                    index: at,
+                    level,
+                    again: false,
+                };
+                next = self.enter(table, memory, tally);
             }
         }
     }
@@ -154,7 +264,7 @@ impl Tree {
     /// Adds a table, unless it was there or is not in RAM; returns its entries if it may point to others.
     fn enter(
         &mut self,
-        table: Table,
+        mut table: Table,
         memory: &impl PhysMemory,
         tally: &mut Tally,
     ) -> Option<(usize, Box<[u64; 512]>)> {
@@ -164,9 +274,28 @@ impl Tree {
             return None;
         }
         if !self.frames.insert(hpa.page_number()) {
-            let (first, first_level) = (Place::default(), 0);
-            self.refuse(&table, Violation::Reached { table: hpa, level, first, first_level }, tally);
-            return None;
+            match self.again(&table) {
+                Again::Known => return None,
+                Again::Other => table.again = true,
+                Again::TooMany => {
+                    tally.unchecked(Unchecked::ShadowedOften, 1);
+                    return None;
+                }
+                Again::Wrong => {
+                    let (first, first_level) = (Place::default(), 0);
+                    self.refuse(&table, Violation::Reached { table: hpa, level, first, first_level }, tally);
+                    return None;
+                }
+            }
+        }
+        if let Some(Shadowed { behind, .. }) = self.shadowed(&table) {
+            self.shadows.entry(table.frame).or_default().push(self.tables.len());
+            let Root { guest, ref shadow, .. } = self.roots[table.root];
+            if let Behind::Table { start, .. } = behind
+                && shadow.as_ref().is_some_and(|of| of.is_synced(Gpa(start.table)))
+            {
+                self.synced.insert((guest, Gpa(start.table).page_number()));
+            }
         }
         self.tables.push(table);
         if level == 1 {
@@ -180,9 +309,47 @@ impl Tree {
         }
     }
 
+    /// A table that was reached before. Shadow tables of one guest may be, at the same level.
+    fn again(&self, table: &Table) -> Again {
+        let Some(before) = self.shadows.get(&table.frame).filter(|_| table.shadowed.is_some()) else {
+            return Again::Wrong;
+        };
+        let guest = |table: &Table| self.roots[table.root].guest;
+        let first = &self.tables[before[0]];
+        if first.level != table.level || guest(first) != guest(table) {
+            return Again::Wrong;
+        }
+        let of_root = || before.iter().map(|&at| &self.tables[at]).filter(|other| other.root == table.root);
+        if of_root().any(|other| self.shadowed(other) == self.shadowed(table)) {
+            Again::Known
+        } else if of_root().count() == MOST_SHADOWED {
+            Again::TooMany
+        } else {
+            Again::Other
+        }
+    }
+
+    /// What the table is a shadow of, if it is one.
+    pub fn shadowed(&self, table: &Table) -> Option<Shadowed> {
+        table.shadowed.map(|number| self.shadowed[number.get() as usize - 1])
+    }
+
+    fn add_shadowed(&mut self, shadowed: Shadowed) -> Option<NonZeroU32> {
+        if self.shadowed.last() != Some(&shadowed) {
+            self.shadowed.push(shadowed);
+        }
+        NonZeroU32::new(u32::try_from(self.shadowed.len()).unwrap_or(0))
+    }
+
+    /// The first of the guest's tables in those pages whose shadow is kept in step.
+    pub fn synced_table(&self, guest: usize, pages: RangeInclusive<u64>) -> Option<Gpa> {
+        let first = self.synced.range((guest, *pages.start())..=(guest, *pages.end())).next();
+        first.map(|&(_, page)| Gpa(page << 12))
+    }
+
     fn refuse(&self, table: &Table, violation: Violation, tally: &mut Tally) {
         let Root { guest, number, .. } = self.roots[table.root];
-        let address = Gpa(table.base);
+        let address = self.roots[table.root].input(table.base);
         let head = Finding { guest, root: number, address, path: Path::default(), violation };
         tally.found(table.level + 1, 0, head, || self.path_to(table));
     }
@@ -209,8 +376,9 @@ impl Tree {
         let Some(table) = found.ok().map(|at| &self.tables[self.by_frame[at]]) else {
             return (Place::default(), 0);
         };
-        let Root { guest, number, .. } = self.roots[table.root];
-        (Place { guest, root: number, address: Gpa(table.base) }, table.level)
+        let root = &self.roots[table.root];
+        let address = root.input(table.base);
+        (Place { guest: root.guest, root: root.number, address }, table.level)
     }
 
     /// Compares the tables of each guest with its owner's list.
@@ -222,7 +390,8 @@ impl Tree {
             };
             let mut listed = listed.to_vec();
             listed.sort_unstable();
-            for table in self.tables.iter().filter(|table| self.roots[table.root].guest == number) {
+            let own = |table: &&Table| self.roots[table.root].guest == number && !table.again;
+            for table in self.tables.iter().filter(own) {
                 if listed.binary_search(&Hpa(table.frame)).is_err() {
                     self.refuse(table, Violation::NotOwned { table: Hpa(table.frame) }, tally);
                 }
@@ -232,8 +401,13 @@ impl Tree {
                     self.frames.contains(table.page_number()) && self.place_of(table).0.guest == number;
                 if !reached {
                     let violation = Violation::NotReached { table };
-                    let head =
-                        Finding { guest: number, root: 0, address: Gpa(0), path: Path::default(), violation };
+                    let head = Finding {
+                        guest: number,
+                        root: 0,
+                        address: Input::default(),
+                        path: Path::default(),
+                        violation,
+                    };
                     tally.found(NO_LEVEL, table.raw(), head, Path::default);
                 }
             }

@@ -15,7 +15,7 @@ use crate::phys::PhysMemory;
 use crate::walk::{Path, Step};
 
 /// Whatever lets a guest write: also without W, to shadow stacks and to flags in its paging entries (rules X2, X3).
-const WRITES: Rights = Rights::WRITE.union(Rights::SHADOW_STACK).union(Rights::PAGING_WRITE);
+pub(super) const WRITES: Rights = Rights::WRITE.union(Rights::SHADOW_STACK).union(Rights::PAGING_WRITE);
 
 /// Takes note of the frames that leaves map.
 pub(super) trait Sink {
@@ -26,7 +26,7 @@ pub(super) trait Sink {
     fn table(&mut self, at: At<'_>, pages: &[HostPage], tally: &mut Tally) {
         for (index, page) in pages.iter().enumerate() {
             let at = at.plus(index);
-            self.frames(&at, at.gpa, Hpa(page.raw()), 1, tally);
+            self.frames(&at, at.gpa(), Hpa(page.raw()), 1, tally);
         }
     }
 }
@@ -37,16 +37,21 @@ pub(super) struct At<'a> {
     pub tree: &'a Tree,
     pub table: &'a Table,
     pub index: u16,
-    /// The first address that it translates.
-    pub gpa: Gpa,
+    /// The first address that it translates: guest-physical, or linear in a shadow table.
+    pub address: u64,
     pub entries: &'a [u64; 512],
 }
 
 impl<'a> At<'a> {
     fn new(tree: &'a Tree, table: &'a Table, index: usize, entries: &'a [u64; 512]) -> Self {
         let format = format(tree, table);
-        let gpa = Gpa(format.extend(table.base | (index as u64) << format.shift(table.level)));
-        Self { tree, table, index: index as u16, gpa, entries }
+        let address = format.extend(table.base | (index as u64) << format.shift(table.level));
+        Self { tree, table, index: index as u16, address, entries }
+    }
+
+    /// The address, in a table of a second level.
+    pub fn gpa(&self) -> Gpa {
+        Gpa(self.address)
     }
 
     /// The entry that many further on in the same table.
@@ -54,11 +59,17 @@ impl<'a> At<'a> {
         Self::new(self.tree, self.table, usize::from(self.index) + index, self.entries)
     }
 
+    /// The address of a leaf's byte that lies at `gpa`.
+    fn address_of(&self, gpa: Gpa) -> u64 {
+        let span = 1 << format(self.tree, self.table).shift(self.table.level);
+        self.address | gpa.raw() & (span - 1)
+    }
+
     pub fn root(&self) -> &'a Root {
         &self.tree.roots[self.table.root]
     }
 
-    fn entry(&self) -> u64 {
+    pub fn entry(&self) -> u64 {
         self.entries[usize::from(self.index)]
     }
 
@@ -72,8 +83,9 @@ impl<'a> At<'a> {
 
     /// Counts and keeps what is wrong with this entry from `address` on.
     #[cold]
-    pub fn found(&self, address: Gpa, more: u64, violation: Violation, tally: &mut Tally) {
-        let Root { guest, number, .. } = *self.root();
+    pub fn found(&self, address: u64, more: u64, violation: Violation, tally: &mut Tally) {
+        let root = self.root();
+        let (guest, number, address) = (root.guest, root.number, root.input(address));
         let head = Finding { guest, root: number, address, path: Path::default(), violation };
         tally.found(self.table.level, more, head, || self.path());
     }
@@ -112,20 +124,20 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         if self.memory.read_table(table.frame, entries).is_err() {
             let at = At::new(self.tree, table, 0, entries);
             let violation = Violation::Outside { table: Hpa(table.frame), level: table.level };
-            return at.found(at.gpa, 0, violation, &mut self.tally);
+            return at.found(at.address, 0, violation, &mut self.tally);
         }
-        match table.level {
-            1 => self.page_table(table, entries, pages),
+        match (table.level, table.shadowed) {
+            (1, None) => self.page_table(table, entries, pages),
             _ => self.directory(table, entries),
         }
     }
 
-    fn space(&self, table: &Table) -> (&'a Guest<'a>, &'a [Stretch]) {
+    pub fn space(&self, table: &Table) -> (&'a Guest<'a>, &'a [Stretch]) {
         let guest = self.tree.roots[table.root].guest;
         (&self.guests[guest], &self.spaces[guest])
     }
 
-    /// A table of level 2 or above.
+    /// A table of level 2 or above, or a shadow table.
     fn directory(&mut self, table: &Table, entries: &[u64; 512]) {
         let mut pointers = 0u64;
         for index in 0..512 {
@@ -139,7 +151,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
 
     /// A table of level 1, stretch by stretch of the slots.
     fn page_table(&mut self, table: &Table, entries: &[u64; 512], pages: &mut [HostPage; 512]) {
-        let first = At::new(self.tree, table, 0, entries).gpa;
+        let first = At::new(self.tree, table, 0, entries).gpa();
         let whole = AddrRange::page_of(first, PageSize::Size2M);
         let (_, space) = self.space(table);
         let mut done = 0;
@@ -174,10 +186,10 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     ) {
         let (guest, _) = self.space(table);
         let first = At::new(self.tree, table, range.start, entries);
-        guest.host.pages(stretch.hva_of(first.gpa), pages);
+        guest.host.pages(stretch.hva_of(first.gpa()), pages);
         let slot = &guest.slots[stretch.slot];
         let template = first.root().template(slot);
-        let (log, first_page) = (slot.log(), (first.gpa.raw() - slot.memslot.base.raw()) >> 12);
+        let (log, first_page) = (slot.log(), (first.gpa().raw() - slot.memslot.base.raw()) >> 12);
         let logged = |(page, &entry): (u64, &u64)| !template.writes(entry) || in_log(log, page);
         let all = &entries[range.clone()];
         if template.all_right(all, pages) && (log.is_none() || (first_page..).zip(all).all(logged)) {
@@ -209,7 +221,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             let hpa = Hpa(page.raw());
             if self.tree.frames.contains(hpa.page_number()) {
                 let at = first.plus(index);
-                table_mapped(&at, at.gpa, hpa, &mut self.tally);
+                table_mapped(&at, at.address, hpa, &mut self.tally);
             }
         }
     }
@@ -238,7 +250,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
                 return None;
             }
         };
-        at.found(at.gpa, 0, violation, &mut self.tally);
+        at.found(at.address, 0, violation, &mut self.tally);
         None
     }
 
@@ -247,7 +259,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         // Some bits of leaves grant rights that have no say in a pointer.
         let seen = at.root().paging.format.rights(at.entry()) & expected;
         if all_rights && seen != expected {
-            at.found(at.gpa, 0, Violation::TableRights { expected, seen }, &mut self.tally);
+            at.found(at.address, 0, Violation::TableRights { expected, seen }, &mut self.tally);
         }
         self.encryption(at);
     }
@@ -256,37 +268,56 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         let expected = at.root().encryption;
         let seen = at.entry() & expected;
         if seen != expected {
-            at.found(at.gpa, 1, Violation::Encryption { expected, seen }, &mut self.tally);
+            at.found(at.address, 1, Violation::Encryption { expected, seen }, &mut self.tally);
         }
     }
 
     fn leaf(&mut self, at: &At<'_>, hpa: Hpa, size: PageSize) {
-        let (guest, space) = self.space(at.table);
-        self.tally.coverage.leaves[at.root().guest][usize::from(size.level()) - 1] += 1;
+        if !at.table.again {
+            self.tally.coverage.leaves[at.root().guest][usize::from(size.level()) - 1] += 1;
+        }
         self.encryption(at);
         self.flags(at);
-        let leaf = AddrRange::page_of(at.gpa, size);
-        let frames = size.bytes() >> 12;
-        let inside = from(space, at.gpa).first().and_then(|stretch| stretch.gpa.intersection(leaf));
-        match (inside, from(space, at.gpa).first()) {
-            (Some(inside), Some(stretch)) => {
+        if let Some(shadow) = at.tree.shadowed(at.table) {
+            return self.shadow_leaf(at, hpa, size, shadow);
+        }
+        let leaf = AddrRange::page_of(at.gpa(), size);
+        if let Some(slot) = self.slot(at, leaf, hpa, size) {
+            return self.frames(at, hpa, leaf, slot);
+        }
+        self.sink.frames(at, at.gpa(), hpa, size.bytes() >> 12, &mut self.tally);
+    }
+
+    /// The slot that the guest-physical page of a leaf lies in: `None` if it is not wholly in one, which is a finding.
+    pub fn slot(
+        &mut self,
+        at: &At<'_>,
+        leaf: AddrRange<Gpa>,
+        hpa: Hpa,
+        size: PageSize,
+    ) -> Option<&'a Slot<'a>> {
+        let (guest, space) = self.space(at.table);
+        let gpa = leaf.first();
+        let stretch = from(space, gpa).first();
+        match stretch.and_then(|stretch| Some((stretch, stretch.gpa.intersection(leaf)?))) {
+            Some((stretch, inside)) => {
                 let slot = &guest.slots[stretch.slot];
-                self.limits(at, size, slot);
+                self.limits(at, gpa, size, slot);
                 let whole = slot_range(slot).and_then(|slot| slot.intersection(leaf)).unwrap_or(inside);
                 if whole == leaf {
-                    let hva = slot.memslot.hva.raw() + (at.gpa.raw() - slot.memslot.base.raw());
+                    let hva = slot.memslot.hva.raw() + (gpa.raw() - slot.memslot.base.raw());
                     let seen = hva & (size.bytes() - 1);
                     if seen != 0 {
-                        at.found(at.gpa, 1, Violation::Incongruent { size, seen }, &mut self.tally);
+                        at.found(at.address, 1, Violation::Incongruent { size, seen }, &mut self.tally);
                     }
-                    return self.frames(at, hpa, leaf, slot);
+                    return Some(slot);
                 }
-                at.found(at.gpa, 0, Violation::Straddles { leaf, slot: whole }, &mut self.tally);
+                at.found(at.address, 0, Violation::Straddles { leaf, slot: whole }, &mut self.tally);
             }
-            _ => at.found(at.gpa, 0, Violation::NoSlot { hpa }, &mut self.tally),
+            None => at.found(at.address, 0, Violation::NoSlot { hpa }, &mut self.tally),
         }
-        self.tally.unchecked(Unchecked::NoHva, frames);
-        self.sink.frames(at, at.gpa, hpa, frames, &mut self.tally);
+        self.tally.unchecked(Unchecked::NoHva, size.bytes() >> 12);
+        None
     }
 
     /// What the leaf says for itself: D and A, and the user bit of nested tables.
@@ -296,18 +327,18 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         let set = |role| at.entry() & format.bits(role, at.table.level, true) != 0;
         let flags = format.has_accessed_dirty() && guest.policy.dirty_implies_accessed;
         if flags && set(Role::Dirty) && !set(Role::Accessed) {
-            at.found(at.gpa, 0, Violation::DirtyNotAccessed, &mut self.tally);
+            at.found(at.address, 0, Violation::DirtyNotAccessed, &mut self.tally);
         }
         if format.kind() == Kind::Npt && !set(Role::User) {
-            at.found(at.gpa, 2, Violation::Supervisor, &mut self.tally);
+            at.found(at.address, 2, Violation::Supervisor, &mut self.tally);
         }
     }
 
     /// What the slot and its dirty log allow.
-    fn limits(&mut self, at: &At<'_>, size: PageSize, slot: &Slot<'_>) {
+    fn limits(&mut self, at: &At<'_>, gpa: Gpa, size: PageSize, slot: &Slot<'_>) {
         let seen = at.root().paging.format.rights(at.entry());
         if slot.memslot.log_dirty && size != PageSize::Size4K {
-            at.found(at.gpa, 1, Violation::LoggedLarge { size }, &mut self.tally);
+            at.found(at.address, 1, Violation::LoggedLarge { size }, &mut self.tally);
         }
         if at.entry() & at.root().paging.format.bits(Role::SubPageWrite, at.table.level, true) != 0 {
             self.tally.unchecked(Unchecked::SubPages, 1);
@@ -321,7 +352,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             DirtyLog::Pml => None,
             DirtyLog::Unknown => return self.tally.unchecked(Unchecked::LogUnknown, 1),
             DirtyLog::Bitmap(_) => {
-                let page = (at.gpa.raw() - slot.memslot.base.raw()) >> 12;
+                let page = (gpa.raw() - slot.memslot.base.raw()) >> 12;
                 (!in_log(slot.log(), page)).then_some(Limit::DirtyLog)
             }
         };
@@ -332,12 +363,12 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         let seen = at.root().paging.format.rights(at.entry());
         if let Some(limit) = limit {
             let allowed = seen - WRITES;
-            at.found(at.gpa, 0, Violation::Rights { allowed, seen, limit }, &mut self.tally);
+            at.found(at.address, 0, Violation::Rights { allowed, seen, limit }, &mut self.tally);
         }
     }
 
     /// Compares each frame of a leaf inside one slot with the host's.
-    fn frames(&mut self, at: &At<'_>, hpa: Hpa, leaf: AddrRange<Gpa>, slot: &Slot<'_>) {
+    pub fn frames(&mut self, at: &At<'_>, hpa: Hpa, leaf: AddrRange<Gpa>, slot: &Slot<'_>) {
         let (guest, space) = self.space(at.table);
         let (mut one, mut many);
         let pages: &mut [HostPage] = if at.table.level == 1 {
@@ -376,8 +407,12 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             }
         }
         if let Some((at_gpa, expected, hpa)) = seen.first_wrong {
-            let violation = Violation::Frame { at: at_gpa, expected, seen: hpa, wrong: seen.wrong };
-            at.found(at.gpa, 0, violation, &mut self.tally);
+            let wrong = seen.wrong;
+            let violation = match at.table.shadowed {
+                None => Violation::Frame { at: at_gpa, expected, seen: hpa, wrong },
+                Some(_) => Violation::ShadowFrame { gpa: at_gpa, expected, seen: hpa, wrong },
+            };
+            at.found(at.address, 0, violation, &mut self.tally);
         }
         if seen.read_only && !slot.memslot.readonly {
             let writable = at.root().paging.format.rights(at.entry()).intersects(WRITES);
@@ -399,7 +434,9 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         if !right && (known.is_some() || page == HostPage::ABSENT) {
             seen.wrong += 1;
             seen.first_wrong = seen.first_wrong.or(Some((gpa, page, hpa)));
-            return self.sink.frames(at, gpa, hpa, 1, &mut self.tally);
+            if at.table.shadowed.is_none() {
+                return self.sink.frames(at, gpa, hpa, 1, &mut self.tally);
+            }
         }
         if counts && !page.is_shared() {
             return self.sink.frames(at, gpa, hpa, 1, &mut self.tally);
@@ -408,7 +445,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
             self.tally.unchecked(Unchecked::AliasUnknown, 1);
         }
         if self.tree.frames.contains(hpa.page_number()) {
-            table_mapped(at, gpa, hpa, &mut self.tally);
+            table_mapped(at, at.address_of(gpa), hpa, &mut self.tally);
         }
     }
 
@@ -419,7 +456,7 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         let expected = if seen.device { guest.policy.device } else { guest.policy.ram };
         let seen = at.root().paging.format.caching(at.table.level, at.entry());
         if seen != expected {
-            at.found(at.gpa, 0, Violation::MemoryType { expected, seen }, &mut self.tally);
+            at.found(at.address, 0, Violation::MemoryType { expected, seen }, &mut self.tally);
         }
     }
 }
@@ -436,7 +473,7 @@ struct Seen {
 impl Root {
     /// Whether the frames of that stretch are counted under this root: once, however many roots and slots have them.
     fn counts_frames(&self, stretch: &Stretch) -> bool {
-        self.number == 0 && !stretch.alias
+        self.number == 0 && self.shadow.is_none() && !stretch.alias
     }
 
     fn template(&self, slot: &Slot<'_>) -> &Template {
@@ -469,7 +506,7 @@ fn slot_range(slot: &Slot<'_>) -> Option<AddrRange<Gpa>> {
 
 /// A leaf maps a table.
 #[cold]
-pub(super) fn table_mapped(at: &At<'_>, gpa: Gpa, table: Hpa, tally: &mut Tally) {
+pub(super) fn table_mapped(at: &At<'_>, address: u64, table: Hpa, tally: &mut Tally) {
     let (of, level) = at.tree.place_of(table);
-    at.found(gpa, 0, Violation::TableMapped { table, level, of }, tally);
+    at.found(address, 0, Violation::TableMapped { table, level, of }, tally);
 }

@@ -3,4 +3,5 @@
 mod agreement;
 mod operands;
 mod stale;
+mod subset;
 mod world;

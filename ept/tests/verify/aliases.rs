@@ -1,6 +1,6 @@
 //! Invariant 9: frames with more than one address.
 
-use ept::verify::{Guest, HostPage, Place, Unchecked, UnknownHost, Violation};
+use ept::verify::{Guest, HostPage, Input, Place, Unchecked, UnknownHost, Violation};
 use ept::{FrameAllocator, Kind, Paging};
 use memory_model::{Gpa, Hpa, PageSize};
 
@@ -16,7 +16,7 @@ fn i09_a_frame_has_one_address() {
         let (from, to) = (world.leaf(K4), world.leaf(8 * K4));
         world.write(to, world.read(from));
         let found = only(&world.verify(), 9, 8 * K4);
-        let other = Place { guest: 0, root: 0, address: Gpa(K4) };
+        let other = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(K4)) };
         assert_eq!(found.violation, Violation::Alias { hpa: page.hpa().unwrap(), other });
         assert_eq!(found.path.last().unwrap().entry_address(), to);
         for hva in [0x7f00_0000_1000, 0x7f00_0000_8000] {
@@ -34,11 +34,11 @@ fn i09_a_frame_inside_a_large_leaf_has_one_address() {
     world.write(leaf, world.read(leaf) & 0xfff | frame);
     let report = world.verify();
     assert_eq!(broken(&report), [(2, 1), (9, 1)]);
-    let found = report.findings.iter().find(|found| found.address != Gpa(K4)).unwrap();
-    let other = Place { guest: 0, root: 0, address: Gpa(K4) };
+    let found = report.findings.iter().find(|found| found.address != Input::Gpa(Gpa(K4))).unwrap();
+    let other = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(K4)) };
     assert_eq!(
         (found.address, found.violation),
-        (Gpa(G1 + 77 * K4), Violation::Alias { hpa: Hpa(frame), other })
+        (Input::Gpa(Gpa(G1 + 77 * K4)), Violation::Alias { hpa: Hpa(frame), other })
     );
 }
 
@@ -68,8 +68,8 @@ fn i09_guests_share_no_frame() {
         }
         assert_eq!(broken(&report), [(9, 15)]);
         let found = report.findings[0];
-        assert_eq!((found.guest, found.address), (1, Gpa(0)));
-        let other = Place { guest: 0, root: 0, address: Gpa(0) };
+        assert_eq!((found.guest, found.address), (1, Input::Gpa(Gpa(0))));
+        let other = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(0)) };
         assert_eq!(found.violation, Violation::Alias { hpa: Hpa(0x2000_0000), other });
     }
 }
@@ -106,7 +106,7 @@ fn i09_several_roots_of_one_guest_map_the_same() {
     world.map_to(1, 4 * K4, frame, PageSize::Size4K, all);
     let report = world.verify();
     assert_eq!(broken(&report), [(2, 1), (9, 1)]);
-    assert!(report.findings.iter().all(|found| found.root == 1 && found.address == Gpa(4 * K4)));
+    assert!(report.findings.iter().all(|found| found.root == 1 && found.address == Input::Gpa(Gpa(4 * K4))));
     // If the host does not tell, whether the second root is right is not known either.
     let report = verify(&world.memory, &[Guest { host: &UnknownHost, ..world.guest() }]);
     assert_eq!((report.is_clean(), report.unchecked(Unchecked::AliasUnknown)), (true, 512 + 2));

@@ -9,5 +9,6 @@ mod leaves;
 mod oracle;
 mod random;
 mod reports;
+mod shadow;
 mod tables;
 mod world;

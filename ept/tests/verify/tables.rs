@@ -1,7 +1,7 @@
 //! Invariants 7, 8 and 15: the tables themselves.
 
 use ept::Kind;
-use ept::verify::{HostPage, Place, Unchecked, Violation};
+use ept::verify::{HostPage, Input, Place, Unchecked, Violation};
 use memory_model::{Gpa, Hpa};
 
 use crate::world::*;
@@ -16,7 +16,7 @@ fn i07_each_table_is_reached_once() {
         world.write(again, pointer);
         let found = only(&world.verify(), 7, 3 * M2);
         let table = Hpa(pointer & 0x000f_ffff_ffff_f000);
-        let first = Place { guest: 0, root: 0, address: Gpa(0) };
+        let first = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(0)) };
         assert_eq!(found.violation, Violation::Reached { table, level: 1, first, first_level: 1 });
         assert_eq!(found.path.last().unwrap().entry_address(), again);
     }
@@ -31,7 +31,7 @@ fn i07_levels_go_down() {
             let (root, entry) = (world.roots[0].root, world.entry(gpa, level));
             world.write(entry, world.read(world.entry(0, 4)) & 0xfff | root);
             let found = only(&world.verify(), 7, gpa);
-            let first = Place { guest: 0, root: 0, address: Gpa(0) };
+            let first = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(0)) };
             let violation = Violation::Reached { table: Hpa(root), level: level - 1, first, first_level: 4 };
             assert_eq!(found.violation, violation);
         }
@@ -89,9 +89,9 @@ fn i08_no_table_is_mapped() {
             let (tables, _) = (world.frames().len() as u64, old);
             let count = if gpa == M2 { tables } else { 1 };
             assert_eq!(broken(&report), [(8, count)], "{kind:?} {gpa:#x} {shared}: {report}");
-            let of = Place { guest: 0, root: 0, address: Gpa(0) };
+            let of = Place { guest: 0, root: 0, address: Input::Gpa(Gpa(0)) };
             let expected = Violation::TableMapped { table: Hpa(table), level: 1, of };
-            let found = report.findings.iter().find(|found| found.address == Gpa(at)).unwrap();
+            let found = report.findings.iter().find(|found| found.address == Input::Gpa(Gpa(at))).unwrap();
             assert_eq!(found.violation, expected);
             assert_eq!(found.path.last().unwrap().entry_address(), leaf);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ept::mmu::Memslot;
-use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Invariant, Policy, Report, Slot, Verifier};
+use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Input, Invariant, Policy, Report, Slot, Verifier};
 use ept::{
     Attributes, Ept, EptCaps, Format, FrameAllocator, Ia32e, Kind, Levels, Mapper, MaxPhyAddr, Paging,
     PhysMemory, Rights, SparseMemory, mappings,
@@ -185,11 +185,13 @@ impl World {
         Guest {
             process: 0,
             roots: &self.roots,
+            shadows: &[],
             slots: &self.slots,
             host: &self.host,
             policy: self.policy,
             leaves: self.leaves,
             tables: self.tables.as_deref(),
+            caches: None,
         }
     }
 
@@ -243,7 +245,7 @@ pub fn only(report: &Report, invariant: u8, address: u64) -> ept::verify::Findin
     let [finding] = report.findings[..] else { panic!("{report}") };
     assert_eq!(
         (finding.violation.invariant().number(), finding.address),
-        (invariant, Gpa(address)),
+        (invariant, Input::Gpa(Gpa(address))),
         "{report}"
     );
     assert_eq!(broken(report), [(invariant, 1)]);
