@@ -54,6 +54,11 @@ impl Space {
         if self.0 & Self::BEHIND_EPT != 0 { Some(root) } else { None }
     }
 
+    /// `None` for global pages.
+    pub(super) const fn pcid(self) -> Option<u16> {
+        if self.is_global() { None } else { Some((self.0 >> 55) as u16 & 0xfff) }
+    }
+
     pub(super) const fn vpid(self) -> u16 {
         (self.0 >> 68) as u16
     }

@@ -12,9 +12,9 @@ use crate::phys::PhysMemory;
 use crate::walk::{Flags, Paging, Path, Start, walk};
 
 use super::Tlb;
-use super::cache::{Cache, GLOBAL, Key, Space};
+use super::cache::{Cache, Key, Space};
 use super::known::Known;
-use super::translate::Combined;
+use super::translate::{Combined, GuestTable};
 
 /// An address space, and the tables that now translate it.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,8 @@ pub enum Translation {
         level: u8,
         /// Its address: guest-physical if it is a guest's.
         table: u64,
+        /// Host-physical address of a guest's table behind a second level.
+        host: Option<u64>,
         /// What the pointers to it grant together.
         rights: Rights,
     },
@@ -84,7 +86,12 @@ impl fmt::Display for Translation {
                 let accessed = if *accessed { ", A" } else { "" };
                 write!(f, "page {frame:#x} {rights:?}, {caching:?}{accessed}{flags}")
             }
-            Self::Table { level, table, rights } => write!(f, "level {level} table {table:#x} {rights:?}"),
+            Self::Table { level, table, host: None, rights } => {
+                write!(f, "level {level} table {table:#x} {rights:?}")
+            }
+            Self::Table { level, table, host: Some(host), rights } => {
+                write!(f, "level {level} table {table:#x} at {host:#x} {rights:?}")
+            }
         }
     }
 }
@@ -98,9 +105,9 @@ impl Translation {
                 Self::Page { frame: now, rights: granted, caching: kind, accessed: a, dirty: d },
             ) => frame == now && granted.contains(rights) && caching == kind && accessed <= a && dirty <= d,
             (
-                Self::Table { level, table, rights },
-                Self::Table { level: at, table: now, rights: granted },
-            ) => level == at && table == now && granted.contains(rights),
+                Self::Table { level, table, host, rights },
+                Self::Table { level: at, table: now, host: there, rights: granted },
+            ) => (level, table, host) == (at, now, there) && granted.contains(rights),
             _ => false,
         }
     }
@@ -127,11 +134,13 @@ impl Tlb {
         let Self { linear, physical, combined } = self;
         let mut found = Comparison { memory, spaces, result: Staleness::default() };
         found.pages(&linear.pages, true, |(known, _), tables| Some(page(tables.guest?, known)));
-        found.tables(&linear.tables, true, |tables| tables.guest);
+        let start = |start: &Start| (*start, None);
+        let guest_table = |table: &GuestTable| (table.start, Some(table.host));
+        found.tables(&linear.tables, start, true, |tables| tables.guest);
         found.pages(&physical.pages, false, |(known, _), tables| Some(page(tables.second?, known)));
-        found.tables(&physical.tables, false, |tables| tables.second);
+        found.tables(&physical.tables, start, false, |tables| tables.second);
         found.pages(&combined.pages, true, |known, tables| known.translation(tables));
-        found.tables(&combined.tables, true, |tables| tables.guest);
+        found.tables(&combined.tables, guest_table, true, |tables| tables.guest);
         let mut result = found.result;
         result.stale.sort_by_key(|stale| (stale.vpid, stale.pcid, stale.second, stale.linear, stale.address));
         result
@@ -159,8 +168,15 @@ impl<M: PhysMemory> Comparison<'_, M> {
         }
     }
 
-    fn tables(&mut self, tables: &Cache<Start>, linear: bool, paging: impl Fn(&Mapped) -> Option<Paging>) {
-        for (key, start) in tables.iter() {
+    fn tables<T: Copy>(
+        &mut self,
+        tables: &Cache<T>,
+        known: impl Fn(&T) -> (Start, Option<u64>),
+        linear: bool,
+        paging: impl Fn(&Mapped) -> Option<Paging>,
+    ) {
+        for (key, table) in tables.iter() {
+            let (start, host) = known(table);
             let of = |mapped: &Mapped| paging(mapped).map(|paging| paging.format);
             // All tables of a space have one format.
             let format = self.of(key.space(), linear).find_map(of);
@@ -168,7 +184,7 @@ impl<M: PhysMemory> Comparison<'_, M> {
             let address = key.number() << shift;
             self.compare(key, linear, address, |memory, tables| {
                 let present = tables.table(memory, linear, address, start.level);
-                Some((table(&paging(tables)?, start.level, start.table, start.tables), present))
+                Some((self::table(&paging(tables)?, start, host), present))
             });
         }
     }
@@ -197,8 +213,7 @@ impl<M: PhysMemory> Comparison<'_, M> {
             present.is_some_and(|present| remembered.is_within(present))
         };
         if !pairs.iter().any(given) {
-            let Space { second, vpid, pcid } = space;
-            let pcid = (pcid != GLOBAL).then_some(pcid);
+            let (second, vpid, pcid) = (space.second(), space.vpid(), space.pcid());
             self.result.stale.push(Stale { vpid, pcid, second, linear, address, remembered, present });
         }
     }
@@ -207,8 +222,8 @@ impl<M: PhysMemory> Comparison<'_, M> {
 impl Mapped {
     fn is_of(&self, space: Space, linear: bool) -> bool {
         let root = |second: Paging| second.root & 0x000f_ffff_ffff_f000;
-        let named = self.vpid == space.vpid && (self.pcid == space.pcid || space.pcid == GLOBAL);
-        self.second.map(root) == space.second && (!linear || named && self.guest.is_some())
+        let named = self.vpid == space.vpid() && space.pcid().is_none_or(|pcid| pcid == self.pcid);
+        self.second.map(root) == space.second() && (!linear || named && self.guest.is_some())
     }
 
     /// The page at that address now.
@@ -257,7 +272,14 @@ impl Mapped {
         let depth = path.iter().position(|step| step.level == level)?;
         let above = |tables, entry| tables & paging.format.mergeable(entry);
         let tables = path[..depth].iter().map(|step| step.entry).fold(u64::MAX, above);
-        Some(self::table(&paging, level, path[depth].table, tables))
+        let table = path[depth].table;
+        let host = match self.second {
+            Some(second) if linear => {
+                Some(walk(memory, &second, table, LOOK, Flags::Keep).outcome.ok()?.address)
+            }
+            _ => None,
+        };
+        Some(self::table(&paging, Start { level, table, tables }, host))
     }
 }
 
@@ -271,10 +293,11 @@ impl Paging {
     }
 }
 
-fn table(paging: &Paging, level: u8, table: u64, tables: u64) -> Translation {
+fn table(paging: &Paging, start: Start, host: Option<u64>) -> Translation {
+    let Start { level, table, tables } = start;
     let format = &paging.format;
     let rights = format.kind().rights(format.granted(tables, 0));
-    Translation::Table { level, table, rights }
+    Translation::Table { level, table, host, rights }
 }
 
 /// A remembered page of one dimension.

@@ -28,9 +28,9 @@ pub(super) struct Combined {
 /// A remembered table of the guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GuestTable {
-    start: Start,
+    pub(super) start: Start,
     /// Where the second level puts it.
-    host: u64,
+    pub(super) host: u64,
 }
 
 /// Where a linear address is translated: by which tables, and in whose name.

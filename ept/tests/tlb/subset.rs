@@ -133,7 +133,7 @@ fn i13_tables_may_be_stale_too() {
     }
     world.change(pde, |entry| entry & 0xfff | (other - RAM));
     let [found] = stale(&world)[..] else { panic!("{:?}", stale(&world)) };
-    let table = |table| Translation::Table { level: 1, table, rights: FULL };
+    let table = |table| Translation::Table { level: 1, table, host: Some(RAM + table), rights: FULL };
     assert_eq!((found.remembered, found.present), (table(old - RAM), Some(table(other - RAM))));
     // With fewer rights above it.
     world.change(pde, |entry| entry & 0xfff & !2 | (old - RAM));
