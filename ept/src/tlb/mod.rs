@@ -9,6 +9,9 @@
 //! combined        GVA -> GPA -> HPA             by VPID, PCID and EPTP[51:12]
 //! ```
 //!
+//! A combined mapping of a guest's table holds where the second level puts it: if the table moves there, the old one is
+//! read until INVEPT.
+//!
 //! Nothing is forgotten because memory changes. So a page that lost its rights, or moved, is still used as before
 //! until the right [`invept`](Tlb::invept), [`invvpid`](Tlb::invvpid), [`invlpg`](Tlb::invlpg) or
 //! [`mov_to_cr3`](Tlb::mov_to_cr3): what a hypervisor forgets to invalidate shows as it would on hardware. Where the
