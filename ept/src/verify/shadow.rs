@@ -3,6 +3,7 @@
 //! A shadow table is compared with what of the guest's tables lies behind the same addresses ([`Behind`]). As long as a
 //! guest has one table at several addresses, so may its shadow: such a table is looked at once for each of them that
 //! differs in what lies behind.
+//! What is wrong with it and alike at several addresses is found at the first.
 
 use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 

@@ -115,7 +115,7 @@ impl ShadowWorld {
     /// What the shadow should grant for a page of the guest at `gpa`.
     pub fn shadow_rights(&self, page: Page, gpa: u64) -> Rights {
         let synced = gpa < TABLE_PAGES * K4;
-        let logged = gpa / M2 == LOGGED / M2 && (gpa - LOGGED) / K4 % 2 == 0;
+        let logged = gpa / M2 == LOGGED / M2 && ((gpa - LOGGED) / K4).is_multiple_of(2);
         let read_only = gpa / M2 == READ_ONLY / M2;
         let withheld =
             if synced || logged || read_only || !page.dirty { Rights::WRITE } else { Rights::empty() };
