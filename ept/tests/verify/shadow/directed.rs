@@ -285,8 +285,19 @@ fn i08_guest_tables_in_step_are_not_writable() {
     world.world.flip(leaf, 1 << 1);
     let violation = Violation::GuestTableWritable { table: Gpa(ROOT) };
     assert_eq!(only(&world.verify(), 8, B + 5 * K4), violation);
-    world.unsync = vec![Gpa(ROOT)];
-    assert!(world.verify().is_clean());
+    // The table that translates A, at an address that another one translates.
+    let mut world = ShadowWorld::usual(Controls::WP);
+    let table = world.world.read(world.guest_entry(A, 2)) & 0x000f_ffff_ffff_f000;
+    let mapped = page(B + 7 * K4, table);
+    world.guest_maps(mapped);
+    world.shadow(&[mapped], |_| false);
+    let leaf = world.world.leaf(mapped.gva);
+    world.world.flip(leaf, 1 << 1);
+    let violation = Violation::GuestTableWritable { table: Gpa(table) };
+    assert_eq!(only(&world.verify(), 8, mapped.gva), violation);
+    world.unsync = vec![Gpa(table)];
+    let report = world.verify();
+    assert_eq!((report.is_clean(), report.unchecked(Unchecked::Unsync)), (true, 8), "{report}");
 }
 
 #[test]
