@@ -385,3 +385,21 @@ fn several_roots_of_a_guest_share_their_shadow_tables() {
     });
     assert_eq!(broken(&report), [(7, 1)], "{report}");
 }
+
+#[test]
+fn i07_shadow_tables_linked_a_thousandfold_are_looked_at_once() {
+    let mut world = ShadowWorld::of(Controls::WP, &[page(A, 100 * K4)]);
+    for level in 2..=4 {
+        for entry in [world.guest_entry(A, level), world.world.entry(A, level)] {
+            let value = world.world.read(entry);
+            (0..512).for_each(|index| world.world.write(entry & !0xfff | (index * 8), value));
+        }
+    }
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.coverage.tables, report.coverage.frames), ([0, 1, 1, 1, 1, 0], 1));
+    // The guest's page is gone, at 2^27 addresses: it is told once.
+    let entry = world.guest_entry(A, 1);
+    world.world.write(entry, 0);
+    assert!(matches!(only(&world.verify(), 14, 0), Violation::Stale { .. }));
+}
