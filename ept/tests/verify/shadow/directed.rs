@@ -285,8 +285,19 @@ fn i08_guest_tables_in_step_are_not_writable() {
     world.world.flip(leaf, 1 << 1);
     let violation = Violation::GuestTableWritable { table: Gpa(ROOT) };
     assert_eq!(only(&world.verify(), 8, B + 5 * K4), violation);
-    world.unsync = vec![Gpa(ROOT)];
-    assert!(world.verify().is_clean());
+    // The table that translates A, at an address that another one translates.
+    let mut world = ShadowWorld::usual(Controls::WP);
+    let table = world.world.read(world.guest_entry(A, 2)) & 0x000f_ffff_ffff_f000;
+    let mapped = page(B + 7 * K4, table);
+    world.guest_maps(mapped);
+    world.shadow(&[mapped], |_| false);
+    let leaf = world.world.leaf(mapped.gva);
+    world.world.flip(leaf, 1 << 1);
+    let violation = Violation::GuestTableWritable { table: Gpa(table) };
+    assert_eq!(only(&world.verify(), 8, mapped.gva), violation);
+    world.unsync = vec![Gpa(table)];
+    let report = world.verify();
+    assert_eq!((report.is_clean(), report.unchecked(Unchecked::Unsync)), (true, 8), "{report}");
 }
 
 #[test]
@@ -373,4 +384,22 @@ fn several_roots_of_a_guest_share_their_shadow_tables() {
         verify(memory, &[guest, other])
     });
     assert_eq!(broken(&report), [(7, 1)], "{report}");
+}
+
+#[test]
+fn i07_shadow_tables_linked_a_thousandfold_are_looked_at_once() {
+    let mut world = ShadowWorld::of(Controls::WP, &[page(A, 100 * K4)]);
+    for level in 2..=4 {
+        for entry in [world.guest_entry(A, level), world.world.entry(A, level)] {
+            let value = world.world.read(entry);
+            (0..512).for_each(|index| world.world.write(entry & !0xfff | (index * 8), value));
+        }
+    }
+    let report = world.verify();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.coverage.tables, report.coverage.frames), ([0, 1, 1, 1, 1, 0], 1));
+    // The guest's page is gone, at 2^27 addresses: it is told once.
+    let entry = world.guest_entry(A, 1);
+    world.world.write(entry, 0);
+    assert!(matches!(only(&world.verify(), 14, 0), Violation::Stale { .. }));
 }
