@@ -205,6 +205,22 @@ fn iv5_invlpg_drops_all_tables_of_its_pcid() {
 }
 
 #[test]
+fn iv1_a_guest_table_is_read_where_it_was_until_invept() {
+    let mut world = world(0);
+    world.read(page(0));
+    let table = world.guest_entry(page(0), 1) & !0xfff;
+    // Another frame takes the place of the guest's table. In it all pages lie one further.
+    let other = RAM + DATA + 20 * PAGE;
+    for entry in (0..512).map(|index| index * 8).filter(|entry| world.entry(table + entry) != 0) {
+        world.change(other + entry, |_| world.entry(table + entry) + PAGE);
+    }
+    world.change(world.ept_leaf(table - RAM), |leaf| leaf & 0xfff | other);
+    assert_eq!(world.read(page(1)), RAM + DATA + PAGE);
+    world.tlb.invept(InvEpt::Single(world.eptp));
+    assert_eq!(world.read(page(1)), RAM + DATA + 2 * PAGE);
+}
+
+#[test]
 fn iv3_each_space_has_its_own() {
     let mut world = world(0);
     let spaces = [
