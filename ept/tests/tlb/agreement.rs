@@ -117,7 +117,8 @@ fn listed(steps: &[Step]) -> usize {
             let seen = copy.nested(memory, Some(guest), second, space, page(n), access, Flags::Keep);
             if let Ok(seen) = seen {
                 let fresh = world.fresh(page(n), access).expect("nothing is stale");
-                assert_eq!((seen.gpa, seen.hpa), (fresh.gpa, fresh.hpa));
+                // Not by way of which guest-physical page: two of them may lie in one frame.
+                assert_eq!(seen.hpa, fresh.hpa);
                 assert!(fresh.rights().contains(seen.rights()));
             }
         }
