@@ -6,7 +6,8 @@ use ept::{FrameAllocator, MemoryError, PhysMemory};
 
 pub const FRAME: u64 = 4096;
 
-/// Physical memory from 0 on, whose tables are allocated one after the other. It is never freed.
+/// Physical memory from 0 on, whose tables are allocated one after the other, with whatever they hold. It is never
+/// freed.
 pub struct Ram {
     /// Aligned to a frame.
     pub cells: &'static [AtomicU64],
@@ -44,14 +45,19 @@ impl PhysMemory for Ram {
         let swapped = self.cell(address)?.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
         Ok(swapped.is_ok())
     }
+
+    fn write_entries(&self, address: u64, entries: &[u64]) -> Result<(), MemoryError> {
+        let first = (address / 8) as usize;
+        let cells = self.cells.get(first..first + entries.len()).ok_or(MemoryError::Absent { address })?;
+        cells.iter().zip(entries).for_each(|(cell, &entry)| cell.store(entry, Ordering::Release));
+        Ok(())
+    }
 }
 
 impl FrameAllocator for Ram {
     fn allocate_table(&mut self) -> Option<u64> {
         let table = self.next;
-        let first = (table / 8) as usize;
-        let frame = self.cells.get(first..first + FRAME as usize / 8)?;
-        frame.iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
+        self.cells.get(((table + FRAME) / 8) as usize - 1)?;
         self.next += FRAME;
         Some(table)
     }
