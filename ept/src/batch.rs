@@ -5,9 +5,10 @@
 
 use crate::access::Access;
 use crate::fault::Fault;
+use crate::paging::Paging;
 use crate::phys::PhysMemory;
 use crate::quick::{Ask, Quick};
-use crate::walk::{Flags, Leaf, Paging, translate};
+use crate::walk::{Flags, Leaf, translate};
 
 /// How many walks are under way at once: about as many as a core has misses in flight.
 const LANES: usize = 32;

@@ -2,7 +2,8 @@
 
 use crate::access::{Access, Controls, ProtectionKeys, Rights};
 use crate::format::{Format, Kind};
-use crate::walk::{Leaf, Paging};
+use crate::paging::Paging;
+use crate::walk::Leaf;
 
 /// What an access asks of a walk's granting bits ([`Format::granted`]): most accesses ask nothing else.
 #[derive(Clone, Copy)]

@@ -86,6 +86,7 @@ mod mapper;
 mod mappings;
 pub mod mmu;
 mod nested;
+mod paging;
 mod phys;
 mod quick;
 mod registers;
@@ -105,6 +106,7 @@ pub use format::{
 pub use mapper::{Flush, Mapper, Sizes};
 pub use mappings::{Mapping, Mappings, mappings};
 pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_translate, nested_walk};
+pub use paging::Paging;
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};
 pub use registers::{Processor, Registers, pdptes};
-pub use walk::{Flags, Leaf, Paging, Path, Step, Walk, translate, walk};
+pub use walk::{Flags, Leaf, Path, Step, Walk, translate, walk};

@@ -4,8 +4,9 @@ use memory_model::{AddrRange, Address, PageSize};
 
 use crate::access::Rights;
 use crate::format::{Entry, Kind, MAX_LEVEL};
+use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
-use crate::walk::{Paging, Plain, Start, Step, read};
+use crate::walk::{Plain, Step, read};
 
 /// One page that a table maps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -9,11 +9,10 @@ use crate::access::{Access, Rights};
 use crate::fault::{Fault, PageFaultCode, Qualification, violation};
 use crate::format::{Caching, Cr3, Kind, MemoryType, Pat, PatType, effective_memory_type};
 use crate::judge::{GUEST_FLAG_UPDATE, final_access, guest_table_access};
+use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
 use crate::quick::Ask;
-use crate::walk::{
-    Entries, Failure, Flags, Leaf, Paging, Path, Start, is_convertible, walk_entries, walk_into,
-};
+use crate::walk::{Entries, Failure, Flags, Leaf, Path, is_convertible, walk_entries, walk_into};
 
 /// Why a two-dimensional walk has no translation, told apart as the processor tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

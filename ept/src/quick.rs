@@ -8,7 +8,8 @@ use memory_model::PageSize;
 use crate::access::{Access, Controls, Rights};
 use crate::format::Format;
 use crate::judge::{Demand, Found, key_denies};
-use crate::walk::{Flags, Leaf, Paging, Start};
+use crate::paging::{Paging, Start};
+use crate::walk::{Flags, Leaf};
 
 /// What quick walks through the same tables have in common.
 #[derive(Clone, Copy)]

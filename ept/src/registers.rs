@@ -3,8 +3,8 @@
 use crate::access::{Controls, ProtectionKeys};
 use crate::error::Error;
 use crate::format::{Cr3, Format, Ia32e, Legacy32, Levels, MaxPhyAddr, Pae};
+use crate::paging::Paging;
 use crate::phys::{MemoryError, PhysMemory};
-use crate::walk::Paging;
 
 /// The registers that decide about a guest's paging, as they stand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

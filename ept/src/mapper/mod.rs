@@ -12,8 +12,9 @@ use crate::access::Rights;
 use crate::error::Error;
 use crate::format::{Attributes, Entry};
 use crate::mappings::Mapping;
+use crate::paging::Paging;
 use crate::phys::{FrameAllocator, PhysMemory};
-use crate::walk::{Paging, Step};
+use crate::walk::Step;
 use change::{Change, Map, Protect, Split, Unmap};
 use operation::{Operation, Span};
 

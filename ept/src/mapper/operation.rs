@@ -8,8 +8,9 @@ use super::change::{Change, New};
 use super::flush::Flush;
 use crate::error::Error;
 use crate::format::{Entry, Format, Kind, Role};
+use crate::paging::Paging;
 use crate::phys::{FrameAllocator, PhysMemory};
-use crate::walk::{Paging, Step};
+use crate::walk::Step;
 
 /// Input addresses, both inside. Those of the upper canonical half are cut to the width of the table, so that they lie
 /// where the indices of their entries say.

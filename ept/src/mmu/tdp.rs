@@ -11,8 +11,9 @@ use crate::access::Access;
 use crate::error::Error;
 use crate::format::Format;
 use crate::mappings::{Mapping, mappings};
+use crate::paging::Paging;
 use crate::phys::PhysMemory;
-use crate::walk::{Flags, Paging, translate};
+use crate::walk::{Flags, translate};
 
 /// What a fault came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

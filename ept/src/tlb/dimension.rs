@@ -2,9 +2,10 @@
 
 use crate::access::Access;
 use crate::fault::Fault;
+use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
 use crate::quick::Ask;
-use crate::walk::{Flags, Leaf, Paging, Path, Start, walk_from};
+use crate::walk::{Flags, Leaf, Path, walk_from};
 
 use super::cache::{Cache, Key, Space};
 use super::known::{Known, Passed, Use};

@@ -3,7 +3,8 @@
 use crate::access::{Access, Controls, ProtectionKeys, Rights};
 use crate::fault::{Fault, Stop};
 use crate::judge::{Found, judge};
-use crate::walk::{Flags, Leaf, Paging};
+use crate::paging::Paging;
+use crate::walk::{Flags, Leaf};
 
 /// A remembered page.
 #[derive(Clone, Copy, Debug)]

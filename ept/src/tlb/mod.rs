@@ -33,7 +33,7 @@ mod translate;
 pub use forget::{InvEpt, InvVpid, VMFAIL_INVALID_OPERAND, VmFail};
 pub use stale::{Mapped, Stale, Staleness, Translation};
 
-use crate::walk::Start;
+use crate::paging::Start;
 use cache::Space;
 use dimension::{Dimension, Page};
 use translate::{Combined, GuestTable};

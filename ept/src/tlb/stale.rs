@@ -8,8 +8,9 @@ use memory_model::Gva;
 use crate::access::{Access, Rights};
 use crate::format::Caching;
 use crate::nested::nested_walk;
+use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
-use crate::walk::{Flags, Paging, Path, Start, walk};
+use crate::walk::{Flags, Path, walk};
 
 use super::Tlb;
 use super::cache::{Cache, Key, Space};

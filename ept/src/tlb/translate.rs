@@ -6,9 +6,10 @@ use crate::access::Access;
 use crate::fault::Fault;
 use crate::judge::{final_access, guest_table_access};
 use crate::nested::{Behind, NestedFault, NestedLeaf, SecondLevel, Target};
+use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
 use crate::quick::Ask;
-use crate::walk::{Flags, Leaf, Paging, Path, Start};
+use crate::walk::{Flags, Leaf, Path};
 
 use super::cache::Space;
 use super::dimension::{Dimension, Page, lowest_table};

@@ -7,8 +7,8 @@ use memory_model::{Gpa, Hpa};
 use super::host::HostMap;
 use crate::format::{Caching, Kind, MemoryType};
 use crate::mmu::Memslot;
+use crate::paging::Paging;
 use crate::tlb::{Mapped, Tlb};
-use crate::walk::Paging;
 
 /// One guest-physical address space: the tables that translate it, and what they should say.
 ///

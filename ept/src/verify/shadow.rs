@@ -16,8 +16,9 @@ use super::tree::{Root, ShadowOf};
 use super::work::{At, Pass, Sink, WRITES};
 use crate::access::{Controls, Rights};
 use crate::format::{Entry, Kind};
+use crate::paging::{Paging, Start};
 use crate::phys::{MemoryError, PhysMemory};
-use crate::walk::{Paging, Plain, Start, read};
+use crate::walk::{Plain, read};
 
 /// What of the guest's own tables lies behind the addresses of a shadow table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -19,8 +19,9 @@ use super::template::Template;
 use crate::access::Rights;
 use crate::error::Error;
 use crate::format::{Entry, Kind};
+use crate::paging::Paging;
 use crate::phys::PhysMemory;
-use crate::walk::{Paging, Path, Step};
+use crate::walk::{Path, Step};
 
 /// One root, and what its entries are compared with.
 #[derive(Debug)]
