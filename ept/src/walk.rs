@@ -257,7 +257,8 @@ pub(crate) enum Failure<E> {
     Source(E),
 }
 
-/// The walk itself, from a remembered table or else from the root. If an entry changes before its flags are set, the walk starts again, as hardware's would.
+/// The walk itself, from a remembered table or else from the root. If an entry changes before its flags are set, the
+/// walk starts again, as hardware's would.
 pub(crate) fn walk_entries<E: Entries>(
     entries: &mut E,
     paging: &Paging,

@@ -113,13 +113,27 @@ impl Dimension<Page, Start> {
         let (leaf, table) = Ask::new(paging, access, flags)?.descend_from(from, address, read)?;
         let known = Known::marked(leaf, table.tables);
         if flags == Flags::Set {
-            let global = global_pages && paging.format.is_global(leaf.entry);
-            self.remember_page(space, address, (known, Passed::new(paging, access)), global);
-            if from != Some(table) {
-                self.remember_table(paging, space, address, (table.level, table));
-            }
+            self.remember(paging, (space, global_pages), address, known, access, (from, table));
         }
         Some(known)
+    }
+
+    /// Remembers a page that a walk from `from` has found, and the table it is in.
+    #[inline]
+    fn remember(
+        &mut self,
+        paging: &Paging,
+        (space, global_pages): (Space, bool),
+        address: u64,
+        known: Known,
+        access: Access,
+        (from, table): (Option<Start>, Start),
+    ) {
+        let global = global_pages && paging.format.is_global(known.entry());
+        self.remember_page(space, address, (known, Passed::new(paging, access)), global);
+        if from != Some(table) {
+            self.remember_table(paging, space, address, (table.level, table));
+        }
     }
 
     /// A walk through what is remembered. `path` is that of the entries read, if any were.
@@ -157,9 +171,7 @@ impl Dimension<Page, Start> {
             Ok(leaf) if flags == Flags::Set => {
                 if let Some(table) = lowest_table(paging, from, path) {
                     let known = Known::new(paging, *leaf, table.tables, access);
-                    let global = global_pages && paging.format.is_global(leaf.entry);
-                    self.remember_page(space, address, (known, Passed::new(paging, access)), global);
-                    self.remember_table(paging, space, address, (table.level, table));
+                    self.remember(paging, (space, global_pages), address, known, access, (from, table));
                 }
             }
             Ok(_) => {}

@@ -265,10 +265,7 @@ impl Combined {
         let (gpa, rights) = (leaf.address, leaf.rights());
         let access = final_access(&second.format, Some(&leaf), access);
         match self.second.judged(second, gpa, access, flags) {
-            Ok(Use::Done(second)) => {
-                let hpa = Hpa(second.address);
-                Ok(Some(NestedLeaf { guest: Some(leaf), gpa: Gpa(gpa), second, hpa }))
-            }
+            Ok(Use::Done(_)) => Ok(Some(nested_leaf(&self.guest, &self.second, gva))),
             Ok(Use::Walk) => Ok(None),
             Err(fault) => Err(Target::Final(Some(rights)).fault(second, gpa, fault)),
         }
