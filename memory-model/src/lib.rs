@@ -79,7 +79,7 @@ pub use mmio::{AccessRules, AccessSizes, Endianness, MAX_NESTING, MemTxAttrs, Me
 #[cfg(feature = "host")]
 pub use ram::{
     Backing, DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, NumaPolicy, Pages, RamDiscardListener,
-    RamDiscardManager, RamOptions,
+    RamDiscardManager, RamOptions, RamPage, Word,
 };
 pub use ram::{DirtyBitmap, DirtyClients, DirtySnapshot, RamBlock};
 pub use region::{Region, RegionId, RegionKind};

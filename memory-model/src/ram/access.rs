@@ -63,7 +63,7 @@ impl RamBlock {
         if inside { Ok((self.mapped()?, offset as usize)) } else { Err(self.out_of_block(offset, 8)) }
     }
 
-    fn out_of_block(&self, offset: u64, len: u64) -> MemoryError {
+    pub(super) fn out_of_block(&self, offset: u64, len: u64) -> MemoryError {
         MemoryError::OutOfBlock { block: self.name().to_string(), size: self.size(), offset, len }
     }
 }

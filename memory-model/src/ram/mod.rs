@@ -15,6 +15,8 @@ mod mapping;
 #[cfg(feature = "host")]
 mod options;
 #[cfg(feature = "host")]
+mod page;
+#[cfg(feature = "host")]
 mod populate;
 #[cfg(feature = "host")]
 mod resize;
@@ -29,6 +31,8 @@ pub use dirty::{DirtyBitmap, DirtyClients, DirtySnapshot};
 pub use discard::{
     DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, RamDiscardListener, RamDiscardManager,
 };
+#[cfg(feature = "host")]
+pub use page::{RamPage, Word};
 #[cfg(feature = "host")]
 pub use options::{Backing, NumaPolicy, Pages, RamOptions};
 

@@ -1,6 +1,6 @@
 //! Between the CPU and memory: what the CPU asks of the MMU, and how the MMU refuses.
 
-use memory_model::{Gpa, Gva};
+use memory_model::{Gpa, Gva, RamPage};
 
 /// What an access is for. It decides rights and error codes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +64,16 @@ pub trait Bus {
     fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault>;
     /// Writes `data` at `gva`.
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
+    /// The page of memory that such an access at `gva` reaches, whole: the access itself may then be made there, and
+    /// later ones too, until the page is invalidated or [`generation`](Self::generation) changes. `None` where `read` and
+    /// `write` are the only way.
+    fn page(&mut self, _paging: &Paging, _gva: Gva, _kind: AccessKind) -> Option<RamPage> {
+        None
+    }
+    /// Another number whenever a page that was given may have become another one, but by invalidations.
+    fn generation(&self) -> u64 {
+        0
+    }
     /// `INVLPG`.
     fn invalidate_page(&mut self, gva: Gva);
     /// CR3, CR0, CR4 or EFER changed: no translation made before may be used again.

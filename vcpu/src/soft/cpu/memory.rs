@@ -81,6 +81,11 @@ impl Transactions {
         Self { done: [NO_TRANSACTION; MAX_TRANSACTIONS], len: 0, position: 0, waiting: None }
     }
 
+    /// Whether no instruction is under way.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0 && self.waiting.is_none()
+    }
+
     /// The instruction is over.
     pub fn clear(&mut self) {
         (self.len, self.position, self.waiting) = (0, 0, None);

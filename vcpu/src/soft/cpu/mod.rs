@@ -16,6 +16,7 @@ mod exec;
 mod memory;
 mod msr;
 mod operands;
+mod quick;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use iced_x86::Instruction;
 
 use self::memory::Transactions;
 use self::msr::Msrs;
+use self::quick::{Quick, Then};
 use self::step::Step;
 use super::{Bus, Paging};
 use crate::{Budget, Entry, Exit, Limit, Regs, SystemRegs, cr0, cr4, efer, rflags};
@@ -63,6 +65,7 @@ pub struct Cpu {
     transactions: Transactions,
     /// The instruction to go on with: it waits for a device, or repeats.
     unfinished: Option<Instruction>,
+    quick: Box<Quick>,
 }
 
 impl Cpu {
@@ -75,6 +78,7 @@ impl Cpu {
             retired: 0,
             transactions: Transactions::new(),
             unfinished: None,
+            quick: Box::default(),
         }
     }
 
@@ -93,15 +97,35 @@ impl Cpu {
             let instruction = "any outside 64-bit mode".to_owned();
             return Ok(Exit::Unimplemented { rip: self.regs.rip, instruction });
         }
-        for steps in 0..budget.instructions {
-            if steps % CLOCK_PERIOD == 0 && Instant::now() >= budget.deadline {
+        let (mut steps, mut clock) = (0, 0);
+        while steps < budget.instructions {
+            if steps >= clock && Instant::now() >= budget.deadline {
                 return Ok(Exit::BudgetExceeded(Limit::WallClock));
             }
-            if let Some(exit) = Step::new(self, bus).run() {
+            clock = clock.max(steps + 1).next_multiple_of(CLOCK_PERIOD);
+            let mut next = None;
+            if self.may_be_quick() {
+                let ran = quick::run(self, bus, budget.instructions.min(clock) - steps);
+                steps += ran.count;
+                match ran.then {
+                    Then::Nothing => continue,
+                    Then::Exact(instruction) => next = instruction,
+                }
+            }
+            if let Some(exit) = Step::new(self, bus).run(next) {
                 return Ok(exit);
             }
+            steps += 1;
         }
         Ok(Exit::BudgetExceeded(Limit::Instructions))
+    }
+
+    /// Whether nothing must be looked at between two instructions.
+    fn may_be_quick(&self) -> bool {
+        self.regs.rflags & (rflags::TF | rflags::RF) == 0
+            && self.unfinished.is_none()
+            && self.transactions.is_empty()
+            && !self.checks_alignment()
     }
 
     fn in_64_bit_mode(&self) -> bool {

@@ -40,6 +40,11 @@ impl GprPart {
         Some(Self { index, width, high })
     }
 
+    /// Its index and width; `None` for AH, CH, DH and BH.
+    pub fn number(self) -> Option<(u8, Width)> {
+        (!self.high).then_some((self.index as u8, self.width))
+    }
+
     pub fn whole(register: Gpr, width: Width) -> Self {
         Self { index: register as usize, width, high: false }
     }

@@ -71,11 +71,11 @@ impl<'a, B: Bus> Step<'a, B> {
         Self { cpu, bus, instruction: Instruction::default(), exit: None, repeat: false }
     }
 
-    /// Executes one instruction, up to and with the delivery of an exception.
-    pub fn run(mut self) -> Option<Exit> {
+    /// Executes one instruction, up to and with the delivery of an exception. `next` is it, if it is decoded already.
+    pub fn run(mut self, next: Option<Instruction>) -> Option<Exit> {
         let before = self.cpu.regs;
         self.cpu.transactions.restart();
-        match self.fetch().and_then(|()| self.execute_fetched()) {
+        match self.fetch(next).and_then(|()| self.execute_fetched()) {
             Ok(()) => self.retire(&before),
             Err(abort) => {
                 self.cpu.regs = before;
@@ -136,13 +136,17 @@ impl<'a, B: Bus> Step<'a, B> {
 
     /// Decodes the instruction at RIP into `self.instruction`, unless it is the one left unfinished. The
     /// second page of an instruction is read only if the first does not hold all of it.
-    fn fetch(&mut self) -> Result<(), Abort> {
+    fn fetch(&mut self, decoded: Option<Instruction>) -> Result<(), Abort> {
         let rip = self.cpu.regs.rip;
         if let Some(unfinished) = self.cpu.unfinished.take_if(|unfinished| unfinished.ip() == rip) {
             self.instruction = unfinished;
             return Ok(());
         }
         self.cpu.transactions.clear();
+        if let Some(instruction) = decoded {
+            self.instruction = instruction;
+            return Ok(());
+        }
         let mut bytes = [0; MAX_INSTRUCTION];
         let first = bytes_in_page(rip).min(MAX_INSTRUCTION);
         self.fetch_bytes(rip, &mut bytes[..first])?;
@@ -170,5 +174,19 @@ impl<'a, B: Bus> Step<'a, B> {
         let mut decoder = Decoder::with_ip(64, bytes, self.cpu.regs.rip, DecoderOptions::NONE);
         decoder.decode_out(&mut self.instruction);
         decoder.last_error()
+    }
+}
+
+impl<B: Bus> Step<'_, B> {
+    /// `INVLPG`.
+    pub(super) fn invalidate_page(&mut self, gva: Gva) {
+        self.cpu.quick.forget(gva.0);
+        self.bus.invalidate_page(gva);
+    }
+
+    /// After changes of CR3, CR0, CR4 and EFER.
+    pub(super) fn invalidate_all(&mut self) {
+        self.cpu.quick.forget_all();
+        self.bus.invalidate_all();
     }
 }

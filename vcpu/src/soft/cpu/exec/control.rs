@@ -11,7 +11,7 @@ use crate::{Gpr, rflags};
 
 /// The sixteen conditions of Jcc, SETcc and CMOVcc (SDM vol. 1, appendix B).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Condition {
+pub(in crate::soft::cpu) enum Condition {
     Overflow(bool),
     Below(bool),
     Equal(bool),
@@ -44,6 +44,21 @@ impl Condition {
             M::Jg | M::Setg | M::Cmovg => Self::LessOrEqual(false),
             _ => return None,
         })
+    }
+
+    /// As instructions encode it.
+    pub fn number(self) -> u8 {
+        let (pair, wanted) = match self {
+            Self::Overflow(wanted) => (0, wanted),
+            Self::Below(wanted) => (1, wanted),
+            Self::Equal(wanted) => (2, wanted),
+            Self::BelowOrEqual(wanted) => (3, wanted),
+            Self::Sign(wanted) => (4, wanted),
+            Self::Parity(wanted) => (5, wanted),
+            Self::Less(wanted) => (6, wanted),
+            Self::LessOrEqual(wanted) => (7, wanted),
+        };
+        pair * 2 + u8::from(!wanted)
     }
 
     fn holds(self, flags: u64) -> bool {

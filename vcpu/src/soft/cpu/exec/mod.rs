@@ -11,7 +11,7 @@ mod system;
 
 use iced_x86::Mnemonic as M;
 
-use self::control::Condition;
+pub(super) use self::control::Condition;
 use super::alu;
 use super::exceptions::Exception;
 use super::step::{Abort, Step};

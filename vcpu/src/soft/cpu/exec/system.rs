@@ -91,7 +91,7 @@ impl<B: Bus> Step<'_, B> {
             }
             _ => return Err(Abort::Unimplemented),
         }
-        self.bus.invalidate_all();
+        self.invalidate_all();
         Ok(())
     }
 
@@ -106,7 +106,7 @@ impl<B: Bus> Step<'_, B> {
         let at = self.memory_operand();
         // Of an address that is not canonical it does nothing.
         if self.cpu.canonical(at.address) {
-            self.bus.invalidate_page(Gva(at.address));
+            self.invalidate_page(Gva(at.address));
         }
         Ok(())
     }
@@ -173,7 +173,7 @@ impl<B: Bus> Step<'_, B> {
         let efer = self.cpu.system.efer;
         self.cpu.write_msr(self.msr_index(), value).map_err(|_| Exception::protection(0))?;
         if self.cpu.system.efer != efer {
-            self.bus.invalidate_all();
+            self.invalidate_all();
         }
         Ok(())
     }

@@ -1,0 +1,201 @@
+//! The quick path: most instructions of most programs, decoded once, over pages at hand.
+//!
+//! It does what the exact interpreter does, instruction for instruction, and leaves to it whatever is unusual: other
+//! instructions, exceptions, devices, accesses across pages. Such an instruction has then done nothing, and the exact
+//! one starts it anew: so a quick one must be right only where it succeeds.
+//!
+//! - Code is decoded in blocks ([`block`]) that are compared with memory each time they are entered, and left after a
+//!   store into their own page: so code that changes, under whatever address, is never run as it was.
+//! - Pages ([`pages`]) are those that the bus gave, and are asked for again when it says that one may be another.
+//! - Status flags ([`flags`]) are worked out when somebody asks.
+
+mod block;
+mod flags;
+mod op;
+mod ops;
+mod pages;
+mod translate;
+mod wide;
+
+use iced_x86::Instruction;
+use memory_model::{Gva, RamPage};
+
+use self::block::Blocks;
+use self::op::{Core, Flow, Missing, Op};
+use self::pages::Pages;
+use super::Cpu;
+use crate::cr4;
+use crate::soft::{AccessKind, Bus, Paging};
+
+/// What is at hand. None of it is the processor's state: a copy starts without.
+#[derive(Default)]
+pub(super) struct Quick {
+    blocks: Blocks,
+    /// For supervisor and user accesses.
+    pages: [Pages; 2],
+    /// What the pages hold for.
+    paging: Option<(Paging, u64)>,
+}
+
+impl Clone for Quick {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for Quick {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Quick").finish_non_exhaustive()
+    }
+}
+
+impl Quick {
+    /// `INVLPG`.
+    pub fn forget(&mut self, address: u64) {
+        self.pages.iter_mut().for_each(|pages| pages.forget(address));
+    }
+
+    /// No page given before may be used again.
+    pub fn forget_all(&mut self) {
+        self.paging = None;
+    }
+
+    /// Makes sure that the pages hold for accesses under `paging`.
+    fn hold_for(&mut self, paging: &Paging, generation: u64) {
+        let now = Some((Paging { user: false, ..*paging }, generation));
+        if self.paging != now {
+            self.paging = now;
+            self.pages.iter_mut().for_each(Pages::forget_all);
+        }
+    }
+}
+
+/// How a stretch of quick instructions ended.
+pub(super) struct Ran {
+    /// Instructions done.
+    pub count: u64,
+    pub then: Then,
+}
+
+/// What comes after a stretch.
+pub(super) enum Then {
+    /// The budget is spent.
+    Nothing,
+    /// An instruction for the exact interpreter, decoded if that has been done already.
+    Exact(Option<Instruction>),
+}
+
+/// Runs up to `budget` instructions in 64-bit mode; fewer if the next one is for the exact interpreter.
+pub(super) fn run<B: Bus>(cpu: &mut Cpu, bus: &mut B, budget: u64) -> Ran {
+    let paging = cpu.paging();
+    let Cpu { quick, regs, system, .. } = cpu;
+    quick.hold_for(&paging, bus.generation());
+    let Quick { blocks, pages, .. } = &mut **quick;
+    let bases = [system.fs.base, system.gs.base];
+    let width = if system.cr4 & cr4::LA57 != 0 { 57 } else { 48 };
+    let mut core = Core::new(regs, bases, width, &mut pages[usize::from(paging.user)]);
+    let mut source = Source { bus, paging: &paging, is_stale: false };
+    let ran = run_blocks(&mut core, blocks, &mut source, budget);
+    core.leave(regs);
+    if source.is_stale {
+        quick.forget_all();
+    }
+    cpu.retired += ran.count;
+    ran
+}
+
+fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<'_, B>, budget: u64) -> Ran {
+    let mut left = budget;
+    while left > 0 {
+        let Some(page) = fetch_page(core.pages, core.rip, source) else {
+            return Ran { count: budget - left, then: Then::Exact(None) };
+        };
+        let (rip, code) = (core.rip, page.hva());
+        let block = blocks.get(rip, page);
+        core.code = code;
+        let ops = &block.ops[..block.ops.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+        let (done, end) = run_ops(core, ops, source);
+        left -= done as u64;
+        if end != End::Branch {
+            core.rip = core.rip.wrapping_add(done.checked_sub(1).map_or(0, |last| ops[last].end.into()));
+        }
+        let next = match end {
+            End::Refused => None,
+            End::Through if done == block.ops.len() && (block.exact.is_some() || done == 0) => block.exact,
+            _ => continue,
+        };
+        if left > 0 {
+            return Ran { count: budget - left, then: Then::Exact(next) };
+        }
+    }
+    Ran { count: budget, then: Then::Nothing }
+}
+
+/// The page that RIP is in.
+#[inline(always)]
+fn fetch_page<'p, B: Bus>(pages: &'p mut Pages, rip: u64, source: &mut Source<'_, B>) -> Option<&'p RamPage> {
+    if pages.fetch.get(rip, 1).is_none() && !source.bring(pages, rip, AccessKind::Fetch) {
+        return None;
+    }
+    pages.fetch.get(rip, 1)
+}
+
+/// How a block was left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// RIP is where the instruction put it.
+    Branch,
+    /// The next instruction follows.
+    Through,
+    /// The next instruction is one that could not be done.
+    Refused,
+}
+
+/// Does instructions, and says how many.
+#[inline(always)]
+fn run_ops<B: Bus>(core: &mut Core, ops: &[Op], source: &mut Source<'_, B>) -> (usize, End) {
+    let (mut done, mut missed) = (0, None);
+    while let Some(op) = ops.get(done) {
+        match (op.run)(core, op) {
+            Flow::Next => done += 1,
+            Flow::Branch => return (done + 1, End::Branch),
+            Flow::Stale => return (done + 1, End::Through),
+            Flow::Missed => {
+                let missing = core.missing.take();
+                // The same access again: it crosses the end of a page.
+                let Some(Missing { address, kind }) = missing.filter(|_| missing != missed) else {
+                    return (done, End::Refused);
+                };
+                if !source.bring(core.pages, address, kind) {
+                    return (done, End::Refused);
+                }
+                missed = missing;
+            }
+        }
+    }
+    (done, End::Through)
+}
+
+/// Where pages come from.
+struct Source<'a, B> {
+    bus: &'a mut B,
+    paging: &'a Paging,
+    /// The bus has taken pages back meanwhile.
+    is_stale: bool,
+}
+
+impl<B: Bus> Source<'_, B> {
+    /// Whether the page is at hand now.
+    #[cold]
+    fn bring(&mut self, pages: &mut Pages, address: u64, kind: AccessKind) -> bool {
+        let before = self.bus.generation();
+        let page = self.bus.page(self.paging, Gva(address), kind);
+        if self.bus.generation() != before {
+            pages.forget_all();
+            self.is_stale = true;
+        }
+        let Some(page) = page else { return false };
+        pages.of(kind).put(address, page);
+        true
+    }
+}
