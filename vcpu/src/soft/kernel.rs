@@ -10,7 +10,7 @@ use slot_manager::{
 };
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
-use super::frames::FrameTable;
+use super::host::Host;
 use crate::{SecondLevelLeaf, VcpuError};
 
 /// Width of physical addresses, the host's and the guest's.
@@ -30,7 +30,7 @@ pub struct SoftKernel {
     /// The memory slots.
     pub memslots: KernelMemslots,
     /// The host's frames.
-    pub frames: FrameTable,
+    pub frames: Host,
     /// The second-level MMU.
     pub tdp: Tdp,
 }
@@ -38,7 +38,7 @@ pub struct SoftKernel {
 impl SoftKernel {
     /// A VM without slots, with an empty 4-level EPT.
     pub(super) fn new() -> Result<Self, VcpuError> {
-        let frames = FrameTable::default();
+        let frames = Host::default();
         // The format does not depend on where the root lies; `Tdp` allocates that.
         let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
         let tdp = Tdp::new(Format::ept(ept), &frames)?;
@@ -107,7 +107,7 @@ impl SoftKernel {
 
 /// The second level, as it hears of slots.
 struct SlotMmu<'a> {
-    frames: &'a FrameTable,
+    frames: &'a Host,
     tdp: &'a mut Tdp,
 }
 

@@ -2,12 +2,12 @@
 
 mod bus;
 pub mod cpu;
-mod frames;
+pub mod host;
 mod kernel;
 mod mmu;
 mod vm;
 
 pub use bus::{AccessKind, Bus, BusFault, Paging};
-pub use frames::FrameTable;
+pub use host::Host;
 pub use kernel::SoftKernel;
 pub use vm::SoftVm;
