@@ -144,7 +144,7 @@ impl Zone {
     fn index(&self, frame: u64) -> u64 {
         let (order, offset) = (self.order(), frame - self.first);
         let dense = (offset >> order).wrapping_mul(GATHER).wrapping_sub(1) % (1 << (ZONE_SHIFT - order));
-        dense << order | offset % (1 << order)
+        (dense << order) | (offset % (1 << order))
     }
 
     fn free(&self, frame: u64) {
@@ -176,7 +176,7 @@ impl Zone {
     fn change_top(&self, mut new: impl FnMut(u32) -> Option<u32>) -> Option<u32> {
         let change = |free: u64| {
             let changes = (free >> 32).wrapping_add(1);
-            Some(changes << 32 | u64::from(new(free as u32)?))
+            Some((changes << 32) | u64::from(new(free as u32)?))
         };
         self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).ok().map(|free| free as u32)
     }
