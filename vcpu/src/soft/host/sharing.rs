@@ -172,6 +172,7 @@ impl Host {
 
     fn free_bytes(&self, frame: u64) {
         if let Use::Shared(bytes) = self.zones.record(frame).usage() {
+            self.bytes.at(bytes).clear();
             self.bytes.free(bytes);
         }
     }
