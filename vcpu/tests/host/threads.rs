@@ -1,13 +1,14 @@
 //! Several processors fault at once, also while the host takes pages away.
 
-use std::sync::Barrier;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use ept::PhysMemory;
-use ept::mmu::{HostFault, HostFrame, HostFrames};
-use memory_model::Pages;
-use vcpu::soft::host::{Counts, Host, Owner, Protection};
+use ept::mmu::{HostFault, HostFrame, HostFrames, Invalidations};
+use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize, Pages};
+use vcpu::soft::host::{Counts, Host, MmuNotifier, Owner, Protection};
 
 use crate::world::{M2, World};
 
@@ -79,6 +80,90 @@ fn faults_beside_events_leave_every_frame_where_it_belongs() {
     assert_eq!(world.settled().counts(), Counts::default());
 }
 
+/// An MMU with its lock, as KVM has them: what it has mapped, and the invalidations it knows of.
+#[derive(Default)]
+struct Mmu {
+    invalidations: Invalidations,
+    mapped: HashMap<u64, HostFrame>,
+}
+
+/// What tells it. Guest-physical addresses are offsets in the block.
+struct Notifier<'a> {
+    mmu: &'a Mutex<Mmu>,
+    block: AddrRange<Hva>,
+}
+
+impl Notifier<'_> {
+    fn pages(&self, range: AddrRange<Hva>) -> AddrRange<Gpa> {
+        let inside = self.block.intersection(range).unwrap();
+        let [first, last] = [inside.first(), inside.last()].map(|hva| Gpa(hva.0 - self.block.first().0));
+        AddrRange::inclusive(first, last).unwrap()
+    }
+}
+
+impl MmuNotifier for Notifier<'_> {
+    fn invalidate_range_start(&mut self, range: AddrRange<Hva>) {
+        let (mut mmu, range) = (self.mmu.lock().unwrap(), self.pages(range));
+        mmu.invalidations.begin(range);
+        mmu.mapped.retain(|&gpa, _| !range.contains(Gpa(gpa)));
+    }
+
+    fn invalidate_range_end(&mut self, _: AddrRange<Hva>) {
+        self.mmu.lock().unwrap().invalidations.end();
+    }
+}
+
+/// Rules N1 to N3 from both sides: what an MMU has mapped by them may be used, whatever the host does beside.
+#[test]
+fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
+    let world = World::on(Host::with_frames([4000, 64, 0]), 2 * M2, Pages::Thp);
+    let mmu = Mutex::new(Mmu::default());
+    let notifier = || Notifier { mmu: &mmu, block: world.range(0, 2 * M2) };
+    let pages = [0_u64, 1, 2, 511, 512, 513, 900];
+    // Each processor has a word in each page, and counts there.
+    let processor = |number: u64| {
+        let mut counts = [0_u64; 7];
+        for round in 0..6000 {
+            let which = (round * 5 + number) as usize % pages.len();
+            let gpa = pages[which] << 12;
+            let seq = mmu.lock().unwrap().invalidations.seq();
+            let found = match world.host.host_frame(world.hva(gpa), true) {
+                Ok(found) => found,
+                Err(HostFault::CopyOnWrite) => {
+                    world.host.break_cow(world.hva(gpa), &mut notifier()).unwrap();
+                    continue;
+                }
+                Err(fault) => panic!("{fault}"),
+            };
+            let mut mmu = mmu.lock().unwrap();
+            if !mmu.invalidations.retry(seq, AddrRange::page_of(Gpa(gpa), PageSize::Size4K)) {
+                mmu.mapped.insert(gpa, found);
+            }
+            let Some(mapped) = mmu.mapped.get(&gpa) else { continue };
+            let word = mapped.hpa.0 + number * 8;
+            assert_eq!(world.host.read_entry(word), Ok(counts[which]), "page {:#x}", gpa);
+            counts[which] += 1;
+            world.host.write(Hpa(word), &counts[which].to_le_bytes()).expect("mapped for writes");
+        }
+    };
+    thread::scope(|scope| {
+        let processor = &processor;
+        let threads: Vec<_> = (0..2).map(|number| scope.spawn(move || processor(number))).collect();
+        let mut round = 0;
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            let (part, all) = (world.range((round % 500) << 12, 0x4_0000), world.range(0, 2 * M2));
+            let [one, other] = [round, round / 7].map(|which| world.hva(pages[which as usize % 7] << 12));
+            world.host.migrate(part, &mut notifier());
+            world.host.merge(one, other, &mut notifier());
+            world.host.collapse(all, &mut notifier());
+            world.host.swap_out(part, &mut notifier());
+            world.host.migrate(all, &mut notifier());
+            round += 1;
+        }
+    });
+    world.settled();
+}
+
 #[test]
 fn tables_are_taken_and_given_back_by_several_threads() {
     let host = Host::with_frames([64, 0, 0]);
@@ -101,5 +186,5 @@ fn tables_are_taken_and_given_back_by_several_threads() {
     host.quiesce();
     let tables: Vec<u64> = std::iter::from_fn(|| host.allocate_table()).collect();
     assert_eq!(tables.len(), 64);
-    assert!(tables.iter().all(|&table| host.owner(memory_model::Hpa(table)) == Owner::Table));
+    assert!(tables.iter().all(|&table| host.owner(Hpa(table)) == Owner::Table));
 }
