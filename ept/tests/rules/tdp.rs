@@ -272,7 +272,7 @@ fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
 
 #[test]
 fn a_table_beyond_maxphyaddr_is_refused_and_given_back() {
-    let mut world = world(PageSize::Size4K);
+    let world = world(PageSize::Size4K);
     let (first, count) = (1 << WIDTH.bits(), world.host.memory.borrow().frame_count());
     let root = world.tdp.paging().root;
     let mut memory = SparseMemory::allocating_from(first);
