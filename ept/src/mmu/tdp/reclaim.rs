@@ -12,20 +12,19 @@ use crate::error::Error;
 use crate::mmu::{HostFrames, Zapped};
 
 impl Tdp {
-    /// Frees tables after a fault came to [`Error::OutOfTables`], so that it can be taken again: those without a page
-    /// first; and if that is not enough for any fault, a part of the others with what they map, each in its turn.
+    /// Frees tables after a fault came to [`Error::OutOfTables`], so that it can be taken again: those without a page; and
+    /// if they are not enough for any fault, a part of the others with what they map, each in its turn.
     pub fn reclaim(&mut self, host: &impl HostFrames) -> Result<Zapped, Error> {
-        let all = self.root().range();
+        let most = self.tables.load(Ordering::Relaxed);
         let mut gone = Gone::default();
         let mut done = self.free_empty(host, &mut gone);
-        let count = self.tables.load(Ordering::Relaxed);
-        let most = self.options.max_tables.map_or(count, |most| most.max(self.least_tables()));
-        // Enough for a fault, and a share that makes the next one wait.
-        let wanted = (self.least_tables() - 1).max(most / 8);
+        let enough = self.least_tables() - 1;
+        // A share of all, so that the next fault need not reclaim again.
+        let wanted = if gone.zapped.tables < enough { enough.max(most / 8) } else { 0 };
         while done.is_ok() && gone.zapped.tables < wanted && self.tables.load(Ordering::Relaxed) > 1 {
             done = self.zap_at_hand(host, &mut gone);
         }
-        self.settle(all, gone, done)
+        self.settle(self.root().range(), gone, done)
     }
 
     /// Frees the tables below which no page is mapped.

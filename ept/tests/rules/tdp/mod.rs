@@ -1,0 +1,11 @@
+//! The TDP MMU, rule by rule.
+
+mod ages;
+mod arena;
+mod exits;
+mod faults;
+mod host;
+mod levels;
+mod logs;
+mod threads;
+mod zaps;
