@@ -58,7 +58,11 @@ fn d3_without_a_the_rights_are_put_away_and_a_fast_fault_brings_them_back() {
     assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
     assert_eq!(read(&world), step.entry);
     world.tdp.age(range(M2, K4), &world.host).unwrap();
-    assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K }, "both at once");
+    assert_eq!(
+        world.fault(M2, Access::WRITE),
+        FaultOutcome::Fixed { size: PageSize::Size4K },
+        "both at once"
+    );
     assert_eq!(read(&world), step.entry);
     assert_eq!((world.host.asked.load(Relaxed), world.tdp.stats().pf_fast), (asked, 3));
 }

@@ -43,15 +43,19 @@ const SLOT: Memslot =
     Memslot { base: Gpa(M2), bytes: 4 * M2, hva: Hva(G1), readonly: false, log_dirty: false };
 
 fn caching(format: Format) -> World {
-    let mapping =
-        HostMapping { hva: G1, bytes: 4 * M2, hpa: 4 * G1, size: PageSize::Size4K, writable: true };
+    let mapping = HostMapping { hva: G1, bytes: 4 * M2, hpa: 4 * G1, size: PageSize::Size4K, writable: true };
     let mut world = World::with(format, CACHING, SLOT, mapping);
     world.slots.generation = Some(0x7_a5a5);
     world
 }
 
 fn formats() -> [Format; 4] {
-    [ept_format(true, EptCaps::all()), ept_format(false, EptCaps::all()), npt(Levels::Four), npt(Levels::Five)]
+    [
+        ept_format(true, EptCaps::all()),
+        ept_format(false, EptCaps::all()),
+        npt(Levels::Four),
+        npt(Levels::Five),
+    ]
 }
 
 /// The entry that a walk for `gpa` ends at.

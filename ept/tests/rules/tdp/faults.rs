@@ -105,7 +105,14 @@ fn leaves_say_when_hardware_sets_no_flags() {
     let world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
     world.fault(0, Access::WRITE);
     assert_eq!(world.leaf(0).step.entry, 0x0610_0000_4000_0877);
-    assert!(world.tdp.shadow_pages(&world.host).unwrap().iter().all(|page| page.role.ad_disabled && page.role.direct));
+    assert!(
+        world
+            .tdp
+            .shadow_pages(&world.host)
+            .unwrap()
+            .iter()
+            .all(|page| page.role.ad_disabled && page.role.direct)
+    );
 }
 
 /// Rules L1 to L3, with the exact numbers of a slot of 8 MiB.

@@ -88,8 +88,7 @@ fn d1_a_log_by_d_finds_what_was_written_without_faults() {
         }
         assert_eq!((world.tdp.stats().pf_taken, world.dirty().len()), (taken, 0));
         let mut dirty = Vec::new();
-        let harvested =
-            world.tdp.clear_dirty(range(M2, 2 * M2), |gpa| dirty.push(gpa.raw()), &world.host);
+        let harvested = world.tdp.clear_dirty(range(M2, 2 * M2), |gpa| dirty.push(gpa.raw()), &world.host);
         assert_eq!((harvested, dirty), (Ok(flushed(2, 0)), vec![M2, 2 * M2 + 5 * K4]));
         let mut dirty = Vec::new();
         world.tdp.clear_dirty(range(0, G1), |gpa| dirty.push(gpa.raw()), &world.host).unwrap();

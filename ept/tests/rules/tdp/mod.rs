@@ -7,5 +7,6 @@ mod faults;
 mod host;
 mod levels;
 mod logs;
+mod random;
 mod threads;
 mod zaps;

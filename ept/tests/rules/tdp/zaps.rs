@@ -93,8 +93,7 @@ fn k5_a_limit_on_tables_is_kept_and_reclaim_lets_faults_go_on() {
 
 #[test]
 fn reclaim_frees_empty_tables_before_any_page() {
-    let mut world =
-        world_with(PageSize::Size4K, TdpOptions { max_tables: Some(7), ..TdpOptions::default() });
+    let mut world = world_with(PageSize::Size4K, TdpOptions { max_tables: Some(7), ..TdpOptions::default() });
     for gpa in [M2, 2 * M2, 3 * M2, 4 * M2] {
         world.access(gpa, Access::WRITE).unwrap();
     }
