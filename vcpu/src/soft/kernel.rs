@@ -1,7 +1,7 @@
 //! The kernel side of the software machine: slots, host frames and the second-level MMU, tied together as
 //! `struct kvm` ties them.
 
-use ept::mmu::{Memslots, SlotLookup, Tdp};
+use ept::mmu::{Memslots, SlotLookup, Tdp, TdpOptions};
 use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
 use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 use slot_manager::{
@@ -41,7 +41,7 @@ impl SoftKernel {
         let frames = Host::default();
         // The format does not depend on where the root lies; `Tdp` allocates that.
         let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
-        let tdp = Tdp::new(Format::ept(ept), &frames)?;
+        let tdp = Tdp::new(Format::ept(ept), TdpOptions::default(), &frames)?;
         let caps = KernelCaps {
             max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(),
             // No access of its guests is private, and none leaves as a memory fault.
