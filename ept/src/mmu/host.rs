@@ -36,7 +36,8 @@ pub trait HostFrames: PhysMemory {
     /// A frame for a table, all zero; `None` if there is none left.
     fn allocate_table(&self) -> Option<u64>;
 
-    /// Takes back a frame that [`allocate_table`](Self::allocate_table) gave. A walker that runs beside may have read
-    /// a pointer to it just before: it is not given out again before all of them are through.
+    /// Takes back a frame that [`allocate_table`](Self::allocate_table) gave. A fault or a walker that runs beside may
+    /// have read a pointer to it just before: until all of them are through and processors are flushed, its entries
+    /// stay as they are, and it is not given out again (KVM frees tables after an RCU grace period).
     fn free_table(&self, frame: u64);
 }

@@ -65,7 +65,7 @@ impl HostView for SoftVm {
     }
 
     fn frame(&self, hva: Hva) -> Witness<Hpa> {
-        self.kernel().frames.frame_of(hva).into()
+        self.kernel().host.frame_of(hva).into()
     }
 
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
