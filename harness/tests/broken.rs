@@ -42,7 +42,7 @@ fn change_leaf(vm: &SoftVm, gpa: Gpa, change: impl FnOnce(u64) -> u64) {
     let leaf = kernel.leaf(Gva(gpa.0), gpa).expect("the guest touched it");
     let changed = change(leaf.entry);
     assert_ne!(changed, leaf.entry);
-    assert_eq!(kernel.frames.compare_exchange(leaf.entry_address.0, leaf.entry, changed), Ok(true));
+    assert_eq!(kernel.host.compare_exchange(leaf.entry_address.0, leaf.entry, changed), Ok(true));
 }
 
 const PAGE: Gpa = Gpa(0x10_4000);

@@ -25,7 +25,7 @@ pub struct SoftKernel {
     flushes: Flushes,
     vcpus: Vec<VcpuArch>,
     /// Dirty pages are known by D.
-    dirty_bits: bool,
+    pub(super) dirty_bits: bool,
 }
 
 /// A count of requests to flush the processors (`KVM_REQ_TLB_FLUSH`): each makes them before its next access.

@@ -1,9 +1,7 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
 use ept::mmu::{FaultOutcome, HostFault};
-use ept::{
-    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate,
-};
+use ept::{Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate};
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
 use super::kernel::{Slots, SoftKernel};
@@ -90,7 +88,7 @@ impl Mmu<'_> {
         len: usize,
         kind: AccessKind,
     ) -> Result<(Gpa, Hpa), BusFault> {
-        let access = access_of(paging, kind);
+        let access = access_of(kind, paging.user, paging.ac);
         let guest = guest_paging(paging)?;
         for _ in 0..MAX_FAULTS {
             let SoftKernel { host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
@@ -166,13 +164,14 @@ fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, Bu
     Ok([Some((gva, first)), second].into_iter().flatten())
 }
 
-fn access_of(paging: &Paging, kind: AccessKind) -> Access {
+/// An access of that kind.
+pub(super) fn access_of(kind: AccessKind, user: bool, ac: bool) -> Access {
     let does = match kind {
         AccessKind::Read => Rights::READ,
         AccessKind::Write => Rights::WRITE,
         AccessKind::Fetch => Rights::EXEC,
     };
-    Access { does, user: paging.user, ac: paging.ac }
+    Access { does, user, ac }
 }
 
 /// The guest's tables, as its control registers describe them; `None` with paging off.
