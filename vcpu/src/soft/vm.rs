@@ -81,6 +81,13 @@ impl HostView for SoftVm {
     fn violations(&self) -> Option<u64> {
         Some(self.kernel().mmu.stats().pf_taken)
     }
+
+    fn verification(&self) -> Witness<Verification> {
+        match self.verify() {
+            Ok(found) => Witness::Seen(found),
+            Err(error) => Witness::NotShown(error.to_string().into()),
+        }
+    }
 }
 
 /// The way to a [`SoftVm`]'s slots.
