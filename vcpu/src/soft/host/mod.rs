@@ -101,6 +101,11 @@ impl Host {
         }
     }
 
+    /// Where frames of any size are.
+    pub fn span(&self) -> AddrRange<Hpa> {
+        Zones::span()
+    }
+
     /// Makes the pages of a block known: of the size the block was made of.
     pub fn map(&self, block: &Arc<RamBlock>) {
         self.map_pages(block, Pages::Usual);

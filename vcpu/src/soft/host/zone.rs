@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use memory_model::PageSize;
+use memory_model::{AddrRange, Hpa, PageSize};
 
 use super::chunked::Chunked;
 use super::record::Record;
@@ -30,6 +30,12 @@ const _: () = assert!(SCATTER.wrapping_mul(GATHER) == 1);
 pub(super) struct Zones([Zone; 3]);
 
 impl Zones {
+    /// From the first zone to the last.
+    pub(super) fn span() -> AddrRange<Hpa> {
+        let zone = 1 << (ZONE_SHIFT + PageSize::Size4K.shift());
+        AddrRange::new(Hpa(zone), u128::from(3 * zone)).expect("not empty")
+    }
+
     /// Zones of so many frames of 4 KiB, 2 MiB and 1 GiB.
     pub(super) fn new(frames: [u64; 3]) -> Self {
         let sizes = PageSize::ALL.into_iter().zip(frames).zip(1..);
