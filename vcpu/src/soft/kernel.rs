@@ -1,9 +1,9 @@
 //! The kernel side of the software machine: slots, host frames and the second-level MMU, tied together as
 //! `struct kvm` ties them.
 
-use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, SlotLookup, Tdp};
+use ept::mmu::{Memslots, SlotLookup, Tdp};
 use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
-use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 use slot_manager::{
     DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange, SlotError, SlotFault,
     SlotFlags, SlotOp, SlotRecord,
@@ -38,10 +38,10 @@ pub struct SoftKernel {
 impl SoftKernel {
     /// A VM without slots, with an empty 4-level EPT.
     pub(super) fn new() -> Result<Self, VcpuError> {
-        let mut frames = FrameTable::default();
+        let frames = FrameTable::default();
         // The format does not depend on where the root lies; `Tdp` allocates that.
         let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
-        let tdp = Tdp::new(Format::ept(ept), &mut frames)?;
+        let tdp = Tdp::new(Format::ept(ept), &frames)?;
         let caps = KernelCaps {
             max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(),
             // No access of its guests is private, and none leaves as a memory fault.
@@ -107,7 +107,7 @@ impl SoftKernel {
 
 /// The second level, as it hears of slots.
 struct SlotMmu<'a> {
-    frames: &'a mut FrameTable,
+    frames: &'a FrameTable,
     tdp: &'a mut Tdp,
 }
 
@@ -184,15 +184,10 @@ impl Memslots for Slots<'_> {
     }
 }
 
-impl HostFrames for FrameTable {
-    fn host_frame(&mut self, hva: Hva, _write: bool) -> Result<HostFrame, HostFault> {
-        let hpa = self.fault_in(hva).ok_or(HostFault::Unmapped)?;
-        Ok(HostFrame { hpa: hpa.align_down(PageSize::Size4K), size: PageSize::Size4K, writable: true })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use memory_model::Hva;
+
     use super::*;
 
     #[test]

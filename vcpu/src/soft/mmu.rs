@@ -95,6 +95,10 @@ impl Mmu<'_> {
             }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
+            // Only of a shadow.
+            Ok(FaultOutcome::WriteProtected { .. } | FaultOutcome::Guest(_)) => {
+                Err(BusFault::HostMemory { gpa })
+            }
         }
     }
 }
