@@ -128,11 +128,13 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
     let mmu = Mutex::new(Mmu::default());
     let notifier = || Notifier { mmu: &mmu, block: world.range(0, 2 * M2) };
     let pages = [0_u64, 1, 2, 511, 512, 513, 900];
+    let done = AtomicBool::new(false);
     // Each processor has a word in each page, and counts there.
     let processor = |number: u64| {
         let mut counts = [0_u64; 7];
-        for round in 0..6000 {
-            let which = (round * 5 + number) as usize % pages.len();
+        let mut which = number as usize;
+        while !done.load(Ordering::Relaxed) {
+            which = (which + 5) % pages.len();
             let gpa = pages[which] << 12;
             let seq = mmu.lock().unwrap().invalidations.seq();
             let found = match world.host.host_frame(world.hva(gpa), true) {
@@ -156,9 +158,8 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
     };
     thread::scope(|scope| {
         let processor = &processor;
-        let threads: Vec<_> = (0..2).map(|number| scope.spawn(move || processor(number))).collect();
-        let mut round = 0;
-        while threads.iter().any(|thread| !thread.is_finished()) {
+        (0..2).for_each(|number| drop(scope.spawn(move || processor(number))));
+        for round in 0..3000 {
             let (part, all) = (world.range((round % 500) << 12, 0x4_0000), world.range(0, 2 * M2));
             let [one, other] = [round, round / 7].map(|which| world.hva(pages[which as usize % 7] << 12));
             world.host.migrate(part, &mut notifier());
@@ -166,8 +167,8 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
             world.host.collapse(all, &mut notifier());
             world.host.swap_out(part, &mut notifier());
             world.host.migrate(all, &mut notifier());
-            round += 1;
         }
+        done.store(true, Ordering::Relaxed);
     });
     world.settled();
 }
