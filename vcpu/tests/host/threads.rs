@@ -1,9 +1,9 @@
 //! Several processors fault at once, also while the host takes pages away.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Barrier, Mutex};
-use std::thread;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{hint, thread};
 
 use ept::PhysMemory;
 use ept::mmu::{HostFault, HostFrame, HostFrames, Invalidations};
@@ -14,27 +14,35 @@ use crate::world::{M2, World};
 
 const THREADS: u64 = 4;
 
-/// What each of some threads finds that touch the same pages at the same time.
-fn together(world: &World, bytes: u64) -> Vec<Vec<HostFrame>> {
-    let barrier = Barrier::new(THREADS as usize);
-    let touch_all = |_| {
-        barrier.wait();
-        (0..bytes >> 12).map(|page| world.touch(page << 12)).collect()
+/// What each of two threads finds that touch the same pages, each page in the same moment.
+fn together(world: &World, pages: u64) -> [Vec<HostFrame>; 2] {
+    let arrived = AtomicU64::new(0);
+    let touch_all = || {
+        let touch = |page| {
+            arrived.fetch_add(1, Ordering::Relaxed);
+            let mut waited = 0_u32;
+            while arrived.load(Ordering::Relaxed) < 2 * (page + 1) {
+                waited += 1;
+                if waited.is_multiple_of(1000) { thread::yield_now() } else { hint::spin_loop() }
+            }
+            world.touch(page << 12)
+        };
+        (0..pages).map(touch).collect()
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || touch_all(thread))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        [scope.spawn(touch_all), scope.spawn(touch_all)].map(|thread| thread.join().unwrap())
     })
 }
 
 #[test]
 fn threads_that_fault_on_the_same_page_get_one_frame() {
-    for (pages, mappings) in [(Pages::Small, [2048, 0, 0]), (Pages::Thp, [0, 4, 0])] {
+    for round in 0..20 {
+        let (pages, mappings) =
+            if round % 2 == 0 { (Pages::Small, [1024, 0, 0]) } else { (Pages::Thp, [0, 2, 0]) };
         // No frame more than that: who came second took none.
-        let frames = [mappings[0], mappings[1], 0];
-        let world = World::on(Host::with_frames(frames), 4 * M2, pages);
-        let found = together(&world, 4 * M2);
-        assert!(found.iter().all(|other| *other == found[0]));
+        let world = World::on(Host::with_frames(mappings), 2 * M2, pages);
+        let [one, other] = together(&world, 1024);
+        assert!(one == other);
         assert_eq!(world.settled().counts(), Counts { mappings, ..Counts::default() });
     }
 }
@@ -120,11 +128,13 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
     let mmu = Mutex::new(Mmu::default());
     let notifier = || Notifier { mmu: &mmu, block: world.range(0, 2 * M2) };
     let pages = [0_u64, 1, 2, 511, 512, 513, 900];
+    let done = AtomicBool::new(false);
     // Each processor has a word in each page, and counts there.
     let processor = |number: u64| {
         let mut counts = [0_u64; 7];
-        for round in 0..6000 {
-            let which = (round * 5 + number) as usize % pages.len();
+        let mut which = number as usize;
+        while !done.load(Ordering::Relaxed) {
+            which = (which + 5) % pages.len();
             let gpa = pages[which] << 12;
             let seq = mmu.lock().unwrap().invalidations.seq();
             let found = match world.host.host_frame(world.hva(gpa), true) {
@@ -148,9 +158,8 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
     };
     thread::scope(|scope| {
         let processor = &processor;
-        let threads: Vec<_> = (0..2).map(|number| scope.spawn(move || processor(number))).collect();
-        let mut round = 0;
-        while threads.iter().any(|thread| !thread.is_finished()) {
+        (0..2).for_each(|number| drop(scope.spawn(move || processor(number))));
+        for round in 0..3000 {
             let (part, all) = (world.range((round % 500) << 12, 0x4_0000), world.range(0, 2 * M2));
             let [one, other] = [round, round / 7].map(|which| world.hva(pages[which as usize % 7] << 12));
             world.host.migrate(part, &mut notifier());
@@ -158,8 +167,8 @@ fn n3_no_processor_uses_a_frame_that_has_changed_hands() {
             world.host.collapse(all, &mut notifier());
             world.host.swap_out(part, &mut notifier());
             world.host.migrate(all, &mut notifier());
-            round += 1;
         }
+        done.store(true, Ordering::Relaxed);
     });
     world.settled();
 }
