@@ -24,6 +24,11 @@ pub enum HostFault {
     /// The frame is broken (`KVM_PFN_ERR_HWPOISON`: `SIGBUS`).
     #[error("poisoned host page")]
     Poisoned,
+    /// Its frame is shared until it is written (a page merged by KSM), and this is a write. The host can give it a frame
+    /// of its own, but must tell the MMUs of it: it is asked for that when none of them is held, and then the access is
+    /// made again (`do_wp_page` calls the MMU notifiers; KVM faults pages in before it takes `mmu_lock`).
+    #[error("host page is shared until it is written")]
+    CopyOnWrite,
 }
 
 /// The host's memory: its tables, and the frames behind its processes. Processors share it, so that each method may be
