@@ -40,11 +40,13 @@ impl Tdp {
         let outcome = match resolved {
             Ok(_) if !translates => FaultOutcome::Mmio { gpa: fault.gpa },
             Ok(faultin) => self.map_frame(fault, &faultin, slots, host)?,
-            Err(outcome @ FaultOutcome::Mmio { .. }) if translates => match self.map_mmio(fault.gpa, slots, host) {
-                // It would only have been faster.
-                Ok(()) | Err(Error::OutOfTables) => outcome,
-                Err(error) => return Err(error),
-            },
+            Err(outcome @ FaultOutcome::Mmio { .. }) if translates => {
+                match self.map_mmio(fault.gpa, slots, host) {
+                    // It would only have been faster.
+                    Ok(()) | Err(Error::OutOfTables) => outcome,
+                    Err(error) => return Err(error),
+                }
+            }
             Err(outcome) => outcome,
         };
         let count = match outcome {
