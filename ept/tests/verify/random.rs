@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp, TdpOptions};
+use ept::mmu::{
+    FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp, TdpOptions,
+};
 use ept::verify::{DirtyLog, Guest, HostPage, Policy};
 use ept::{
     Access, Attributes, EptCaps, FrameAllocator, Kind, Levels, Mapper, MemoryError, PhysMemory, Rights, Role,

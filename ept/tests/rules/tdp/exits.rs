@@ -1,6 +1,6 @@
 //! Steps 1 and 2: what hardware says, as one error code; and entries for MMIO (rules I1, I2).
 
-use ept::mmu::{FaultOutcome, TdpOptions};
+use ept::mmu::{FaultOutcome, PageFault, TdpOptions};
 use ept::{
     Access, EptCaps, Error, Fault, Flags, Ia32e, Levels, MaxPhyAddr, Misconfiguration, PageFaultCode,
     Qualification, translate,
@@ -102,6 +102,18 @@ fn i2_an_entry_from_before_a_change_of_the_slots_is_looked_up_again() {
         assert_eq!(last(&world, M2 + K4), 0);
         assert_eq!(world.tdp.stats().pf_mmio_spte_created, 2);
     }
+}
+
+#[test]
+fn i2_a_slot_that_came_meanwhile_is_not_taken_for_a_hole() {
+    let mut world = caching(ept_format(true, EptCaps::all()));
+    let fault = PageFault::of_tdp(Gpa(G1), Access::READ);
+    let hole = fault.resolve(world.tdp.invalidations().seq(), &world.slots, &world.host);
+    world.slots.slots[0].base = Gpa(G1);
+    world.slots.generation = Some(0x7_a5a6);
+    let outcome = world.tdp.map(&fault, hole, &world.slots, &world.host);
+    assert_eq!(outcome, Ok(FaultOutcome::Mmio { gpa: Gpa(G1) }), "this access came before the slot");
+    assert_eq!(world.access(G1, Access::READ).unwrap().address, 4 * G1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use ept::mmu::{FaultOutcome, HostFault, Memslot, SpteBits, Stats, Zapped};
+use ept::mmu::{FaultOutcome, HostFault, Memslot, PageFault, SpteBits, Stats, Zapped};
 use ept::{Access, EptCaps, Error, Kind, Levels, Rights};
 use memory_model::{AddrRange, Gpa, Hva, PageSize};
 
@@ -43,7 +43,12 @@ fn k4_an_access_to_a_slot_about_to_go_is_made_again_and_is_no_mmio() {
 fn a_slot_beyond_the_tables_is_mmio() {
     let mut world = world(PageSize::Size4K);
     world.slots.slots[0].base = Gpa(1 << 48);
-    assert_eq!(world.fault(1 << 48, Access::READ), FaultOutcome::Mmio { gpa: Gpa(1 << 48) });
+    let mmio = FaultOutcome::Mmio { gpa: Gpa(1 << 48) };
+    assert_eq!(world.fault(1 << 48, Access::READ), mmio);
+    let fault = PageFault::of_tdp(Gpa(1 << 48), Access::READ);
+    let resolved = fault.resolve(world.tdp.invalidations().seq(), &world.slots, &world.host);
+    assert_eq!(world.tdp.map(&fault, resolved, &world.slots, &world.host), Ok(mmio));
+    assert!(world.leaves().is_empty());
 }
 
 #[test]

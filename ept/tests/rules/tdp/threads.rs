@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Barrier, RwLock};
+use std::sync::{Arc, Barrier, Mutex, RwLock};
 
 use ept::mmu::{FaultOutcome, HostFrame, HostFrames, Memslot, Tdp, TdpOptions};
 use ept::mmu::{HostFault, Memslots, SlotLookup};
@@ -21,13 +21,16 @@ struct Host {
     tables: Arena,
     /// By 2 MiB: the frame's number, and whether it is huge.
     chunks: Vec<AtomicU64>,
+    /// Who is about to exchange this entry waits twice: others do something in between.
+    pause: Mutex<Option<(u64, Arc<Barrier>)>>,
 }
 
 impl Host {
     fn new() -> Self {
         let mut tables = Arena::new();
         tables.grace = true;
-        Self { tables, chunks: (0..4).map(|chunk| AtomicU64::new((chunk + 8) << 1)).collect() }
+        let chunks = (0..4).map(|chunk| AtomicU64::new((chunk + 8) << 1)).collect();
+        Self { tables, chunks, pause: Mutex::new(None) }
     }
 
     fn frame(&self, page: u64) -> HostFrame {
@@ -42,6 +45,11 @@ impl PhysMemory for Host {
         self.tables.read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        let pause = self.pause.lock().unwrap().take_if(|(at, _)| *at == address);
+        if let Some((_, barrier)) = pause {
+            barrier.wait();
+            barrier.wait();
+        }
         self.tables.compare_exchange(address, current, new)
     }
 }
@@ -61,7 +69,7 @@ impl HostFrames for Host {
 #[derive(Default)]
 struct Slots {
     logs: bool,
-    dirty: std::sync::Mutex<BTreeSet<u64>>,
+    dirty: Mutex<BTreeSet<u64>>,
 }
 
 const SLOT: Memslot =
@@ -181,6 +189,30 @@ fn a_table_that_a_huge_page_replaces_takes_nothing_any_more() {
         check(&tdp, &host);
         check_freed(&host);
     }
+}
+
+/// The same, in the one order that matters: between a processor's look at an entry and its exchange, the table goes.
+#[test]
+fn a_leaf_on_its_way_into_a_table_that_goes_is_refused() {
+    let host = Host::new();
+    let tdp = Tdp::new(ept_format(true, EptCaps::all()), options(), &host).unwrap();
+    let slots = Slots::default();
+    let fault = |page| tdp.fault(Gpa(M2 + page * K4), Access::WRITE, &slots, &host).unwrap();
+    fault(0);
+    let table = tdp.leaves(&host).next().unwrap().step.table;
+    let barrier = Arc::new(Barrier::new(2));
+    *host.pause.lock().unwrap() = Some((table + 5 * 8, barrier.clone()));
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| fault(5));
+        barrier.wait();
+        host.chunks[0].fetch_or(1, Relaxed);
+        assert_eq!(fault(7), FaultOutcome::Fixed { size: PageSize::Size2M });
+        barrier.wait();
+        assert_eq!(late.join().unwrap(), FaultOutcome::Retry);
+    });
+    check(&tdp, &host);
+    check_freed(&host);
+    assert_eq!((tdp.stats().pages_4k, tdp.stats().pages_2m), (0, 1));
 }
 
 /// Writes, fetches and ageing race with splits of huge pages under a log.

@@ -110,6 +110,21 @@ fn reclaim_frees_empty_tables_before_any_page() {
 }
 
 #[test]
+fn reclaim_takes_each_in_its_turn() {
+    let mut world = world_with(PageSize::Size4K, TdpOptions { max_tables: Some(9), ..TdpOptions::default() });
+    world.slots.slots[0].bytes = G1;
+    world.host.mapped[0].bytes = G1;
+    let there = |world: &World| world.leaves().iter().map(|leaf| leaf.address / M2).collect::<Vec<_>>();
+    (1..7).for_each(|number| _ = world.access(number * M2, Access::WRITE).unwrap());
+    assert_eq!(world.tdp.reclaim(&world.host).unwrap().leaves, 3);
+    assert_eq!(there(&world), [4, 5, 6]);
+    (1..4).for_each(|number| _ = world.access(number * M2, Access::WRITE).unwrap());
+    assert_eq!(world.tdp.reclaim(&world.host).unwrap().leaves, 3);
+    assert_eq!(there(&world), [1, 2, 3]);
+    assert_eq!(world.sizes(), [3, 0, 0]);
+}
+
+#[test]
 fn reclaim_works_for_huge_pages_and_five_levels() {
     let World { mut host, mut slots, .. } = world(PageSize::Size2M);
     slots.slots[0].bytes = 1 << 41;
