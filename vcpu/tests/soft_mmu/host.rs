@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use memory_model::{AddrRange, Gpa, PageSize, Pages};
+use memory_model::{AddrRange, Gpa, PageSize, Pages, RegionTree};
 use vcpu::soft::host::{Host, MmuNotifier, Protection};
 use vcpu::{Budget, Entry, Exit, Limit, Vm};
 
@@ -171,6 +171,29 @@ fn d3_a_page_is_young_when_it_was_accessed_since_it_was_last_asked_about() {
         assert!(machine.vm.kernel().test_age(page).unwrap(), "{options:?}: processors were not flushed");
         assert!(machine.vm.kernel().age(page).unwrap(), "{options:?}");
         assert!(!machine.vm.kernel().age(page).unwrap(), "{options:?}");
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn z4_a_page_that_the_guest_sees_twice_goes_at_both_addresses() {
+    for options in columns() {
+        let mut machine = Machine::new(&options);
+        // The page after the guest's memory is the first of its data again.
+        let again = BYTES;
+        let alias = |tree: &mut RegionTree| {
+            let alias = tree.alias("again", machine.ram, DATA, PAGE.into())?;
+            tree.add(tree.root(), again, alias)
+        };
+        machine.space.update(alias).unwrap();
+        let entry = machine.pte(DATA + PAGE);
+        machine.writes(entry, again | 0x67);
+        machine.writes(DATA, 7);
+        assert_eq!(machine.reads(DATA + PAGE), 7, "{options:?}");
+        let pages = machine.pages(DATA, 1);
+        machine.vm.kernel().host_event(|host, notifier| assert_eq!(host.migrate(pages, notifier), 1));
+        machine.assert_clean();
+        assert_eq!((machine.reads(DATA), machine.reads(DATA + PAGE)), (7, 7), "{options:?}");
         machine.assert_clean();
     }
 }
