@@ -162,7 +162,7 @@ fn kernel_tables(setting: &Setting) -> impl Iterator<Item = (u64, u64)> + use<> 
 fn data(seed: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
     let mut dice = Dice::new(!seed);
     let rom = SLOTS[2];
-    let mut page = move |offset: u64| {
+    let page = move |offset: u64| {
         let code = offset == STUBS || (rom.offset..rom.offset + rom.bytes).contains(&offset);
         let word = |_| if code { stub(dice.roll()) } else { dice.roll().to_le_bytes() };
         (offset, (0..PAGE / 8).flat_map(word).collect())
