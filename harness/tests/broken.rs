@@ -5,7 +5,7 @@ mod support;
 use ept::PhysMemory;
 use guest_tests::Image;
 use harness::{Ending, LinkKind, Machine, Mmu, Outcome, Report, Verdict, judge};
-use memory_model::{AddrRange, Gpa, Hva};
+use memory_model::{AddrRange, Gpa, Gva, Hva};
 use slot_manager::{DirtyLog, DirtyMethod, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
 use vcpu::soft::SoftVm;
@@ -36,10 +36,10 @@ fn wrong(report: &Report) -> (Vec<LinkKind>, String) {
     (links, report.reasons.first().cloned().unwrap_or_default())
 }
 
-/// Replaces the second-level leaf of `gpa` by what `change` makes of it.
+/// Replaces the second-level leaf of `gpa`, which the guest maps one to one, by what `change` makes of it.
 fn change_leaf(vm: &SoftVm, gpa: Gpa, change: impl FnOnce(u64) -> u64) {
     let kernel = vm.kernel();
-    let leaf = kernel.leaf(gpa).expect("the guest touched it");
+    let leaf = kernel.leaf(Gva(gpa.0), gpa).expect("the guest touched it");
     let changed = change(leaf.entry);
     assert_ne!(changed, leaf.entry);
     assert_eq!(kernel.frames.compare_exchange(leaf.entry_address.0, leaf.entry, changed), Ok(true));
@@ -56,8 +56,8 @@ fn nothing_broken_passes() {
 #[test]
 fn a_wrong_frame_fails_at_the_second_level() {
     let report = judged("first_touch", |vm, _| {
-        let other = vm.kernel().leaf(Gpa(0x10_5000)).unwrap().hpa;
-        let own = vm.kernel().leaf(PAGE).unwrap().hpa;
+        let other = vm.kernel().leaf(Gva(0x10_5000), Gpa(0x10_5000)).unwrap().hpa;
+        let own = vm.kernel().leaf(Gva(PAGE.0), PAGE).unwrap().hpa;
         change_leaf(vm, PAGE, |leaf| leaf ^ own.0 ^ other.0);
     });
     let (links, first) = wrong(&report);

@@ -8,19 +8,26 @@
 //! stands in for KVM's `mmu_lock` and its `mmu_invalidate_seq` (rule N3: a frame that was looked up before an
 //! invalidation is never installed after it).
 
+mod host;
+mod level;
+mod notifier;
+mod page_fault;
 mod shadow_page;
 mod spte;
+mod stats;
 mod tables;
 mod tdp;
 mod zap;
 
-use memory_model::{Gpa, Hpa, Hva, PageSize};
+use memory_model::{Gpa, Hva, PageSize};
 
-use crate::phys::{FrameAllocator, PhysMemory};
-
+pub use host::{HostFault, HostFrame, HostFrames};
+pub use notifier::{InvalidateSeq, Invalidations};
+pub use page_fault::{FaultOutcome, Faultin, PageFault};
 pub use shadow_page::{PageRole, ShadowPage};
 pub use spte::SpteBits;
-pub use tdp::{FaultOutcome, Stats, Tdp};
+pub use stats::Stats;
+pub use tdp::Tdp;
 pub use zap::Zapped;
 
 /// A slot: guest-physical memory that lies at one stretch of this process (`kvm_memory_slot`).
@@ -77,33 +84,4 @@ pub trait Memslots {
 
     /// A page of a slot that logs dirty pages was made writable for a write (`mark_page_dirty_in_slot`).
     fn mark_page_dirty(&self, gpa: Gpa);
-}
-
-/// What the host has behind an HVA.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HostFrame {
-    /// The host-physical address of the 4 KiB page of the HVA.
-    pub hpa: Hpa,
-    /// Size of the host's own mapping of it.
-    pub size: PageSize,
-    /// Whether the host may write there.
-    pub writable: bool,
-}
-
-/// Why the host has no frame for an HVA.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum HostFault {
-    /// Nothing is mapped there, or not with these rights (`KVM_PFN_ERR_FAULT`: `KVM_RUN` returns `EFAULT`).
-    #[error("no accessible host page")]
-    Unmapped,
-    /// The frame is broken (`KVM_PFN_ERR_HWPOISON`: `SIGBUS`).
-    #[error("poisoned host page")]
-    Poisoned,
-}
-
-/// The host's memory: its tables, and the frames behind its processes.
-pub trait HostFrames: PhysMemory + FrameAllocator {
-    /// The frame behind `hva`, faulted in if need be (`hva_to_pfn`, `handle_mm_fault`). For a read, `writable` says
-    /// whether a write would do without another fault; for a write it is set.
-    fn host_frame(&mut self, hva: Hva, write: bool) -> Result<HostFrame, HostFault>;
 }

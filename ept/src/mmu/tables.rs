@@ -20,7 +20,7 @@ impl Tdp {
         level: u8,
         gpa: Gpa,
         parent: Option<Hpa>,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<u64, Error> {
         let table = frames.allocate_table().ok_or(Error::OutOfTables)?;
         if let Err(refused) = self.maker.table(table) {
@@ -39,7 +39,7 @@ impl Tdp {
         page: &ShadowPage,
         index: u16,
         old: u64,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<Option<u64>, Error> {
         let child = self.allocate(page.role.level - 1, page.gpa_of(index), Some(page.table), frames)?;
         self.hang(page, index, old, child, frames)
@@ -52,7 +52,7 @@ impl Tdp {
         page: &ShadowPage,
         index: u16,
         old: u64,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<Option<u64>, Error> {
         let level = page.role.level;
         let table = self.allocate(level - 1, page.gpa_of(index), Some(page.table), frames)?;
@@ -74,7 +74,7 @@ impl Tdp {
         index: u16,
         old: u64,
         child: u64,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<Option<u64>, Error> {
         let spte = self.maker.table(child)?;
         match self.set_spte(page, index, old, spte, frames) {
@@ -93,7 +93,7 @@ impl Tdp {
         index: u16,
         old: u64,
         new: u64,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<bool, Error> {
         if !frames.compare_exchange(page.entry_address(index), old, new)? {
             return Ok(false);
@@ -113,7 +113,7 @@ impl Tdp {
     }
 
     /// Frees a table that is no longer linked, and all below it.
-    pub(super) fn free_tree(&mut self, table: u64, frames: &mut impl HostFrames) -> Result<(), Error> {
+    pub(super) fn free_tree(&mut self, table: u64, frames: &impl HostFrames) -> Result<(), Error> {
         let page = self.page(table);
         for index in 0..512 {
             match self.maker.target(page.role.level, frames.read_entry(page.entry_address(index))?) {
@@ -128,7 +128,7 @@ impl Tdp {
     }
 
     /// Gives all tables back. The root is gone then, and with it the MMU.
-    pub fn free(mut self, frames: &mut impl HostFrames) -> Result<(), Error> {
+    pub fn free(mut self, frames: &impl HostFrames) -> Result<(), Error> {
         self.free_tree(self.paging.root, frames)
     }
 }

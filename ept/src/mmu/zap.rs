@@ -21,7 +21,7 @@ pub struct Zapped {
 impl Tdp {
     /// Takes away every leaf that shares an address with `range` (a large one as a whole), and frees the tables that
     /// become empty: for a slot that is deleted or moved (rule Z3), and for a host invalidation (rule N1).
-    pub fn zap(&mut self, range: AddrRange<Gpa>, frames: &mut impl HostFrames) -> Result<Zapped, Error> {
+    pub fn zap(&mut self, range: AddrRange<Gpa>, frames: &impl HostFrames) -> Result<Zapped, Error> {
         self.change(range, frames, &|_, _, _| 0)
     }
 
@@ -30,15 +30,31 @@ impl Tdp {
     pub fn write_protect(
         &mut self,
         range: AddrRange<Gpa>,
-        frames: &mut impl HostFrames,
+        frames: &impl HostFrames,
     ) -> Result<Zapped, Error> {
         self.change(range, frames, &|tdp, level, spte| tdp.maker.write_protected(level, spte))
+    }
+
+    /// The start of an invalidation by the host: nothing of `range` is installed until its end, and what is mapped goes
+    /// (rule N1).
+    pub fn invalidate_begin(
+        &mut self,
+        range: AddrRange<Gpa>,
+        frames: &impl HostFrames,
+    ) -> Result<Zapped, Error> {
+        self.invalidations.begin(range);
+        self.zap(range, frames)
+    }
+
+    /// Its end.
+    pub fn invalidate_end(&mut self) {
+        self.invalidations.end();
     }
 
     fn change<F: HostFrames>(
         &mut self,
         range: AddrRange<Gpa>,
-        frames: &mut F,
+        frames: &F,
         new: &impl Fn(&Self, u8, u64) -> u64,
     ) -> Result<Zapped, Error> {
         let mut zapped = Zapped::default();
@@ -51,7 +67,7 @@ impl Tdp {
         &mut self,
         page: ShadowPage,
         range: AddrRange<Gpa>,
-        frames: &mut F,
+        frames: &F,
         new: &impl Fn(&Self, u8, u64) -> u64,
         zapped: &mut Zapped,
     ) -> Result<(), Error> {
@@ -81,7 +97,7 @@ impl Tdp {
         &mut self,
         page: &ShadowPage,
         index: u16,
-        frames: &mut F,
+        frames: &F,
         new: &impl Fn(&Self, u8, u64) -> u64,
     ) -> Result<u64, Error> {
         loop {
@@ -99,7 +115,7 @@ impl Tdp {
         page: &ShadowPage,
         index: u16,
         child: u64,
-        frames: &mut F,
+        frames: &F,
     ) -> Result<(), Error> {
         while let old = frames.read_entry(page.entry_address(index))?
             && !self.set_spte(page, index, old, 0, frames)?

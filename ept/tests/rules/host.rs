@@ -19,8 +19,8 @@ pub const WIDTH: MaxPhyAddr = MaxPhyAddr::new(46).unwrap();
 
 /// A host with stretches of mappings, each of one page size.
 pub struct Host {
-    pub memory: SparseMemory,
-    pub tables_left: usize,
+    pub memory: RefCell<SparseMemory>,
+    pub tables_left: Cell<usize>,
     pub mapped: Vec<HostMapping>,
     /// Gives read-only frames even for writes, against the contract.
     pub lenient: bool,
@@ -39,30 +39,20 @@ pub struct HostMapping {
 
 impl PhysMemory for Host {
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
-        self.memory.read_entry(address)
+        self.memory.borrow().read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
         if let Some((_, bits)) = self.marks.get().filter(|&(at, _)| at == address) {
             self.marks.set(None);
-            self.memory.write_entry(address, self.memory.read_entry(address)? | bits)?;
+            let memory = self.memory.borrow();
+            memory.write_entry(address, memory.read_entry(address)? | bits)?;
         }
-        self.memory.compare_exchange(address, current, new)
-    }
-}
-
-impl FrameAllocator for Host {
-    fn allocate_table(&mut self) -> Option<u64> {
-        self.tables_left = self.tables_left.checked_sub(1)?;
-        self.memory.allocate_table()
-    }
-    fn free_table(&mut self, frame: u64) {
-        self.tables_left += 1;
-        self.memory.free_table(frame);
+        self.memory.borrow().compare_exchange(address, current, new)
     }
 }
 
 impl HostFrames for Host {
-    fn host_frame(&mut self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
+    fn host_frame(&self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
         let inside = |mapping: &&HostMapping| (mapping.hva..mapping.hva + mapping.bytes).contains(&hva.raw());
         let found = self.mapped.iter().find(inside).ok_or(HostFault::Unmapped)?;
         if write && !found.writable && !self.lenient {
@@ -70,6 +60,16 @@ impl HostFrames for Host {
         }
         let hpa = Hpa(found.hpa + (hva.raw() - found.hva)).align_down(PageSize::Size4K);
         Ok(HostFrame { hpa, size: found.size, writable: found.writable })
+    }
+
+    fn allocate_table(&self) -> Option<u64> {
+        self.tables_left.set(self.tables_left.get().checked_sub(1)?);
+        self.memory.borrow_mut().allocate_table()
+    }
+
+    fn free_table(&self, frame: u64) {
+        self.tables_left.set(self.tables_left.get() + 1);
+        self.memory.borrow_mut().free_table(frame);
     }
 }
 
@@ -117,19 +117,19 @@ pub fn world(size: PageSize) -> World {
 impl World {
     pub fn new(format: Format, slot: Memslot, mapping: HostMapping) -> Self {
         let memory = SparseMemory::allocating_from(0x10_0000);
-        let mut host = Host {
-            memory,
-            tables_left: 10_000,
+        let host = Host {
+            memory: RefCell::new(memory),
+            tables_left: Cell::new(10_000),
             mapped: vec![mapping],
             lenient: false,
             marks: Cell::default(),
         };
-        let tdp = Tdp::new(format, &mut host).unwrap();
+        let tdp = Tdp::new(format, &host).unwrap();
         Self { host, slots: Slots { slots: vec![slot], ..Slots::default() }, tdp }
     }
 
     pub fn fault(&mut self, gpa: u64, access: Access) -> FaultOutcome {
-        self.tdp.fault(Gpa(gpa), access, &self.slots, &mut self.host).unwrap()
+        self.tdp.fault(Gpa(gpa), access, &self.slots, &self.host).unwrap()
     }
 
     /// Writes to each page of the first slot, faulting where a processor would.
@@ -151,7 +151,7 @@ impl World {
     }
 
     pub fn zap(&mut self, first: u64, bytes: u64) -> Zapped {
-        self.tdp.zap(AddrRange::new(Gpa(first), bytes.into()).unwrap(), &mut self.host).unwrap()
+        self.tdp.zap(AddrRange::new(Gpa(first), bytes.into()).unwrap(), &self.host).unwrap()
     }
 
     /// Leaves of 4K, 2M and 1G, by the counters, after checking everything that must hold at rest.
@@ -161,7 +161,11 @@ impl World {
         let listed =
             PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
         assert_eq!(counted, listed, "counters and tables");
-        assert_eq!(self.host.memory.frame_count(), self.tdp.shadow_pages().count(), "frames and ShadowPages");
+        assert_eq!(
+            self.host.memory.borrow().frame_count(),
+            self.tdp.shadow_pages().count(),
+            "frames and ShadowPages"
+        );
         let bits = SpteBits::of(self.tdp.paging().format.kind());
         for leaf in self.leaves() {
             let SlotLookup::Slot(slot) = self.slots.slot(Gpa(leaf.address)) else {

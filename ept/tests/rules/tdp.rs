@@ -164,11 +164,11 @@ fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
     assert_eq!(world.sizes(), [0, 4, 0]);
     world.slots.slots[0].log_dirty = true;
     let range = AddrRange::new(Gpa(M2), u128::from(4 * M2)).unwrap();
-    assert_eq!(world.tdp.write_protect(range, &mut world.host), Ok(Zapped { leaves: 4, tables: 0 }));
+    assert_eq!(world.tdp.write_protect(range, &world.host), Ok(Zapped { leaves: 4, tables: 0 }));
     let bits = SpteBits::of(Kind::Ept);
     let entry = world.leaf(M2).step.entry;
     assert_eq!(entry & (2 | bits.mmu_writable), bits.mmu_writable, "rule D4: 110");
-    assert_eq!(world.tdp.write_protect(range, &mut world.host), Ok(Zapped::default()));
+    assert_eq!(world.tdp.write_protect(range, &world.host), Ok(Zapped::default()));
 
     let written = M2 + 7 * K4;
     assert_eq!(world.fault(written, Access::READ), FaultOutcome::Spurious, "reads go on as they were");
@@ -189,7 +189,7 @@ fn a_gigantic_page_is_split_twice() {
         assert_eq!(world.sizes(), [0, 0, 1]);
         world.slots.slots[0].log_dirty = true;
         let range = AddrRange::new(Gpa(G1), 1).unwrap();
-        world.tdp.write_protect(range, &mut world.host).unwrap();
+        world.tdp.write_protect(range, &world.host).unwrap();
         assert_eq!(world.fault(G1 + 3 * M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
         assert_eq!(world.sizes(), [512, 511, 0]);
     }
@@ -239,9 +239,9 @@ fn z3_a_zap_takes_its_range_and_no_more() {
     assert_eq!(world.zap(2 * M2, M2), Zapped { leaves: 512, tables: 1 });
     assert_eq!(world.sizes(), [1534, 0, 0]);
     let all = AddrRange::inclusive(Gpa(0), Gpa(u64::MAX)).unwrap();
-    let zapped = world.tdp.zap(all, &mut world.host).unwrap();
+    let zapped = world.tdp.zap(all, &world.host).unwrap();
     assert_eq!(zapped, Zapped { leaves: 1534, tables: 5 });
-    assert_eq!((world.sizes(), world.host.memory.frame_count()), ([0; 3], 1));
+    assert_eq!((world.sizes(), world.host.memory.borrow().frame_count()), ([0; 3], 1));
 }
 
 #[test]
@@ -256,9 +256,9 @@ fn a_zap_inside_a_huge_page_takes_all_of_it() {
 fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
     let mut world = world(PageSize::Size4K);
     for left in 0..3 {
-        world.host.tables_left = left;
+        world.host.tables_left.set(left);
         let slots = &world.slots;
-        let refused = world.tdp.fault(Gpa(M2), Access::WRITE, slots, &mut world.host);
+        let refused = world.tdp.fault(Gpa(M2), Access::WRITE, slots, &world.host);
         assert_eq!(refused, Err(Error::OutOfTables));
         assert!(world.leaves().is_empty());
         world.zap(0, G1);
@@ -268,22 +268,22 @@ fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
 #[test]
 fn a_table_beyond_maxphyaddr_is_refused_and_given_back() {
     let mut world = world(PageSize::Size4K);
-    let (first, count) = (1 << WIDTH.bits(), world.host.memory.frame_count());
+    let (first, count) = (1 << WIDTH.bits(), world.host.memory.borrow().frame_count());
     let root = world.tdp.paging().root;
     let mut memory = SparseMemory::allocating_from(first);
     memory.add_frame(root);
-    world.host.memory = memory;
-    let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &mut world.host);
+    *world.host.memory.borrow_mut() = memory;
+    let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &world.host);
     assert_eq!(refused, Err(Error::OutputRange { address: first, bits: 46 }));
-    assert_eq!((world.host.memory.frame_count(), world.tdp.shadow_pages().count()), (count, 1));
+    assert_eq!((world.host.memory.borrow().frame_count(), world.tdp.shadow_pages().count()), (count, 1));
 }
 
 #[test]
 fn free_gives_every_table_back() {
     let mut world = world(PageSize::Size4K);
     world.touch_all();
-    world.tdp.free(&mut world.host).unwrap();
-    assert_eq!(world.host.memory.frame_count(), 0);
+    world.tdp.free(&world.host).unwrap();
+    assert_eq!(world.host.memory.borrow().frame_count(), 0);
 }
 
 /// A processor sets A in a huge leaf at the very moment it is to be split, or zapped.
@@ -293,10 +293,10 @@ fn a_flag_set_by_hardware_meanwhile_is_not_lost_nor_fatal() {
     world.fault(M2, Access::WRITE);
     world.slots.slots[0].log_dirty = true;
     let range = AddrRange::new(Gpa(M2), u128::from(M2)).unwrap();
-    world.tdp.write_protect(range, &mut world.host).unwrap();
+    world.tdp.write_protect(range, &world.host).unwrap();
     let leaf = world.leaf(M2).step;
     let address = leaf.entry_address();
-    world.host.memory.write_entry(address, leaf.entry & !(1 << 8)).unwrap();
+    world.host.memory.borrow().write_entry(address, leaf.entry & !(1 << 8)).unwrap();
     world.host.marks.set(Some((address, 1 << 8)));
     assert_eq!(world.fault(M2 + K4, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
     assert_eq!(world.sizes(), [512, 0, 0]);
@@ -304,7 +304,7 @@ fn a_flag_set_by_hardware_meanwhile_is_not_lost_nor_fatal() {
 
     let leaf = world.leaf(M2).step;
     let address = leaf.entry_address();
-    world.host.memory.write_entry(address, leaf.entry & !(1 << 9)).unwrap();
+    world.host.memory.borrow().write_entry(address, leaf.entry & !(1 << 9)).unwrap();
     world.host.marks.set(Some((address, 1 << 9)));
     assert_eq!(world.zap(M2, K4), Zapped { leaves: 1, tables: 0 });
     assert_eq!(world.sizes(), [511, 0, 0]);

@@ -206,34 +206,31 @@ fn kinds() -> impl Strategy<Value = Kind> {
 
 /// A host for the MMU: the same pages as the verifier's.
 struct Frames {
-    memory: SparseMemory,
+    memory: RefCell<SparseMemory>,
     host: Host,
     size: PageSize,
 }
 
 impl PhysMemory for Frames {
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
-        self.memory.read_entry(address)
+        self.memory.borrow().read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
-        self.memory.compare_exchange(address, current, new)
-    }
-}
-
-impl FrameAllocator for Frames {
-    fn allocate_table(&mut self) -> Option<u64> {
-        self.memory.allocate_table()
-    }
-    fn free_table(&mut self, frame: u64) {
-        self.memory.free_table(frame);
+        self.memory.borrow().compare_exchange(address, current, new)
     }
 }
 
 impl HostFrames for Frames {
-    fn host_frame(&mut self, hva: Hva, _: bool) -> Result<HostFrame, HostFault> {
+    fn host_frame(&self, hva: Hva, _: bool) -> Result<HostFrame, HostFault> {
         let page = self.host.get(hva.align_down(PageSize::Size4K).raw());
         let hpa = page.hpa().ok_or(HostFault::Unmapped)?;
         Ok(HostFrame { hpa, size: self.size, writable: !page.is_read_only() })
+    }
+    fn allocate_table(&self) -> Option<u64> {
+        self.memory.borrow_mut().allocate_table()
+    }
+    fn free_table(&self, frame: u64) {
+        self.memory.borrow_mut().free_table(frame);
     }
 }
 
@@ -280,13 +277,13 @@ fn tdp(is_ept: bool, flags: bool, seed: u64) {
     });
     let size = if rows { PageSize::Size2M } else { PageSize::Size4K };
     let memory = SparseMemory::allocating_from(TABLES);
-    let mut frames = Frames { memory, host: world.host.clone(), size };
-    let mut tdp = Tdp::new(format, &mut frames).unwrap();
+    let frames = Frames { memory: RefCell::new(memory), host: world.host.clone(), size };
+    let mut tdp = Tdp::new(format, &frames).unwrap();
     for _ in 0..dice.below(400) {
         let slot = dice.pick(&logged.slots);
         let gpa = slot.base.raw() + dice.below(slot.bytes / K4) * K4;
         let access = dice.pick(&[Access::READ, Access::WRITE, Access::FETCH]);
-        let outcome = tdp.fault(Gpa(gpa), access, &logged, &mut frames).unwrap();
+        let outcome = tdp.fault(Gpa(gpa), access, &logged, &frames).unwrap();
         assert!(!matches!(outcome, FaultOutcome::Mmio { .. }), "{outcome:?}");
     }
     let dirty = logged.dirty.borrow();
@@ -304,6 +301,6 @@ fn tdp(is_ept: bool, flags: bool, seed: u64) {
         tables: Some(&tables),
         ..world.guest()
     };
-    let report = verify(&frames.memory, &[guest]);
+    let report = verify(&frames.memory.borrow(), &[guest]);
     assert!(report.is_clean(), "{report}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
-use memory_model::{Gpa, Hpa, Hva};
+use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 
 use super::coalesced::CoalescedWrites;
@@ -66,7 +66,7 @@ impl HostView for KvmVm {
         pagemap::frame(hva)
     }
 
-    fn leaf(&self, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
+    fn leaf(&self, _gva: Gva, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
         Witness::NotShown("KVM has no call that reads its page tables".into())
     }
 

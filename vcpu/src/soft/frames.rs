@@ -4,11 +4,13 @@
 //! reach the same memory; a table's frame has bytes of its own. Frames are handed out scattered, so that no
 //! address can be right by accident.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ept::{FrameAllocator, MemoryError, PhysMemory};
+use ept::mmu::{HostFault, HostFrame, HostFrames};
+use ept::{MemoryError, PhysMemory};
 use memory_model::{Hpa, Hva, PageSize, RamBlock};
 
 const FRAME: u64 = PageSize::Size4K.bytes();
@@ -32,6 +34,11 @@ enum Owner {
 /// The frame table of the simulated host (Linux's `struct page` array and `struct mm` in one).
 #[derive(Default)]
 pub struct FrameTable {
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
     /// What this process has mapped: Linux's VMAs.
     blocks: Vec<Arc<RamBlock>>,
     owners: HashMap<u64, Owner>,
@@ -42,20 +49,45 @@ pub struct FrameTable {
 
 impl FrameTable {
     /// Makes the pages of a block known; frames come when they are first touched.
-    pub fn map(&mut self, block: &Arc<RamBlock>) {
-        if !self.blocks.iter().any(|known| Arc::ptr_eq(known, block)) {
-            self.blocks.push(block.clone());
+    pub fn map(&self, block: &Arc<RamBlock>) {
+        let blocks = &mut self.state.borrow_mut().blocks;
+        if !blocks.iter().any(|known| Arc::ptr_eq(known, block)) {
+            blocks.push(block.clone());
         }
     }
 
     /// The frame behind the page that holds `hva`, with the offset inside the page, if it has one already.
     pub fn frame_of(&self, hva: Hva) -> Option<Hpa> {
-        self.pages.get(&hva.page_number())?.checked_add(hva.page_offset(PageSize::Size4K))
+        self.state.borrow().frame_of(hva)
     }
 
     /// The same, with a new frame if the page has none (Linux's `handle_mm_fault`). `None` where this process
     /// has mapped nothing, or no frame is left.
-    pub fn fault_in(&mut self, hva: Hva) -> Option<Hpa> {
+    pub fn fault_in(&self, hva: Hva) -> Option<Hpa> {
+        self.state.borrow_mut().fault_in(hva)
+    }
+
+    /// Reads guest memory. All bytes lie in one frame.
+    pub fn read(&self, hpa: Hpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let state = self.state.borrow();
+        let (block, offset) = state.page(hpa)?;
+        block.read(offset, buf).map_err(|_| MemoryError::Absent { address: hpa.0 })
+    }
+
+    /// Writes guest memory. All bytes lie in one frame.
+    pub fn write(&self, hpa: Hpa, data: &[u8]) -> Result<(), MemoryError> {
+        let state = self.state.borrow();
+        let (block, offset) = state.page(hpa)?;
+        block.write(offset, data).map_err(|_| MemoryError::Absent { address: hpa.0 })
+    }
+}
+
+impl State {
+    fn frame_of(&self, hva: Hva) -> Option<Hpa> {
+        self.pages.get(&hva.page_number())?.checked_add(hva.page_offset(PageSize::Size4K))
+    }
+
+    fn fault_in(&mut self, hva: Hva) -> Option<Hpa> {
         if let Some(hpa) = self.frame_of(hva) {
             return Some(hpa);
         }
@@ -67,18 +99,6 @@ impl FrameTable {
         let frame = self.hand_out(owner)?;
         self.pages.insert(page.page_number(), Hpa(frame * FRAME));
         self.frame_of(hva)
-    }
-
-    /// Reads guest memory. All bytes lie in one frame.
-    pub fn read(&self, hpa: Hpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let (block, offset) = self.page(hpa)?;
-        block.read(offset, buf).map_err(|_| MemoryError::Absent { address: hpa.0 })
-    }
-
-    /// Writes guest memory. All bytes lie in one frame.
-    pub fn write(&self, hpa: Hpa, data: &[u8]) -> Result<(), MemoryError> {
-        let (block, offset) = self.page(hpa)?;
-        block.write(offset, data).map_err(|_| MemoryError::Absent { address: hpa.0 })
     }
 
     /// The page of guest memory at `hpa`. A table is not guest memory: a mapping that leads the guest to one is
@@ -107,7 +127,7 @@ impl FrameTable {
 impl PhysMemory for FrameTable {
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
         let absent = MemoryError::Absent { address };
-        match self.owners.get(&(address / FRAME)).ok_or(absent)? {
+        match self.state.borrow().owners.get(&(address / FRAME)).ok_or(absent)? {
             Owner::Page { block, offset } => block.load_u64(offset + address % FRAME).map_err(|_| absent),
             Owner::Table(entries) => Ok(entries[(address % FRAME / 8) as usize].load(Ordering::Acquire)),
         }
@@ -115,7 +135,7 @@ impl PhysMemory for FrameTable {
 
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
         let absent = MemoryError::Absent { address };
-        match self.owners.get(&(address / FRAME)).ok_or(absent)? {
+        match self.state.borrow().owners.get(&(address / FRAME)).ok_or(absent)? {
             Owner::Page { block, offset } => {
                 let found = block.compare_exchange_u64(offset + address % FRAME, current, new);
                 found.map(|found| found == current).map_err(|_| absent)
@@ -128,17 +148,23 @@ impl PhysMemory for FrameTable {
     }
 }
 
-impl FrameAllocator for FrameTable {
-    fn allocate_table(&mut self) -> Option<u64> {
-        let entries = Box::new([const { AtomicU64::new(0) }; ENTRIES]);
-        Some(self.hand_out(Owner::Table(entries))? * FRAME)
+impl HostFrames for FrameTable {
+    fn host_frame(&self, hva: Hva, _write: bool) -> Result<HostFrame, HostFault> {
+        let hpa = self.fault_in(hva).ok_or(HostFault::Unmapped)?;
+        Ok(HostFrame { hpa: hpa.align_down(PageSize::Size4K), size: PageSize::Size4K, writable: true })
     }
 
-    fn free_table(&mut self, address: u64) {
+    fn allocate_table(&self) -> Option<u64> {
+        let entries = Box::new([const { AtomicU64::new(0) }; ENTRIES]);
+        Some(self.state.borrow_mut().hand_out(Owner::Table(entries))? * FRAME)
+    }
+
+    fn free_table(&self, address: u64) {
         let frame = address / FRAME;
-        if matches!(self.owners.get(&frame), Some(Owner::Table(_))) {
-            self.owners.remove(&frame);
-            self.free.push(frame);
+        let state = &mut *self.state.borrow_mut();
+        if matches!(state.owners.get(&frame), Some(Owner::Table(_))) {
+            state.owners.remove(&frame);
+            state.free.push(frame);
         }
     }
 }
@@ -150,7 +176,7 @@ mod tests {
     #[test]
     fn a_page_keeps_its_frame_and_both_addresses_reach_the_same_bytes() {
         let block = RamBlock::anonymous("ram", 0x4000).unwrap();
-        let mut frames = FrameTable::default();
+        let frames = FrameTable::default();
         frames.map(&block);
         assert_eq!(frames.frame_of(block.hva()), None);
         let hva = Hva(block.hva().0 + 0x1010);
@@ -166,7 +192,7 @@ mod tests {
     #[test]
     fn frames_are_all_different_and_tables_are_not_guest_memory() {
         let block = RamBlock::anonymous("ram", 0x40_0000).unwrap();
-        let mut frames = FrameTable::default();
+        let frames = FrameTable::default();
         frames.map(&block);
         let mut seen = std::collections::HashSet::new();
         for page in 0..0x400 {

@@ -1,28 +1,18 @@
 //! The kernel side of the software machine: slots, host frames and the second-level MMU, tied together as
 //! `struct kvm` ties them.
 
-use ept::mmu::{HostFault, HostFrame, HostFrames, Memslots, SlotLookup, Tdp};
-use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
-use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+use ept::mmu::{Memslots, SlotLookup};
+use memory_model::{AddrRange, Gpa, Gva, PageSize};
 use slot_manager::{
     DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange, SlotError, SlotFault,
     SlotFlags, SlotOp, SlotRecord,
 };
 
-use super::cpu::PHYSICAL_ADDRESS_BITS;
 use super::frames::FrameTable;
+use super::options::{MAX_PHY_ADDR, SoftOptions};
+use super::second_level::SoftMmu;
+use super::tlb::Tlb;
 use crate::{SecondLevelLeaf, VcpuError};
-
-/// Width of physical addresses, the host's and the guest's.
-pub(super) const MAX_PHY_ADDR: MaxPhyAddr = match MaxPhyAddr::new(PHYSICAL_ADDRESS_BITS as u8) {
-    Some(bits) => bits,
-    None => panic!("MAXPHYADDR is 32 to 52 bits"),
-};
-
-/// What the simulated processor's EPT can do: a recent server's.
-fn ept_caps() -> EptCaps {
-    EptCaps::all() - EptCaps::LEVELS_5
-}
 
 /// Slots, frames and second-level tables of one VM. Its fields are open, so that a test can look at them, or
 /// break one and see who notices.
@@ -32,29 +22,53 @@ pub struct SoftKernel {
     /// The host's frames.
     pub frames: FrameTable,
     /// The second-level MMU.
-    pub tdp: Tdp,
+    pub mmu: SoftMmu,
+    vcpus: Vec<VcpuArch>,
+    /// How often the MMU has asked the processors to flush.
+    tlb_flushes: u64,
+}
+
+/// What the kernel keeps of a vCPU (`kvm_vcpu_arch`).
+#[derive(Default)]
+pub(super) struct VcpuArch {
+    /// Its processor's translation cache.
+    pub(super) tlb: Tlb,
 }
 
 impl SoftKernel {
-    /// A VM without slots, with an empty 4-level EPT.
-    pub(super) fn new() -> Result<Self, VcpuError> {
-        let mut frames = FrameTable::default();
-        // The format does not depend on where the root lies; `Tdp` allocates that.
-        let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
-        let tdp = Tdp::new(Format::ept(ept), &mut frames)?;
+    /// A VM without slots, with an empty second level.
+    pub(super) fn new(options: &SoftOptions) -> Result<Self, VcpuError> {
+        let frames = FrameTable::default();
+        let mmu = SoftMmu::new(options, &frames)?;
         let caps = KernelCaps {
             max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(),
             // No access of its guests is private, and none leaves as a memory fault.
             memory_attributes: None,
             ..KernelCaps::default()
         };
-        Ok(Self { memslots: KernelMemslots::with_caps(caps), frames, tdp })
+        let memslots = KernelMemslots::with_caps(caps);
+        Ok(Self { memslots, frames, mmu, vcpus: Vec::new(), tlb_flushes: 0 })
+    }
+
+    /// `KVM_CREATE_VCPU`; returns its index.
+    pub(super) fn create_vcpu(&mut self) -> u32 {
+        self.vcpus.push(VcpuArch::default());
+        self.memslots.create_vcpu()
+    }
+
+    pub(super) fn vcpu(&mut self, index: u32) -> &mut VcpuArch {
+        &mut self.vcpus[index as usize]
+    }
+
+    /// How often the MMU has asked the processors to flush (`remote_tlb_flush`).
+    pub(super) fn tlb_flushes(&self) -> u64 {
+        self.tlb_flushes
     }
 
     /// The slots, and the MMU that hears of what happens to them.
     fn parts(&mut self) -> (&mut KernelMemslots, SlotMmu<'_>) {
-        let Self { memslots, frames, tdp } = self;
-        (memslots, SlotMmu { frames, tdp })
+        let Self { memslots, frames, mmu, tlb_flushes, .. } = self;
+        (memslots, SlotMmu { frames, mmu, tlb_flushes })
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
@@ -90,37 +104,29 @@ impl SoftKernel {
         memslots.on(&mut mmu).clear_dirty_log(slot, first_page, num_pages, bitmap)
     }
 
-    /// What the second level says of `gpa`.
-    pub fn leaf(&self, gpa: Gpa) -> Option<SecondLevelLeaf> {
-        let read = ept::Access::READ.by_user();
-        let walk = walk(&self.frames, self.tdp.paging(), gpa.0, read, Flags::Keep);
-        let (leaf, last) = (walk.outcome.ok()?, *walk.path.last()?);
-        Some(SecondLevelLeaf {
-            hpa: Hpa(leaf.address),
-            size: leaf.size,
-            rights: leaf.rights(),
-            entry_address: Hpa(last.entry_address()),
-            entry: leaf.entry,
-        })
+    /// What the second level says of the guest's page at `gpa`.
+    pub fn leaf(&self, _gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
+        self.mmu.leaf(gpa, &self.frames)
     }
 }
 
 /// The second level, as it hears of slots.
 struct SlotMmu<'a> {
-    frames: &'a mut FrameTable,
-    tdp: &'a mut Tdp,
+    frames: &'a FrameTable,
+    mmu: &'a mut SoftMmu,
+    tlb_flushes: &'a mut u64,
 }
 
 impl SlotMmu<'_> {
     fn write_protect(&mut self, range: AddrRange<Gpa>) {
-        self.tdp.write_protect(range, self.frames).expect(OWN_TABLES);
+        *self.tlb_flushes += u64::from(self.mmu.write_protect(range, self.frames));
     }
 }
 
 impl KvmArch for SlotMmu<'_> {
     /// What goes or moves leaves the second level at once (rule Z3).
     fn flush_shadow_memslot(&mut self, _kernel: &KernelMemslots, slot: &Memslot) {
-        self.tdp.zap(slot.gpa(), self.frames).expect(OWN_TABLES);
+        *self.tlb_flushes += u64::from(self.mmu.zap(slot.gpa(), self.frames));
     }
 
     /// A log that starts makes its pages fault on their next write, unless it starts with all of them dirty
@@ -147,9 +153,6 @@ impl KvmArch for SlotMmu<'_> {
         }
     }
 }
-
-/// Zapping allocates nothing and reads only tables that this VM allocated.
-const OWN_TABLES: &str = "the second level's own tables are in the frame table";
 
 /// The slots as the MMU asks for them. One that is INVALID for a moment (rule K4) is seen by those who are told of
 /// the change alone: who makes it holds the VM.
@@ -184,15 +187,10 @@ impl Memslots for Slots<'_> {
     }
 }
 
-impl HostFrames for FrameTable {
-    fn host_frame(&mut self, hva: Hva, _write: bool) -> Result<HostFrame, HostFault> {
-        let hpa = self.fault_in(hva).ok_or(HostFault::Unmapped)?;
-        Ok(HostFrame { hpa: hpa.align_down(PageSize::Size4K), size: PageSize::Size4K, writable: true })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use memory_model::Hva;
+
     use super::*;
 
     #[test]

@@ -7,10 +7,13 @@ use ept::{
 };
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
-use super::kernel::{MAX_PHY_ADDR, Slots, SoftKernel};
+use super::kernel::{Slots, SoftKernel};
+use super::options::MAX_PHY_ADDR;
+use super::second_level::SoftMmu;
+use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
 
-/// Memory as the CPU sees it. Nothing is cached, so there is nothing to invalidate.
+/// Memory as a CPU sees it.
 pub(super) struct Mmu<'a> {
     pub(super) kernel: &'a mut SoftKernel,
     /// Whose accesses they are.
@@ -31,8 +34,10 @@ impl Bus for Mmu<'_> {
 
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault> {
         // All pages are translated before the first byte is written: an access is done whole or not at all.
-        for (at, len) in pieces(gva, data.len())? {
-            self.translate(paging, at, len, AccessKind::Write)?;
+        if data.len() > room_in_page(gva) {
+            for (at, len) in pieces(gva, data.len())? {
+                self.translate(paging, at, len, AccessKind::Write)?;
+            }
         }
         let mut done = 0;
         for (at, len) in pieces(gva, data.len())? {
@@ -44,14 +49,42 @@ impl Bus for Mmu<'_> {
         Ok(())
     }
 
-    fn invalidate_page(&mut self, _gva: Gva) {}
+    fn invalidate_page(&mut self, _gva: Gva) {
+        self.kernel.vcpu(self.vcpu).tlb.flush();
+    }
 
-    fn invalidate_all(&mut self) {}
+    fn invalidate_all(&mut self) {
+        self.kernel.vcpu(self.vcpu).tlb.flush();
+    }
 }
 
+/// An access that has not come through after so many faults waits for something that the kernel has to do first.
+const MAX_FAULTS: usize = 64;
+
 impl Mmu<'_> {
-    /// Walks both dimensions until the second level lets the access through, taking its violations on the way.
+    /// Where the byte at `gva` lies, for an access of `len` bytes of its page.
     fn translate(
+        &mut self,
+        paging: &Paging,
+        gva: Gva,
+        len: usize,
+        kind: AccessKind,
+    ) -> Result<(Gpa, Hpa), BusFault> {
+        let of = Use::new(paging, gva, kind);
+        let offset = gva.page_offset(PageSize::Size4K);
+        let flushes = self.kernel.tlb_flushes();
+        if let Some(page) = self.kernel.vcpu(self.vcpu).tlb.get(of, flushes) {
+            return Ok((Gpa(page.gpa.raw() | offset), Hpa(page.hpa.raw() | offset)));
+        }
+        let (gpa, hpa) = self.walk(paging, gva, len, kind)?;
+        let page = Page { gpa: gpa.align_down(PageSize::Size4K), hpa: hpa.align_down(PageSize::Size4K) };
+        let flushes = self.kernel.tlb_flushes();
+        self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
+        Ok((gpa, hpa))
+    }
+
+    /// Walks the tables until they let the access through, taking its violations on the way.
+    fn walk(
         &mut self,
         paging: &Paging,
         gva: Gva,
@@ -60,8 +93,8 @@ impl Mmu<'_> {
     ) -> Result<(Gpa, Hpa), BusFault> {
         let access = access_of(paging, kind);
         let guest = guest_paging(paging)?;
-        loop {
-            let SoftKernel { frames, tdp, .. } = &*self.kernel;
+        for _ in 0..MAX_FAULTS {
+            let SoftKernel { frames, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
             match nested_translate(frames, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
                 Ok(leaf) => return Ok((leaf.gpa, leaf.hpa)),
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
@@ -76,25 +109,32 @@ impl Mmu<'_> {
                 },
             }
         }
+        Err(BusFault::Retry)
     }
 
     /// KVM's exit handler for a violation at `gpa`.
     fn violation(&mut self, gpa: Gpa, fault: Fault, access: Access) -> Result<Resolved, BusFault> {
         // What the second level refused, in its own words: a guest-table read may count as a write (rule A2).
-        let access = match fault {
-            Fault::EptViolation { qualification } => Access { does: does(qualification), ..Access::READ },
+        let does = match fault {
+            Fault::EptViolation { qualification } => violated(qualification),
+            Fault::PageFault { code } => refused(code),
             // Wider than the table translates: no slot lies there.
-            Fault::TooWide { .. } => access,
+            Fault::TooWide { .. } => access.does,
             // The tables are broken. KVM cannot go on with this guest either.
             _ => return Err(BusFault::HostMemory { gpa }),
         };
-        let SoftKernel { memslots, frames, tdp } = &mut *self.kernel;
+        let SoftKernel { memslots, frames, mmu: SoftMmu::Tdp(tdp), .. } = &mut *self.kernel;
+        let access = Access { does, ..Access::READ };
         match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
             Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
                 Ok(Resolved::Retry)
             }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
+            // Only of a shadow.
+            Ok(FaultOutcome::WriteProtected { .. } | FaultOutcome::Guest(_)) => {
+                Err(BusFault::HostMemory { gpa })
+            }
         }
     }
 }
@@ -107,9 +147,14 @@ enum Resolved {
     Device,
 }
 
+/// Bytes from `gva` to the end of its page.
+fn room_in_page(gva: Gva) -> usize {
+    (PageSize::Size4K.bytes() - gva.page_offset(PageSize::Size4K)) as usize
+}
+
 /// The parts of an access that lie in one page each.
 fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, BusFault> {
-    let first = len.min((PageSize::Size4K.bytes() - gva.page_offset(PageSize::Size4K)) as usize);
+    let first = len.min(room_in_page(gva));
     let second = match len - first {
         0 => None,
         rest => Some((gva.checked_add(first as u64).ok_or(BusFault::NotCanonical)?, rest)),
@@ -126,13 +171,25 @@ fn access_of(paging: &Paging, kind: AccessKind) -> Access {
     Access { does, user: paging.user, ac: paging.ac }
 }
 
-fn does(qualification: Qualification) -> Rights {
+/// What an EPT violation tells of its access.
+fn violated(qualification: Qualification) -> Rights {
     let bits = [
         (Qualification::READ, Rights::READ),
         (Qualification::WRITE, Rights::WRITE),
         (Qualification::FETCH, Rights::EXEC),
     ];
     bits.into_iter().filter(|&(bit, _)| qualification.contains(bit)).map(|(_, right)| right).collect()
+}
+
+/// What a nested page fault tells of its access.
+fn refused(code: PageFaultCode) -> Rights {
+    if code.contains(PageFaultCode::WRITE) {
+        Rights::WRITE
+    } else if code.contains(PageFaultCode::FETCH) {
+        Rights::EXEC
+    } else {
+        Rights::READ
+    }
 }
 
 /// The guest's tables, as its control registers describe them; `None` with paging off.

@@ -5,9 +5,14 @@ pub mod cpu;
 mod frames;
 mod kernel;
 mod mmu;
+mod options;
+mod second_level;
+mod tlb;
 mod vm;
 
 pub use bus::{AccessKind, Bus, BusFault, Paging};
 pub use frames::FrameTable;
 pub use kernel::SoftKernel;
+pub use options::{SecondLevel, SoftOptions};
+pub use second_level::SoftMmu;
 pub use vm::SoftVm;

@@ -1,0 +1,31 @@
+//! How large a page a fault may map: rules L1 to L5.
+
+use memory_model::PageSize;
+
+use super::page_fault::{Faultin, PageFault};
+use crate::format::Format;
+
+/// The largest page that all of them allow and the format has: no dirty log (L1), inside the slot and GPA congruent to
+/// HVA (L2), no larger than the host's own mapping (L3) and than the fault allows (L4, L5). `allowed` says what else
+/// forbids a size: guest tables in the page that are tracked (L2).
+pub(super) fn mapping_size(
+    format: &Format,
+    fault: &PageFault,
+    faultin: &Faultin,
+    allowed: impl Fn(PageSize) -> bool,
+) -> PageSize {
+    let Faultin { slot, hva, host, .. } = faultin;
+    let gpa = fault.gpa;
+    let fits = |size: PageSize| {
+        let congruent = gpa.page_offset(size) == hva.page_offset(size)
+            && gpa.align_down(PageSize::Size4K).page_offset(size) == host.hpa.page_offset(size);
+        !slot.log_dirty
+            && size <= host.size
+            && size <= fault.max_size
+            && format.has_size(size)
+            && slot.covers_page(gpa, size)
+            && congruent
+            && allowed(size)
+    };
+    PageSize::ALL.into_iter().rev().find(|&size| fits(size)).unwrap_or(PageSize::Size4K)
+}
