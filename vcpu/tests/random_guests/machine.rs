@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Policy, Slot as GuestSlot, Verifier};
+use ept::verify::{DirtyLog, Guest, HostPage, HostPages, Policy, Slot as GuestSlot, Verifier};
+use ept::{Kind, Levels, Paging};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, RamBlock};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
-use vcpu::soft::{FrameTable, SoftVm};
+use vcpu::soft::{SecondLevel, SoftMmu, SoftOptions, SoftVm};
 use vcpu::{Budget, Entry, Exit, Regs, SystemRegs, Vcpu, Vm};
 
+use crate::compact::Compact;
 use crate::layout::{PAGE, RAM_BYTES, SLOTS};
 use crate::lower::Guest as Image;
 use crate::program::HostEvent;
@@ -34,7 +36,28 @@ pub struct Column {
 }
 
 /// All machines.
-pub const COLUMNS: &[Column] = &[Column { name: "ept", new: |image| Box::new(SoftMachine::new(image)) }];
+pub const COLUMNS: &[Column] = &[
+    Column { name: "ept", new: |image| soft(image, SecondLevel::EPT) },
+    Column {
+        name: "ept, 5 levels",
+        new: |image| {
+            let (accessed_dirty, execute_only) = (true, false);
+            soft(image, SecondLevel::Ept { levels: Levels::Five, accessed_dirty, execute_only })
+        },
+    },
+    Column {
+        name: "ept without A and D",
+        new: |image| {
+            let (accessed_dirty, execute_only) = (false, false);
+            soft(image, SecondLevel::Ept { levels: Levels::Four, accessed_dirty, execute_only })
+        },
+    },
+    Column { name: "npt", new: |image| soft(image, SecondLevel::NPT) },
+];
+
+fn soft(image: &Image, second_level: SecondLevel) -> Box<dyn Machine> {
+    Box::new(SoftMachine::new(image, &SoftOptions { second_level }))
+}
 
 /// The software VM.
 pub struct SoftMachine {
@@ -47,8 +70,8 @@ pub struct SoftMachine {
 }
 
 impl SoftMachine {
-    pub fn new(image: &Image) -> Self {
-        let vm = SoftVm::new().expect("a VM");
+    pub fn new(image: &Image, options: &SoftOptions) -> Self {
+        let vm = SoftVm::with(options).expect("a VM");
         let block = RamBlock::anonymous("ram", RAM_BYTES).expect("memory");
         for (offset, bytes) in &image.image {
             block.write(*offset, bytes).expect("the image fits");
@@ -114,17 +137,6 @@ impl SoftMachine {
     }
 }
 
-/// The frames behind the VM's memory.
-struct Frames<'a>(&'a FrameTable);
-
-impl HostMap for Frames<'_> {
-    fn pages(&self, hva: Hva, pages: &mut [HostPage]) {
-        for (page, at) in pages.iter_mut().zip((hva.0..).step_by(PAGE as usize)) {
-            *page = self.0.frame_of(Hva(at)).map_or(HostPage::ABSENT, HostPage::at);
-        }
-    }
-}
-
 impl Machine for SoftMachine {
     fn step(&mut self, entry: Entry, budget: &Budget) -> Exit {
         self.vcpu.run(entry, &budget.instructions(1)).expect("every exit is answered as it should be")
@@ -173,22 +185,31 @@ impl Machine for SoftMachine {
                 GuestSlot { memslot, log }
             })
             .collect();
-        let stats = kernel.tdp.stats();
-        let tables: Vec<_> = kernel.tdp.shadow_pages().map(|page| page.table).collect();
-        let guest = Guest {
+        let SoftMmu::Tdp(tdp) = &kernel.mmu;
+        let kind = tdp.paging().format.kind();
+        let compact = Compact::new(&kernel.frames, if kind == Kind::Ept { 0b111 } else { 0b001 });
+        let root = Paging { root: compact.place(Hpa(tdp.paging().root)).0, ..*tdp.paging() };
+        let pages: Vec<_> = (0..RAM_BYTES / PAGE)
+            .map(|page| match kernel.frames.frame_of(Hva(self.block.hva().0 + page * PAGE)) {
+                Some(frame) => HostPage::at(compact.place(frame)),
+                None => HostPage::ABSENT,
+            })
+            .collect();
+        let stats = tdp.stats();
+        let tables: Vec<_> = tdp.shadow_pages().map(|page| compact.place(page.table)).collect();
+        let guests = [Guest {
             process: 0,
-            roots: &[*kernel.tdp.paging()],
+            roots: &[root],
             shadows: &[],
             slots: &slots,
-            host: &Frames(&kernel.frames),
-            policy: Policy::kvm(kernel.tdp.paging().format.kind()),
+            host: &HostPages { hva: self.block.hva(), pages: &pages },
+            policy: Policy::kvm(kind),
             leaves: Some([stats.pages_4k, stats.pages_2m, stats.pages_1g]),
             tables: Some(&tables),
             caches: None,
-        };
-        let ram = AddrRange::new(Hpa(0), 1 << 40).expect("below the end");
-        let guests = [guest];
-        let verifier = Verifier::new(&kernel.frames, &guests, ram, 20).map_err(|error| error.to_string())?;
+        }];
+        let verifier =
+            Verifier::new(&compact, &guests, compact.ram(), 20).map_err(|error| error.to_string())?;
         let report = verifier.report([verifier.work()]);
         if report.is_clean() { Ok(()) } else { Err(report.to_string()) }
     }

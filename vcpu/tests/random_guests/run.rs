@@ -152,8 +152,7 @@ impl Trace {
                     let pages = dirty.next().expect("one for each");
                     logged(pages, &machine.collect(slot), slot).map_err(differs)?;
                 }
-                if verify < 100 { machine.verify() } else { Ok(()) }
-                    .map_err(|report| differs(format!("after {event:?}: {report}")))?;
+                machine.verify().map_err(|report| differs(format!("after {event:?}: {report}")))?;
             }
             let exit = machine.step(entry, &budget);
             let (regs, system) = machine.state();
