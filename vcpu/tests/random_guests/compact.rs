@@ -51,7 +51,7 @@ impl<'a, M: PhysMemory> Compact<'a, M> {
         let places = self.places.lock().expect("nobody panics with it");
         let chunk =
             places.chunks.get((place / CHUNK) as usize).ok_or(MemoryError::Absent { address: place })?;
-        Ok(chunk | place % CHUNK)
+        Ok(chunk | (place % CHUNK))
     }
 }
 
