@@ -49,7 +49,7 @@ impl Mmu {
 }
 
 fn soft(second_level: SecondLevel) -> Result<Box<dyn Vm>, VcpuError> {
-    Ok(Box::new(SoftVm::with(&SoftOptions { second_level, ..SoftOptions::default() })?))
+    Ok(Box::new(SoftVm::with(&SoftOptions::of(second_level))?))
 }
 
 impl fmt::Display for Mmu {

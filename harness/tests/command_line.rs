@@ -96,6 +96,20 @@ fn map_shows_every_step_and_host_what_is_here() {
 }
 
 #[test]
+fn verify_counts_what_it_looked_at_and_what_it_could_not_look_at() {
+    let output = memvirt(&["verify", "first_touch", "--mmu", "all"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for mmu in Mmu::ALL {
+        let expected = if mmu == Mmu::Kvm { "not checked: " } else { "clean" };
+        let line = text.lines().find(|line| line.starts_with(mmu.name())).unwrap();
+        assert!(line.contains(expected), "{line}");
+    }
+    assert!(text.contains(" x 4K 0 x 2M 0 x 1G"), "{text}");
+    assert_eq!(memvirt(&["verify", "first_touch", "--mmu", "kvm"]).status.code(), Some(2));
+}
+
+#[test]
 fn files_that_are_no_guests_are_refused_in_one_line() {
     let good = ElfBuilder::new(PASS);
     assert_eq!(run_file("good", &good.build(), &[]).status.code(), Some(0));

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use ept::Rights;
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
+use crate::soft::Verification;
+
 /// What was seen of something. Not being able to look is not the same as having seen nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Witness<T> {
@@ -48,4 +50,6 @@ pub trait HostView {
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf>;
     /// Second-level faults taken so far, where the host counts them.
     fn violations(&self) -> Option<u64>;
+    /// What is wrong with all of the second-level tables, and with what processors remember of them.
+    fn verification(&self) -> Witness<Verification>;
 }

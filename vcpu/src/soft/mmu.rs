@@ -1,10 +1,7 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
-use ept::mmu::FaultOutcome;
-use ept::{
-    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Qualification, Registers, Rights,
-    nested_translate,
-};
+use ept::mmu::{FaultOutcome, HostFault};
+use ept::{Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate};
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
 use super::kernel::{Slots, SoftKernel};
@@ -26,7 +23,7 @@ impl Bus for Mmu<'_> {
         for (at, len) in pieces(gva, buf.len())? {
             let (gpa, hpa) = self.translate(paging, at, len, kind)?;
             let piece = &mut buf[done..done + len];
-            self.kernel.frames.read(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            self.kernel.host.read(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
             done += len;
         }
         Ok(())
@@ -43,7 +40,7 @@ impl Bus for Mmu<'_> {
         for (at, len) in pieces(gva, data.len())? {
             let (gpa, hpa) = self.translate(paging, at, len, AccessKind::Write)?;
             let piece = &data[done..done + len];
-            self.kernel.frames.write(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            self.kernel.host.write(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
             done += len;
         }
         Ok(())
@@ -72,13 +69,13 @@ impl Mmu<'_> {
     ) -> Result<(Gpa, Hpa), BusFault> {
         let of = Use::new(paging, gva, kind);
         let offset = gva.page_offset(PageSize::Size4K);
-        let flushes = self.kernel.tlb_flushes();
+        let flushes = self.kernel.flushes();
         if let Some(page) = self.kernel.vcpu(self.vcpu).tlb.get(of, flushes) {
             return Ok((Gpa(page.gpa.raw() | offset), Hpa(page.hpa.raw() | offset)));
         }
         let (gpa, hpa) = self.walk(paging, gva, len, kind)?;
         let page = Page { gpa: gpa.align_down(PageSize::Size4K), hpa: hpa.align_down(PageSize::Size4K) };
-        let flushes = self.kernel.tlb_flushes();
+        let flushes = self.kernel.flushes();
         self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
         Ok((gpa, hpa))
     }
@@ -91,20 +88,20 @@ impl Mmu<'_> {
         len: usize,
         kind: AccessKind,
     ) -> Result<(Gpa, Hpa), BusFault> {
-        let access = access_of(paging, kind);
+        let access = access_of(kind, paging.user, paging.ac);
         let guest = guest_paging(paging)?;
         for _ in 0..MAX_FAULTS {
-            let SoftKernel { frames, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
-            match nested_translate(frames, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
+            let SoftKernel { host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
+            match nested_translate(host, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
                 Ok(leaf) => return Ok((leaf.gpa, leaf.hpa)),
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
-                Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault, access)? {
-                    Resolved::Retry => {}
+                Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault)? {
+                    Resolved::Again => {}
                     Resolved::Device => return Err(BusFault::Mmio { gpa, len }),
                 },
                 // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
-                Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault, Access::READ)? {
-                    Resolved::Retry => {}
+                Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault)? {
+                    Resolved::Again => {}
                     Resolved::Device => return Err(no_table(gva, access)),
                 },
             }
@@ -112,24 +109,29 @@ impl Mmu<'_> {
         Err(BusFault::Retry)
     }
 
-    /// KVM's exit handler for a violation at `gpa`.
-    fn violation(&mut self, gpa: Gpa, fault: Fault, access: Access) -> Result<Resolved, BusFault> {
-        // What the second level refused, in its own words: a guest-table read may count as a write (rule A2).
-        let does = match fault {
-            Fault::EptViolation { qualification } => violated(qualification),
-            Fault::PageFault { code } => refused(code),
-            // Wider than the table translates: no slot lies there.
-            Fault::TooWide { .. } => access.does,
-            // The tables are broken. KVM cannot go on with this guest either.
-            _ => return Err(BusFault::HostMemory { gpa }),
-        };
-        let SoftKernel { memslots, frames, mmu: SoftMmu::Tdp(tdp), .. } = &mut *self.kernel;
-        let access = Access { does, ..Access::READ };
-        match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
+    /// KVM's exit handler for what the second level refuses at `gpa`.
+    fn violation(&mut self, gpa: Gpa, why: Fault) -> Result<Resolved, BusFault> {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
+        let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
+        self.settle(gpa, outcome)
+    }
+
+    /// What a fault came to, for the access that took it.
+    fn settle(&mut self, gpa: Gpa, outcome: Result<FaultOutcome, ept::Error>) -> Result<Resolved, BusFault> {
+        match outcome {
             Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
-                Ok(Resolved::Retry)
+                Ok(Resolved::Again)
             }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
+            Ok(FaultOutcome::HostFault { hva, fault: HostFault::CopyOnWrite, .. }) => {
+                let broken = self.kernel.host_event(|host, notifier| host.break_cow(hva, notifier));
+                broken.map(|()| Resolved::Again).map_err(|_| BusFault::HostMemory { gpa })
+            }
+            Err(ept::Error::OutOfTables) => {
+                self.kernel.reclaim();
+                Ok(Resolved::Again)
+            }
+            // Or the tables are broken, and KVM cannot go on with this guest either.
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
             // Only of a shadow.
             Ok(FaultOutcome::WriteProtected { .. } | FaultOutcome::Guest(_)) => {
@@ -139,10 +141,10 @@ impl Mmu<'_> {
     }
 }
 
-/// What a violation came to.
+/// What a fault came to.
 enum Resolved {
     /// A page was mapped, or will be once a slot has gone where it goes: walk again.
-    Retry,
+    Again,
     /// No slot, or a write into a read-only one.
     Device,
 }
@@ -162,34 +164,14 @@ fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, Bu
     Ok([Some((gva, first)), second].into_iter().flatten())
 }
 
-fn access_of(paging: &Paging, kind: AccessKind) -> Access {
+/// An access of that kind.
+pub(super) fn access_of(kind: AccessKind, user: bool, ac: bool) -> Access {
     let does = match kind {
         AccessKind::Read => Rights::READ,
         AccessKind::Write => Rights::WRITE,
         AccessKind::Fetch => Rights::EXEC,
     };
-    Access { does, user: paging.user, ac: paging.ac }
-}
-
-/// What an EPT violation tells of its access.
-fn violated(qualification: Qualification) -> Rights {
-    let bits = [
-        (Qualification::READ, Rights::READ),
-        (Qualification::WRITE, Rights::WRITE),
-        (Qualification::FETCH, Rights::EXEC),
-    ];
-    bits.into_iter().filter(|&(bit, _)| qualification.contains(bit)).map(|(_, right)| right).collect()
-}
-
-/// What a nested page fault tells of its access.
-fn refused(code: PageFaultCode) -> Rights {
-    if code.contains(PageFaultCode::WRITE) {
-        Rights::WRITE
-    } else if code.contains(PageFaultCode::FETCH) {
-        Rights::EXEC
-    } else {
-        Rights::READ
-    }
+    Access { does, user, ac }
 }
 
 /// The guest's tables, as its control registers describe them; `None` with paging off.

@@ -1,5 +1,6 @@
 //! What a software machine is made of.
 
+use ept::mmu::TdpOptions;
 use ept::{Ept, EptCaps, Format, Ia32e, Levels, MaxPhyAddr};
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
@@ -50,16 +51,45 @@ impl SecondLevel {
     }
 }
 
-/// What a software machine is made of: see [`SoftVm::with`](super::SoftVm::with).
+/// What a software machine is made of, and the parameters of its KVM: see [`SoftVm::with`](super::SoftVm::with).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SoftOptions {
     /// Its second level.
     pub second_level: SecondLevel,
+    /// The most tables its MMU may have (`n_max_mmu_pages`); as many as it likes, if `None`.
+    pub max_tables: Option<u64>,
+    /// `nx_huge_pages`: no large page is executable.
+    pub nx_huge_pages: bool,
+    /// `mmio_caching`: the second level remembers holes, where its format has a way to.
+    pub mmio_caching: bool,
+    /// `eager_page_split`: large pages are split when a dirty log starts, not by the first write to each.
+    pub eager_page_split: bool,
+    /// `pml`: dirty pages are known by D, where the second level has it, not by write protection.
+    pub dirty_bits: bool,
 }
 
 impl Default for SoftOptions {
-    /// A recent server with EPT.
+    /// A recent server with EPT, and KVM as it comes, but that writes are logged by write protection.
     fn default() -> Self {
-        Self { second_level: SecondLevel::EPT }
+        Self {
+            second_level: SecondLevel::EPT,
+            max_tables: None,
+            nx_huge_pages: false,
+            mmio_caching: true,
+            eager_page_split: true,
+            dirty_bits: false,
+        }
+    }
+}
+
+impl SoftOptions {
+    /// KVM as it comes, with another second level.
+    pub fn of(second_level: SecondLevel) -> Self {
+        Self { second_level, ..Self::default() }
+    }
+
+    pub(super) fn tdp(&self) -> TdpOptions {
+        let Self { max_tables, nx_huge_pages, mmio_caching, eager_page_split, dirty_bits, .. } = *self;
+        TdpOptions { mmio_caching, nx_huge_pages, eager_page_split, dirty_bits, max_tables }
     }
 }

@@ -2,6 +2,7 @@
 
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
+use super::kernel::Flushes;
 use super::{AccessKind, Paging};
 
 /// How many translations are remembered at a time.
@@ -21,6 +22,29 @@ impl Use {
         };
         let by = u64::from(paging.user) << 2 | u64::from(paging.ac) << 3;
         Self(gva.align_down(PageSize::Size4K).raw() | by | kind)
+    }
+
+    /// The page.
+    pub const fn gva(self) -> Gva {
+        Gva(self.0 & !0xfff)
+    }
+
+    pub const fn kind(self) -> AccessKind {
+        match self.0 & 3 {
+            0 => AccessKind::Read,
+            1 => AccessKind::Write,
+            _ => AccessKind::Fetch,
+        }
+    }
+
+    /// By user mode.
+    pub const fn user(self) -> bool {
+        self.0 & 1 << 2 != 0
+    }
+
+    /// With RFLAGS.AC.
+    pub const fn ac(self) -> bool {
+        self.0 & 1 << 3 != 0
     }
 
     /// Consecutive pages are next to each other, different uses of a page far from each other.
@@ -52,25 +76,25 @@ struct Entry {
 pub(super) struct Tlb {
     entries: Box<[Entry; ENTRIES]>,
     flushes: u64,
-    requested: u64,
+    requested: Flushes,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
         let none = Entry { of: Use(0), page: Page { gpa: Gpa(0), hpa: Hpa(0) }, made: 0 };
-        Self { entries: Box::new([none; ENTRIES]), flushes: 1, requested: 0 }
+        Self { entries: Box::new([none; ENTRIES]), flushes: 1, requested: Flushes::default() }
     }
 }
 
 impl Tlb {
-    pub fn get(&mut self, of: Use, requested: u64) -> Option<Page> {
+    pub fn get(&mut self, of: Use, requested: Flushes) -> Option<Page> {
         self.hear(requested);
         let entry = &self.entries[of.place()];
         (entry.of == of && entry.made == self.flushes).then_some(entry.page)
     }
 
     /// Remembers a translation that has just been used, its flags set.
-    pub fn insert(&mut self, of: Use, page: Page, requested: u64) {
+    pub fn insert(&mut self, of: Use, page: Page, requested: Flushes) {
         self.hear(requested);
         self.entries[of.place()] = Entry { of, page, made: self.flushes };
     }
@@ -82,10 +106,16 @@ impl Tlb {
     }
 
     /// Makes the flush that was asked for, if there is a new one.
-    fn hear(&mut self, requested: u64) {
+    fn hear(&mut self, requested: Flushes) {
         if self.requested != requested {
             self.requested = requested;
             self.flush();
         }
+    }
+
+    /// All that would be found.
+    pub fn iter(&self, requested: Flushes) -> impl Iterator<Item = (Use, Page)> {
+        let valid = move |entry: &&Entry| entry.made == self.flushes && self.requested == requested;
+        self.entries.iter().filter(valid).map(|entry| (entry.of, entry.page))
     }
 }

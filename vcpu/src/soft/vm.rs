@@ -11,6 +11,7 @@ use super::cpu::{Cpu, CpuError};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
 use super::options::SoftOptions;
+use super::verification::Verification;
 use crate::{
     Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
     Witness,
@@ -32,6 +33,11 @@ impl SoftVm {
     /// A VM without memory, made like that.
     pub fn with(options: &SoftOptions) -> Result<Self, VcpuError> {
         Ok(Self { kernel: Arc::new(Mutex::new(SoftKernel::new(options)?)) })
+    }
+
+    /// Verifies all second-level tables, and what the processors remember of them; while no vCPU runs.
+    pub fn verify(&self) -> Result<Verification, ept::Error> {
+        self.kernel().verify()
     }
 
     /// The kernel side, while no vCPU runs: a running one holds it until its next exit.
@@ -65,7 +71,7 @@ impl HostView for SoftVm {
     }
 
     fn frame(&self, hva: Hva) -> Witness<Hpa> {
-        self.kernel().frames.frame_of(hva).into()
+        self.kernel().host.frame_of(hva).into()
     }
 
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
@@ -74,6 +80,13 @@ impl HostView for SoftVm {
 
     fn violations(&self) -> Option<u64> {
         Some(self.kernel().mmu.stats().pf_taken)
+    }
+
+    fn verification(&self) -> Witness<Verification> {
+        match self.verify() {
+            Ok(found) => Witness::Seen(found),
+            Err(error) => Witness::NotShown(error.to_string().into()),
+        }
     }
 }
 
@@ -113,8 +126,15 @@ struct SoftVcpu {
 impl SoftVcpu {
     /// Runs the processor for a while. The kernel is the vCPU's until it is back.
     fn step(&mut self, entry: &Entry, budget: &Budget) -> Result<Exit, VcpuError> {
-        let mut mmu = Mmu { kernel: &mut self.vm.kernel(), vcpu: self.index };
-        self.cpu.run(&mut mmu, entry, budget).map_err(|error| wrong_answer(error, entry))
+        let kernel = &mut *self.vm.kernel();
+        // Nobody is on the way through tables that were freed.
+        kernel.host.quiesce();
+        let mut mmu = Mmu { kernel, vcpu: self.index };
+        let exit = self.cpu.run(&mut mmu, entry, budget).map_err(|error| wrong_answer(error, entry));
+        if self.ring.is_some() {
+            kernel.sync_dirty_log(Some(self.index));
+        }
+        exit
     }
 }
 
