@@ -1,7 +1,9 @@
 //! From a seed to a program.
 
 use crate::dice::Dice;
-use crate::layout::{ALIAS, CHUNK, HOT, LARGE, PAGE, ROM, SLOTS, SPARE, STUBS};
+use crate::layout::{
+    ALIAS, CHUNK, CODE, HOT, KERNEL_TABLES, LARGE, PAGE, RAM_BYTES, ROM, SLOTS, SPARE, STUBS,
+};
 use crate::program::{
     Change, Edit, Flush, HostEvent, Op, PRIVATE, Program, SHARED, Setting, Step, Table, Touch, TouchKind,
     UPPER,
@@ -35,6 +37,8 @@ pub fn generate(seed: u64) -> Program {
         smep: dice.percent(30),
         smap: dice.percent(30),
         no_execute: dice.percent(85),
+        huge_host: dice.percent(60),
+        shifted: dice.percent(10),
     };
     let mut generator = Generator { pool: setting.pool(), setting, dice, favourites: Vec::new() };
     generator.favourites = (0..6).map(|_| generator.any_page()).collect();
@@ -290,6 +294,14 @@ impl Generator {
         let removable: &[usize] =
             if self.setting.far_tables { &[ALIAS, SPARE] } else { &[ALIAS, SPARE, LARGE] };
         let removable = self.dice.pick(removable);
+        let (page, data) = (self.ram_page(), self.data_page());
+        let chunk = CHUNK * self.dice.below(2);
+        let (first, pages) = match self.dice.below(10) {
+            0 => (0, RAM_BYTES / PAGE),
+            1 | 2 => (page, 1 + self.dice.below(8).min((RAM_BYTES - page) / PAGE - 1)),
+            _ => (page, 1),
+        };
+        let all = self.dice.percent(50);
         self.dice.weighted(&[
             (10, HostEvent::Replace(any)),
             (8, HostEvent::Remove(removable)),
@@ -297,6 +309,33 @@ impl Generator {
             (20, HostEvent::LogOn(any)),
             (6, HostEvent::LogOff(any)),
             (20, HostEvent::Collect(any)),
+            (15, HostEvent::SwapOut { first, pages }),
+            (15, HostEvent::Migrate { first, pages }),
+            (12, HostEvent::Merge(data, (data + CHUNK) % (2 * CHUNK))),
+            (6, HostEvent::Collapse(chunk)),
+            (4, HostEvent::Split(chunk)),
+            (8, HostEvent::Protect { page: data, all }),
+            (4, HostEvent::Unprotect(data)),
+            (6, HostEvent::Shield(page)),
+            (4, HostEvent::Discard(data)),
+            (6, HostEvent::Age(any)),
         ])
+    }
+
+    /// An offset of a page of RAM that the guest uses.
+    fn ram_page(&mut self) -> u64 {
+        match self.dice.below(10) {
+            0..2 => PAGE * self.dice.below(16),
+            2..3 => KERNEL_TABLES + PAGE * self.dice.below(5),
+            3..4 => CODE,
+            4..7 => self.dice.pick(&self.pool).address,
+            7..8 => 2 * CHUNK + PAGE * self.dice.below(4),
+            _ => self.data_page(),
+        }
+    }
+
+    /// An offset of a page of data.
+    fn data_page(&mut self) -> u64 {
+        CHUNK * self.dice.below(2) + PAGE * self.dice.pick(&HOT)
     }
 }

@@ -28,6 +28,7 @@ const PORT: u8 = 0xf4;
 
 /// A guest that can run.
 pub struct Guest {
+    pub setting: Setting,
     /// Bytes of RAM that are not zero, by offset.
     pub image: Vec<(u64, Vec<u8>)>,
     pub regs: Regs,
@@ -63,7 +64,7 @@ impl Guest {
         image.extend(kernel_tables(&setting).map(|(entry, value)| (entry, words(&[value]))));
         image.extend(program.tables.iter().map(|&(entry, value)| (entry, words(&[value]))));
         image.extend(data(program.seed));
-        Self { image, regs: regs(), system: system(&setting), starts }
+        Self { setting, image, regs: regs(), system: system(&setting), starts }
     }
 }
 
@@ -158,12 +159,12 @@ fn kernel_tables(setting: &Setting) -> impl Iterator<Item = (u64, u64)> + use<> 
     entries.into_iter()
 }
 
-/// What data and stubs hold at first.
+/// What data and stubs hold at first. Chunk 1 holds the same as chunk 0, so that the host can merge pages of them.
 fn data(seed: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
-    let mut dice = Dice::new(!seed);
     let rom = SLOTS[2];
     let page = move |offset: u64| {
-        let code = offset == STUBS || (rom.offset..rom.offset + rom.bytes).contains(&offset);
+        let mut dice = Dice::new(!seed ^ offset % CHUNK);
+        let code = offset % CHUNK == STUBS || (rom.offset..rom.offset + rom.bytes).contains(&offset);
         let word = |_| if code { stub(dice.roll()) } else { dice.roll().to_le_bytes() };
         (offset, (0..PAGE / 8).flat_map(word).collect())
     };

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use ept::verify::{DirtyLog, Guest, HostPage, HostPages, Policy, Slot as GuestSlot, Verifier};
+use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Policy, Slot as GuestSlot, Verifier};
 use ept::{Kind, Levels, Paging};
-use memory_model::{AddrRange, Gpa, Hpa, Hva, RamBlock};
+use memory_model::{AddrRange, Gpa, Hpa, Hva, Pages, RamBlock};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
-use vcpu::soft::{SecondLevel, SoftMmu, SoftOptions, SoftVm};
+use vcpu::soft::host::{MmuNotifier, Protection};
+use vcpu::soft::{Host, SecondLevel, SoftMmu, SoftOptions, SoftVm};
 use vcpu::{Budget, Entry, Exit, Regs, SystemRegs, Vcpu, Vm};
 
 use crate::compact::Compact;
-use crate::layout::{PAGE, RAM_BYTES, SLOTS};
+use crate::layout::{CHUNK, PAGE, RAM_BYTES, SLOTS};
 use crate::lower::Guest as Image;
 use crate::program::HostEvent;
 
@@ -37,26 +38,44 @@ pub struct Column {
 
 /// All machines.
 pub const COLUMNS: &[Column] = &[
-    Column { name: "ept", new: |image| soft(image, SecondLevel::EPT) },
+    Column { name: "ept", new: |image| soft(image, SoftOptions::of(SecondLevel::EPT)) },
     Column {
-        name: "ept, 5 levels",
+        name: "ept of 5 levels, no large page executable",
         new: |image| {
-            let (accessed_dirty, execute_only) = (true, false);
-            soft(image, SecondLevel::Ept { levels: Levels::Five, accessed_dirty, execute_only })
+            let (levels, accessed_dirty, execute_only) = (Levels::Five, true, false);
+            let ept = SecondLevel::Ept { levels, accessed_dirty, execute_only };
+            soft(image, SoftOptions { nx_huge_pages: true, ..SoftOptions::of(ept) })
         },
     },
     Column {
-        name: "ept without A and D",
+        name: "ept without A and D, holes not remembered",
         new: |image| {
-            let (accessed_dirty, execute_only) = (false, false);
-            soft(image, SecondLevel::Ept { levels: Levels::Four, accessed_dirty, execute_only })
+            let (levels, accessed_dirty, execute_only) = (Levels::Four, false, false);
+            let ept = SecondLevel::Ept { levels, accessed_dirty, execute_only };
+            let mmio_caching = false;
+            soft(image, SoftOptions { mmio_caching, ..SoftOptions::of(ept) })
         },
     },
-    Column { name: "npt", new: |image| soft(image, SecondLevel::NPT) },
+    Column {
+        name: "ept, dirty pages known by D",
+        new: |image| soft(image, SoftOptions { dirty_bits: true, ..SoftOptions::of(SecondLevel::EPT) }),
+    },
+    Column {
+        name: "ept of few tables",
+        new: |image| soft(image, SoftOptions { max_tables: Some(8), ..SoftOptions::of(SecondLevel::EPT) }),
+    },
+    Column { name: "npt", new: |image| soft(image, SoftOptions::of(SecondLevel::NPT)) },
+    Column {
+        name: "npt of 5 levels, few tables",
+        new: |image| {
+            let npt = SecondLevel::Npt { levels: Levels::Five };
+            soft(image, SoftOptions { max_tables: Some(9), ..SoftOptions::of(npt) })
+        },
+    },
 ];
 
-fn soft(image: &Image, second_level: SecondLevel) -> Box<dyn Machine> {
-    Box::new(SoftMachine::new(image, &SoftOptions { second_level }))
+fn soft(image: &Image, options: SoftOptions) -> Box<dyn Machine> {
+    Box::new(SoftMachine::new(image, &options))
 }
 
 /// The software VM.
@@ -65,6 +84,10 @@ pub struct SoftMachine {
     vcpu: Box<dyn Vcpu>,
     executor: Box<dyn SlotExecutor>,
     block: Arc<RamBlock>,
+    /// Where RAM begins in the block.
+    base: u64,
+    /// Dirty pages are known by D.
+    dirty_bits: bool,
     /// The slots as they are, and as they will be again.
     slots: [(bool, SlotFlags); SLOTS.len()],
 }
@@ -72,9 +95,14 @@ pub struct SoftMachine {
 impl SoftMachine {
     pub fn new(image: &Image, options: &SoftOptions) -> Self {
         let vm = SoftVm::with(options).expect("a VM");
-        let block = RamBlock::anonymous("ram", RAM_BYTES).expect("memory");
+        let block = RamBlock::anonymous("ram", RAM_BYTES + CHUNK + PAGE).expect("memory");
+        let shift = if image.setting.shifted { PAGE } else { 0 };
+        let base = block.hva().0.next_multiple_of(CHUNK) - block.hva().0 + shift;
         for (offset, bytes) in &image.image {
-            block.write(*offset, bytes).expect("the image fits");
+            block.write(base + offset, bytes).expect("the image fits");
+        }
+        if image.setting.huge_host {
+            vm.kernel().host.map_pages(&block, Pages::Thp);
         }
         let mut vcpu = vm.create_vcpu(0).expect("a vCPU");
         vcpu.set_system_regs(&image.system).expect("registers");
@@ -85,7 +113,15 @@ impl SoftMachine {
             true => SlotFlags::READONLY,
             false => SlotFlags::empty(),
         });
-        let mut machine = Self { vm, vcpu, executor, block, slots: flags.map(|flags| (false, flags)) };
+        let mut machine = Self {
+            vm,
+            vcpu,
+            executor,
+            block,
+            base,
+            dirty_bits: options.dirty_bits,
+            slots: flags.map(|flags| (false, flags)),
+        };
         machine.vm.kernel().memslots.enable_manual_protect(1).expect("logs can be kept");
         (0..SLOTS.len()).for_each(|slot| machine.create(slot));
         machine
@@ -96,11 +132,27 @@ impl SoftMachine {
         Slot {
             id: SlotId(number as u32),
             gpa: AddrRange::new(Gpa(place.gpa), place.bytes.into()).expect("slots lie below the end"),
-            hva: Hva(self.block.hva().0 + place.offset),
+            hva: self.hva(place.offset),
             flags: self.slots[number].1,
             name: place.name.into(),
             block: self.block.clone(),
         }
+    }
+
+    /// Where this process sees an offset of RAM.
+    fn hva(&self, offset: u64) -> Hva {
+        Hva(self.block.hva().0 + self.base + offset)
+    }
+
+    /// Lets something happen to pages of RAM.
+    fn happen<T>(
+        &mut self,
+        first: u64,
+        pages: u64,
+        event: impl FnOnce(&Host, AddrRange<Hva>, &mut dyn MmuNotifier) -> T,
+    ) {
+        let range = AddrRange::new(self.hva(first), (pages * PAGE).into()).expect("not empty");
+        self.vm.kernel().host_event(|host, notifier| event(host, range, notifier));
     }
 
     fn execute(&mut self, op: SlotOp) {
@@ -115,6 +167,10 @@ impl SoftMachine {
     fn delete(&mut self, number: usize) {
         self.slots[number].0 = false;
         self.execute(SlotOp::Delete(self.slot(number)));
+    }
+
+    fn unprotect(&mut self, page: u64) {
+        self.happen(page, 1, |host, range, notifier| host.protect(range, Protection::ReadWrite, notifier));
     }
 
     fn set_logging(&mut self, number: usize, on: bool) {
@@ -134,6 +190,26 @@ impl SoftMachine {
         let mut bitmap = vec![0; (SLOTS[number].bytes / PAGE).div_ceil(64) as usize];
         self.vm.kernel().get_dirty_log(number as u32, &mut bitmap).expect("the slot logs");
         bitmap
+    }
+}
+
+/// The host's frames, at their places.
+struct Frames<'a> {
+    host: &'a Host,
+    compact: &'a Compact<'a, Host>,
+}
+
+impl HostMap for Frames<'_> {
+    fn pages(&self, hva: Hva, pages: &mut [HostPage]) {
+        self.host.pages(hva, pages);
+        for page in pages {
+            let Some(hpa) = page.hpa() else { continue };
+            let mut placed = HostPage::at(self.compact.place(hpa));
+            if page.is_shared() {
+                placed = placed.shared();
+            }
+            *page = if page.is_read_only() { placed.read_only() } else { placed };
+        }
     }
 }
 
@@ -157,6 +233,40 @@ impl Machine for SoftMachine {
             HostEvent::LogOn(slot) => self.set_logging(slot, true),
             HostEvent::LogOff(slot) => self.set_logging(slot, false),
             HostEvent::Collect(_) => {}
+            HostEvent::SwapOut { first, pages } => {
+                self.happen(first, pages, |host, range, notifier| host.swap_out(range, notifier));
+            }
+            HostEvent::Migrate { first, pages } => {
+                self.happen(first, pages, |host, range, notifier| host.migrate(range, notifier));
+            }
+            HostEvent::Merge(one, other) => {
+                let (one, other) = (self.hva(one), self.hva(other));
+                self.vm.kernel().host_event(|host, notifier| host.merge(one, other, notifier));
+            }
+            HostEvent::Collapse(chunk) => {
+                self.happen(chunk, CHUNK / PAGE, |host, range, notifier| host.collapse(range, notifier));
+            }
+            HostEvent::Split(chunk) => {
+                self.happen(chunk, CHUNK / PAGE, |host, range, notifier| host.split(range, notifier));
+            }
+            HostEvent::Protect { page, all } => {
+                let protection = if all { Protection::None } else { Protection::ReadOnly };
+                self.happen(page, 1, |host, range, notifier| host.protect(range, protection, notifier));
+            }
+            HostEvent::Unprotect(page) => self.unprotect(page),
+            HostEvent::Shield(page) => {
+                self.happen(page, 1, |host, range, notifier| host.protect(range, Protection::None, notifier));
+                self.unprotect(page);
+            }
+            HostEvent::Discard(page) => {
+                self.happen(page, 1, |host, range, notifier| {
+                    host.discard(range, notifier).expect("plain memory")
+                });
+            }
+            HostEvent::Age(slot) => {
+                let range = self.slot(slot).gpa;
+                self.vm.kernel().age(range).expect("the MMU's own tables are in the host's memory");
+            }
         }
     }
 
@@ -181,30 +291,31 @@ impl Machine for SoftMachine {
                     readonly: slot.flags.contains(SlotFlags::READONLY),
                     log_dirty: slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES),
                 };
-                let log = logs[number].as_deref().map_or(DirtyLog::Unknown, DirtyLog::Bitmap);
+                let log = match &logs[number] {
+                    Some(_) if self.dirty_bits => DirtyLog::Pml,
+                    Some(bitmap) => DirtyLog::Bitmap(bitmap),
+                    None => DirtyLog::Unknown,
+                };
                 GuestSlot { memslot, log }
             })
             .collect();
+        kernel.host.check().map_err(|error| error.to_string())?;
         let SoftMmu::Tdp(tdp) = &kernel.mmu;
-        let kind = tdp.paging().format.kind();
-        let compact = Compact::new(&kernel.frames, if kind == Kind::Ept { 0b111 } else { 0b001 });
+        let format = tdp.paging().format;
+        let compact = Compact::new(&kernel.host, if format.kind() == Kind::Ept { 0b111 } else { 0b001 });
         let root = Paging { root: compact.place(Hpa(tdp.paging().root)).0, ..*tdp.paging() };
-        let pages: Vec<_> = (0..RAM_BYTES / PAGE)
-            .map(|page| match kernel.frames.frame_of(Hva(self.block.hva().0 + page * PAGE)) {
-                Some(frame) => HostPage::at(compact.place(frame)),
-                None => HostPage::ABSENT,
-            })
-            .collect();
         let stats = tdp.stats();
-        let tables: Vec<_> = tdp.shadow_pages().map(|page| compact.place(page.table)).collect();
+        let tables = tdp.shadow_pages(&kernel.host).map_err(|error| error.to_string())?;
+        let tables: Vec<_> = tables.iter().map(|page| compact.place(page.table)).collect();
         let guests = [Guest {
             process: 0,
             roots: &[root],
             shadows: &[],
             slots: &slots,
-            host: &HostPages { hva: self.block.hva(), pages: &pages },
-            policy: Policy::kvm(kind),
-            leaves: Some([stats.pages_4k, stats.pages_2m, stats.pages_1g]),
+            host: &Frames { host: &kernel.host, compact: &compact },
+            policy: Policy::kvm(format.kind()),
+            // Leaves whose access is tracked without A are none to hardware.
+            leaves: format.has_accessed_dirty().then_some([stats.pages_4k, stats.pages_2m, stats.pages_1g]),
             tables: Some(&tables),
             caches: None,
         }];
@@ -215,6 +326,6 @@ impl Machine for SoftMachine {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) {
-        self.block.read(offset, buf).expect("inside RAM");
+        self.block.read(self.base + offset, buf).expect("inside RAM");
     }
 }

@@ -4,7 +4,7 @@
 //! its addresses, and flags are set once the whole of a page's walk has succeeded. A table where no memory is holds no
 //! present entry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use memory_model::{Gpa, Gva};
 use vcpu::soft::{AccessKind, Bus, BusFault, Paging};
@@ -39,6 +39,8 @@ pub struct Model {
     logged: [bool; SLOTS.len()],
     /// Pages of each logged slot that were written since its log was read.
     written: [BTreeSet<u64>; SLOTS.len()],
+    /// Pages of RAM that the host keeps from the guest: from reads too, or from writes alone.
+    protected: BTreeMap<u64, bool>,
 }
 
 impl Model {
@@ -47,7 +49,13 @@ impl Model {
         for (offset, bytes) in image {
             ram[*offset as usize..][..bytes.len()].copy_from_slice(bytes);
         }
-        Self { ram, present: [true; SLOTS.len()], logged: [false; SLOTS.len()], written: Default::default() }
+        Self {
+            ram,
+            present: [true; SLOTS.len()],
+            logged: [false; SLOTS.len()],
+            written: Default::default(),
+            protected: BTreeMap::new(),
+        }
     }
 
     /// What an event means to the guest and to logs. `false` if it changes nothing: then it does not happen.
@@ -68,6 +76,19 @@ impl Model {
                 self.present[slot] && std::mem::replace(&mut self.logged[slot], false)
             }
             HostEvent::Collect(slot) => self.present[slot] && self.logged[slot],
+            HostEvent::Protect { page, all } => self.protected.insert(page, all) != Some(all),
+            HostEvent::Unprotect(page) => self.protected.remove(&page).is_some(),
+            HostEvent::Shield(page) => !self.protected.contains_key(&page),
+            HostEvent::Discard(page) => {
+                self.ram[page as usize..][..PAGE as usize].fill(0);
+                true
+            }
+            HostEvent::Age(slot) => self.present[slot],
+            HostEvent::SwapOut { .. }
+            | HostEvent::Migrate { .. }
+            | HostEvent::Merge(..)
+            | HostEvent::Collapse(_)
+            | HostEvent::Split(_) => true,
         }
     }
 
@@ -86,7 +107,7 @@ impl Model {
     }
 
     /// Where `gpa` lies in RAM.
-    fn offset(&self, gpa: u64) -> Option<usize> {
+    pub fn offset(&self, gpa: u64) -> Option<usize> {
         let slot = SLOTS[self.slot(gpa)?];
         Some((slot.offset + (gpa - slot.gpa)) as usize)
     }
@@ -187,7 +208,15 @@ impl Model {
     fn reach(&mut self, paging: &Paging, part: Part, kind: AccessKind) -> Result<u64, BusFault> {
         let gpa = self.walk(paging, part.gva, kind)?;
         match self.slot(gpa) {
-            Some(slot) if !(SLOTS[slot].readonly && kind == AccessKind::Write) => Ok(gpa),
+            Some(slot) if !(SLOTS[slot].readonly && kind == AccessKind::Write) => {
+                let page = SLOTS[slot].offset + (gpa - SLOTS[slot].gpa) & !(PAGE - 1);
+                match self.protected.get(&page) {
+                    Some(all) if *all || kind == AccessKind::Write => {
+                        Err(BusFault::HostMemory { gpa: Gpa(gpa) })
+                    }
+                    _ => Ok(gpa),
+                }
+            }
             _ => Err(BusFault::Mmio { gpa: Gpa(gpa), len: part.len }),
         }
     }

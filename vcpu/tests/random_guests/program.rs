@@ -19,6 +19,10 @@ pub struct Setting {
     pub smap: bool,
     /// EFER.NXE; without it, NX is a reserved bit.
     pub no_execute: bool,
+    /// The host backs RAM by pages of 2 MiB where it can.
+    pub huge_host: bool,
+    /// RAM begins one page after a multiple of 2 MiB in the host's process, so that no large page fits.
+    pub shifted: bool,
 }
 
 /// A guest: what its tables hold at first, and what it does.
@@ -141,6 +145,35 @@ pub enum HostEvent {
     LogOff(usize),
     /// The dirty log is read and starts anew.
     Collect(usize),
+    /// Pages of RAM, from an offset on, lose their frames.
+    SwapOut {
+        first: u64,
+        pages: u64,
+    },
+    /// They get other frames.
+    Migrate {
+        first: u64,
+        pages: u64,
+    },
+    /// Two pages get one frame, if their bytes are the same.
+    Merge(u64, u64),
+    /// A chunk of RAM gets one frame of 2 MiB.
+    Collapse(u64),
+    /// A frame of 2 MiB becomes small ones.
+    Split(u64),
+    /// A page may be read alone, or not be touched at all, until its first fault. Data alone.
+    Protect {
+        page: u64,
+        all: bool,
+    },
+    /// It may be used again.
+    Unprotect(u64),
+    /// A page may not be used for a moment.
+    Shield(u64),
+    /// A page is zero from now on. Data alone.
+    Discard(u64),
+    /// The host asks what was accessed of a slot.
+    Age(usize),
 }
 
 /// A table that is edited.

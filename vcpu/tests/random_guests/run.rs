@@ -50,8 +50,15 @@ fn unlimited() -> Budget {
 }
 
 fn goes_on(exit: &Exit) -> bool {
-    use Exit::{BudgetExceeded, IoOut, MmioRead, MmioWrite};
-    matches!(exit, BudgetExceeded(Limit::Instructions) | IoOut { .. } | MmioRead { .. } | MmioWrite { .. })
+    use Exit::{BudgetExceeded, IoOut, MemoryFault, MmioRead, MmioWrite};
+    matches!(
+        exit,
+        BudgetExceeded(Limit::Instructions)
+            | IoOut { .. }
+            | MmioRead { .. }
+            | MmioWrite { .. }
+            | MemoryFault { .. }
+    )
 }
 
 /// What the device says that is everywhere where no memory is.
@@ -116,6 +123,16 @@ impl Trace {
             }
             let exit = cpu.run(&mut model, &entry, &budget).expect("every exit is answered as it should be");
             entry = answer(&exit, states.len());
+            let kept = match exit {
+                Exit::MemoryFault { gpa: Some(gpa) } => {
+                    model.offset(gpa.0).map(|offset| offset as u64 & !(PAGE - 1))
+                }
+                _ => None,
+            };
+            if let Some(page) = kept.filter(|&page| model.host(HostEvent::Unprotect(page))) {
+                // The host lets the guest have what it has just failed to get.
+                events.push((states.len() + 1, HostEvent::Unprotect(page)));
+            }
             let over = !goes_on(&exit);
             states.push(State { exit, regs: cpu.regs, system: cpu.system });
             if over {
