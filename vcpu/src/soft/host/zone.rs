@@ -99,16 +99,23 @@ struct Zone {
     first: u64,
     /// How many frames there are.
     limit: u64,
+    supply: Supply,
+    /// For each 4 KiB: by dense number, and place in the frame.
+    records: Chunked<AtomicU64, 512>,
+    /// For each larger frame: how many 4 KiB of it are in use.
+    in_use: Chunked<AtomicU32, 16>,
+}
+
+/// Which frames a zone can give out. On cache lines of its own: accesses read the rest of a zone, and faults write this.
+#[derive(Default)]
+#[repr(align(128))]
+struct Supply {
     /// How many were used ever.
     used: AtomicU64,
     /// The free frames that were used before, a stack linked through their first records: dense number + 1 of the top
     /// in the low half, 0 if there is none; in the high half a count of the changes, so that a top that went and came
     /// back is not taken for one that stayed.
     free: AtomicU64,
-    /// For each 4 KiB: by dense number, and place in the frame.
-    records: Chunked<AtomicU64, 512>,
-    /// For each larger frame: how many 4 KiB of it are in use.
-    in_use: Chunked<AtomicU32, 16>,
 }
 
 impl Zone {
@@ -118,8 +125,7 @@ impl Zone {
             size,
             first,
             limit: limit.min(most),
-            used: AtomicU64::new(0),
-            free: AtomicU64::new(0),
+            supply: Supply::default(),
             records: Chunked::default(),
             in_use: Chunked::default(),
         }
@@ -134,7 +140,7 @@ impl Zone {
     /// Frames that were never used come first: an old address shows longest that nothing is there any more.
     fn allocate(&self) -> Option<u64> {
         let unused = |used| (used < self.limit).then_some(used + 1);
-        let dense = match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, unused) {
+        let dense = match self.supply.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, unused) {
             Ok(dense) => dense,
             Err(_) => self.pop()?,
         };
@@ -150,7 +156,7 @@ impl Zone {
     fn index(&self, frame: u64) -> u64 {
         let (order, offset) = (self.order(), frame - self.first);
         let dense = (offset >> order).wrapping_mul(GATHER).wrapping_sub(1) % (1 << (ZONE_SHIFT - order));
-        dense << order | offset % (1 << order)
+        (dense << order) | (offset % (1 << order))
     }
 
     fn free(&self, frame: u64) {
@@ -182,9 +188,13 @@ impl Zone {
     fn change_top(&self, mut new: impl FnMut(u32) -> Option<u32>) -> Option<u32> {
         let change = |free: u64| {
             let changes = (free >> 32).wrapping_add(1);
-            Some(changes << 32 | u64::from(new(free as u32)?))
+            Some((changes << 32) | u64::from(new(free as u32)?))
         };
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).ok().map(|free| free as u32)
+        self.supply
+            .free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change)
+            .ok()
+            .map(|free| free as u32)
     }
 
     fn in_use(&self, dense: u64) -> u32 {
@@ -197,7 +207,7 @@ impl Zone {
     fn frames(&self) -> impl Iterator<Item = u64> {
         let frame = |dense: u64| (dense + 1).wrapping_mul(SCATTER) << self.order();
         let each = move |dense| (0..1 << self.order()).map(move |piece| frame(dense) + piece);
-        (0..self.used.load(Ordering::Acquire))
+        (0..self.supply.used.load(Ordering::Acquire))
             .flat_map(each)
             .map(|scattered| self.first + scattered % (1 << ZONE_SHIFT))
     }
