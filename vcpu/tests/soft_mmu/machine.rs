@@ -9,7 +9,7 @@ use iced_x86::code_asm::*;
 use memory_model::{
     AddrRange, AddressSpace, Gpa, Gva, Hva, PageSize, Pages, RamBlock, RamOptions, RegionId, RegionTree,
 };
-use slot_manager::{SlotExecutor, SlotManager};
+use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{Budget, Entry, Exit, Gpr, GuestTables, Vcpu, Vm};
@@ -40,7 +40,6 @@ pub struct Machine {
     pub block: Arc<RamBlock>,
     pub vm: SoftVm,
     pub vcpu: Box<dyn Vcpu>,
-    pub slots: Arc<Mutex<SlotManager<Box<dyn SlotExecutor>>>>,
 }
 
 impl Machine {
@@ -59,8 +58,8 @@ impl Machine {
         };
         let ram = space.update(add).unwrap();
         let vm = SoftVm::with(options).unwrap();
-        let slots = Arc::new(Mutex::new(SlotManager::new(vm.slots())));
-        space.register(slots.clone()).unwrap();
+        vm.kernel().host.map_pages(&block, pages);
+        space.register(Arc::new(Mutex::new(SlotManager::new(vm.slots())))).unwrap();
         let rights = ept::Rights::RWX | ept::Rights::USER;
         let map = |first: u64, bytes: u64| GuestMap {
             gva: AddrRange::new(Gva(first), bytes.into()).unwrap(),
@@ -74,7 +73,7 @@ impl Machine {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_system_regs(&system).unwrap();
         vcpu.set_regs(&regs).unwrap();
-        Self { space, ram, block, vm, vcpu, slots }
+        Self { space, ram, block, vm, vcpu }
     }
 
     /// Puts instructions before the processor, and one that leaves the guest behind them.

@@ -130,6 +130,57 @@ fn a_use_allows_no_other_use() {
 }
 
 #[test]
+fn what_ring_0_may_use_is_not_remembered_for_ring_3() {
+    for options in columns() {
+        let mut machine = Machine::new(&options);
+        let entry = machine.pte(DATA);
+        let supervisor = machine.reads(entry) & !4;
+        machine.writes(entry, supervisor);
+        machine.does(|asm| {
+            asm.mov(rbx, DATA)?;
+            asm.invlpg(byte_ptr(rbx))?;
+            asm.mov(rax, qword_ptr(rbx))
+        });
+        machine.load(|asm| {
+            let mut user = asm.create_label();
+            asm.mov(rbx, DATA)?;
+            asm.push(0x1b)?;
+            asm.push(rsp)?;
+            asm.push(0x3002)?;
+            asm.push(0x23)?;
+            asm.lea(rax, qword_ptr(user))?;
+            asm.push(rax)?;
+            asm.iretq()?;
+            asm.set_label(&mut user)?;
+            asm.mov(rax, qword_ptr(rbx))
+        });
+        assert_eq!(machine.run(), Exit::Shutdown, "{options:?}");
+    }
+}
+
+#[test]
+fn what_ac_allows_is_not_remembered_without_it() {
+    for options in columns() {
+        let mut machine = Machine::new(&options);
+        machine.does(|asm| {
+            // SMAP.
+            asm.mov(rax, cr4)?;
+            asm.bts(rax, 21)?;
+            asm.mov(cr4, rax)?;
+            asm.mov(rbx, DATA)?;
+            asm.stac()?;
+            asm.mov(rax, qword_ptr(rbx))?;
+            asm.clac()
+        });
+        machine.load(|asm| {
+            asm.mov(rbx, DATA)?;
+            asm.mov(rax, qword_ptr(rbx))
+        });
+        assert_eq!(machine.run(), Exit::Shutdown, "{options:?}");
+    }
+}
+
+#[test]
 fn the_first_write_after_a_read_sets_dirty() {
     for options in columns() {
         let mut machine = Machine::new(&options);
