@@ -5,8 +5,6 @@ use iced_x86::{
     Code, CpuidFeature as F, DecoderOptions, EncodingKind, Mnemonic as M, OpCodeOperandKind as K,
 };
 
-use crate::native::cpuid;
-
 /// A register of `CPUID`.
 #[derive(Clone, Copy)]
 enum Bit {
@@ -23,8 +21,8 @@ const EXTENSIONS: &[(F, Bit)] = &[
     (F::INTEL8086, Bit::Always), (F::INTEL186, Bit::Always), (F::INTEL286, Bit::Always),
     (F::INTEL386, Bit::Always), (F::INTEL486, Bit::Always), (F::X64, Bit::Always),
     (F::CMOV, Bit::Always), (F::CX8, Bit::Always), (F::MULTIBYTENOP, Bit::Always), (F::PAUSE, Bit::Always),
-    (F::SSE, Bit::Always), (F::SSE2, Bit::Always), (F::CLFSH, Bit::Always), (F::CET_IBT, Bit::Always),
-    (F::CLDEMOTE, Bit::Always),
+    (F::CET_IBT, Bit::Always), (F::CLDEMOTE, Bit::Always),
+    (F::CLFSH, Bit::At(1, 3, 19)), (F::SSE, Bit::At(1, 3, 25)), (F::SSE2, Bit::At(1, 3, 26)),
     (F::CMPXCHG16B, Bit::At(1, 2, 13)), (F::SSE4_2, Bit::At(1, 2, 20)), (F::MOVBE, Bit::At(1, 2, 22)),
     (F::POPCNT, Bit::At(1, 2, 23)), (F::FSGSBASE, Bit::At(7, 1, 0)), (F::BMI1, Bit::At(7, 1, 3)),
     (F::BMI2, Bit::At(7, 1, 8)), (F::ADX, Bit::At(7, 1, 19)), (F::CLFLUSHOPT, Bit::At(7, 1, 23)),
@@ -41,6 +39,15 @@ const LEFT_OUT: &[(&str, &[M])] = &[
     ("UMIP may forbid it", &[M::Sgdt, M::Sidt, M::Sldt, M::Smsw, M::Str]),
     ("changes the thread's own segment bases", &[M::Wrfsbase, M::Wrgsbase]),
     ("not an integer instruction", &[M::Ldmxcsr, M::Stmxcsr, M::Wait]),
+];
+
+/// MOVSXD with a 16-bit destination: Intel reads 16 bits and AMD 32. PREFETCHW of a register: Intel does nothing,
+/// AMD raises #UD.
+const VENDORS_DIFFER: [Code; 4] = [
+    Code::Movsxd_r16_rm16,
+    Code::Reservednop_rm16_r16_0F0D,
+    Code::Reservednop_rm32_r32_0F0D,
+    Code::Reservednop_rm64_r64_0F0D,
 ];
 
 /// All forms, whether this processor has them or not.
@@ -62,8 +69,7 @@ fn is_tried(code: Code) -> bool {
     let far = code.is_jmp_far_indirect() || code.is_call_far_indirect();
     let loads_segment =
         form.op0_kind() == K::seg_reg || code.mnemonic() == M::Pop && is_segment(form.op0_kind());
-    // Of MOVSXD with a 16-bit destination, Intel reads 16 bits and AMD 32.
-    let vendors_differ = code == Code::Movsxd_r16_rm16;
+    let vendors_differ = VENDORS_DIFFER.contains(&code);
     let left_out = LEFT_OUT.iter().any(|(_, mnemonics)| mnemonics.contains(&code.mnemonic()));
     in_ring_3
         && encoding
@@ -95,8 +101,8 @@ fn is_integer(kind: K) -> bool {
     ) || is_segment(kind)
 }
 
-/// Whether the processor under this test has the instruction.
-pub fn on_this_processor(code: Code) -> bool {
+/// Whether the processor whose `CPUID` this is has the instruction. (A leaf gives EAX, EBX, ECX and EDX.)
+pub fn offered(code: Code, mut cpuid: impl FnMut(u32) -> [u32; 4]) -> bool {
     code.cpuid_features().iter().all(|&feature| match extension(feature) {
         Some(Bit::Always) => true,
         Some(Bit::At(leaf, register, bit)) => cpuid(leaf)[register] >> bit & 1 != 0,

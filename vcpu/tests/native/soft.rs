@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use memory_model::{Gpa, Gva};
 use vcpu::soft::cpu::Cpu;
 use vcpu::soft::{AccessKind, Bus, BusFault, Paging};
-use vcpu::{Budget, DescriptorTable, Entry, Exit, Limit, Regs, Segment, SystemRegs, rflags};
+use vcpu::{Budget, DescriptorTable, Entry, Exit, Gpr, Limit, Regs, Segment, SystemRegs, rflags};
 
 use crate::case::{Case, End, Memory, Outcome};
 use crate::draw::MAX_ITERATIONS;
@@ -91,9 +91,27 @@ impl Machine {
         Some(Outcome { end: end?, regs: cpu.regs, memory: self.bus.memory.clone() })
     }
 
+    /// What the soft CPU says it is: EAX, EBX, ECX and EDX of a leaf's first subleaf.
+    pub fn cpuid(&mut self, leaf: u32) -> [u32; 4] {
+        const CPUID: [u8; 2] = [0x0f, 0xa2];
+        self.bus.code[..2].copy_from_slice(&CPUID);
+        let mut regs = Regs { rip: CODE, ..Regs::default() };
+        regs[Gpr::Rax] = leaf.into();
+        let mut cpu = Cpu::new(regs, self.system);
+        let budget = self.budget();
+        let end = cpu.run(&mut self.bus, &Entry::Resume, &budget);
+        assert_eq!(end, Ok(Exit::BudgetExceeded(Limit::Instructions)));
+        self.bus.code[..2].fill(BREAKPOINT);
+        [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|register| cpu.regs[register] as u32)
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { deadline: self.deadline, instructions: 1 }
+    }
+
     /// One instruction; of a repeated one, all iterations.
     fn step(&mut self, cpu: &mut Cpu, case: &Case) -> Option<End> {
-        let budget = Budget { deadline: self.deadline, instructions: 1 };
+        let budget = self.budget();
         for _ in 0..MAX_ITERATIONS {
             let end = match cpu.run(&mut self.bus, &Entry::Resume, &budget) {
                 Ok(Exit::BudgetExceeded(Limit::Instructions)) if cpu.regs.rip == case.regs.rip => continue,
