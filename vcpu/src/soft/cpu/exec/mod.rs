@@ -38,7 +38,7 @@ impl<B: Bus> Step<'_, B> {
             M::Leave => self.leave(),
             M::Cbw | M::Cwde | M::Cdqe => self.extend_accumulator(),
             M::Cwd | M::Cdq | M::Cqo => self.sign_into_rdx(),
-            M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
+            M::Nop | M::Reservednop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
             M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Ok(()),
             M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Ok(()),
             M::Lfence | M::Mfence | M::Sfence => Ok(()),
