@@ -33,6 +33,11 @@ pub struct SoftKernel {
 pub(super) struct Flushes(u64);
 
 impl Flushes {
+    /// How many.
+    pub(super) fn count(self) -> u64 {
+        self.0
+    }
+
     fn request(&mut self) {
         self.0 += 1;
     }

@@ -2,7 +2,7 @@
 
 use ept::mmu::{FaultOutcome, HostFault};
 use ept::{Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate};
-use memory_model::{Gpa, Gva, Hpa, PageSize};
+use memory_model::{Gpa, Gva, Hpa, PageSize, RamPage};
 
 use super::kernel::{Slots, SoftKernel};
 use super::options::MAX_PHY_ADDR;
@@ -45,6 +45,15 @@ impl Bus for Mmu<'_> {
             done += len;
         }
         Ok(())
+    }
+
+    fn page(&mut self, paging: &Paging, gva: Gva, kind: AccessKind) -> Option<RamPage> {
+        let (_, hpa) = self.translate(paging, gva, 1, kind).ok()?;
+        self.kernel.host.page(hpa, kind == AccessKind::Write)
+    }
+
+    fn generation(&self) -> u64 {
+        self.kernel.flushes().count()
     }
 
     fn invalidate_page(&mut self, _gva: Gva) {

@@ -185,7 +185,7 @@ impl<'a, B: Bus> Step<'a, B> {
 impl<B: Bus> Step<'_, B> {
     /// `INVLPG`.
     pub(super) fn invalidate_page(&mut self, gva: Gva) {
-        self.cpu.quick.forget(gva.0);
+        self.cpu.quick.forget_all();
         self.bus.invalidate_page(gva);
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ept::{MemoryError, PhysMemory};
-use memory_model::{Hpa, PageSize, RamBlock};
+use memory_model::{Hpa, PageSize, RamBlock, RamPage};
 
 use super::Host;
 use super::chunked::Chunked;
@@ -115,6 +115,16 @@ impl Host {
     pub fn write(&self, hpa: Hpa, data: &[u8]) -> Result<(), MemoryError> {
         let (block, offset) = self.writable_ram(hpa.0, self.zones.record(hpa.page_number()))?;
         block.write(offset, data).map_err(|_| MemoryError::Absent { address: hpa.0 })
+    }
+
+    /// The page of guest memory at `hpa`, to be read or written as long as the frame is the page's; `None` where only
+    /// [`read`](Self::read) and [`write`](Self::write) reach the bytes, if they do.
+    pub(in crate::soft) fn page(&self, hpa: Hpa, write: bool) -> Option<RamPage> {
+        let record = self.zones.record(hpa.page_number());
+        let Use::Page(id) = record.usage() else { return None };
+        let reachable = !record.is_no_access() && !(write && record.is_read_only());
+        let block = self.block(id).filter(|_| reachable)?;
+        RamPage::new(&block.ram, id.page * FRAME).ok()
     }
 
     /// Lets tables that were freed be given out again. Nobody who saw an entry that led to one may still be on the way:

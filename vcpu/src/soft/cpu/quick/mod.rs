@@ -50,12 +50,7 @@ impl std::fmt::Debug for Quick {
 }
 
 impl Quick {
-    /// `INVLPG`.
-    pub fn forget(&mut self, address: u64) {
-        self.pages.iter_mut().for_each(|pages| pages.forget(address));
-    }
-
-    /// No page given before may be used again.
+    /// No page given before may be used again. So it is after INVLPG too: one page of the guest's can be many here.
     pub fn forget_all(&mut self) {
         self.paging = None;
     }

@@ -23,16 +23,9 @@ impl Pages {
     }
 
     pub fn forget_all(&mut self) {
-        self.each(PageTable::forget_all);
+        [&mut self.read, &mut self.write, &mut self.fetch].into_iter().for_each(PageTable::forget_all);
     }
 
-    pub fn forget(&mut self, address: u64) {
-        self.each(|table| table.forget(address));
-    }
-
-    fn each(&mut self, mut act: impl FnMut(&mut PageTable)) {
-        [&mut self.read, &mut self.write, &mut self.fetch].into_iter().for_each(&mut act);
-    }
 }
 
 const ENTRIES: usize = 256;
@@ -40,9 +33,10 @@ const ENTRIES: usize = 256;
 /// A direct-mapped table of pages.
 pub(super) struct PageTable {
     entries: Box<[Entry; ENTRIES]>,
+    /// The places that hold a page.
+    used: Vec<u16>,
 }
 
-#[derive(Clone)]
 struct Entry {
     /// The first address of the page; no such address if there is none.
     address: u64,
@@ -53,7 +47,7 @@ const NONE: Entry = Entry { address: u64::MAX, page: None };
 
 impl Default for PageTable {
     fn default() -> Self {
-        Self { entries: Box::new([NONE; ENTRIES]) }
+        Self { entries: Box::new([NONE; ENTRIES]), used: Vec::new() }
     }
 }
 
@@ -75,18 +69,17 @@ impl PageTable {
     }
 
     pub fn put(&mut self, address: u64, page: RamPage) {
-        self.entries[Self::place(address)] = Entry { address: address & !0xfff, page: Some(page) };
-    }
-
-    fn forget(&mut self, address: u64) {
         let entry = &mut self.entries[Self::place(address)];
-        if entry.address == address & !0xfff {
-            *entry = NONE;
+        if entry.page.is_none() {
+            self.used.push(Self::place(address) as u16);
         }
+        *entry = Entry { address: address & !0xfff, page: Some(page) };
     }
 
     fn forget_all(&mut self) {
-        self.entries.fill(NONE);
+        for place in self.used.drain(..) {
+            self.entries[usize::from(place)] = NONE;
+        }
     }
 }
 
