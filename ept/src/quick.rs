@@ -5,22 +5,21 @@
 
 use memory_model::PageSize;
 
-use crate::access::{Access, Controls, Rights};
+use crate::access::{Access, Rights};
 use crate::format::Format;
-use crate::judge::{Demand, Found, key_denies};
+use crate::judge::{Found, controls_deny};
 use crate::paging::{Paging, Start};
 use crate::walk::{Flags, Leaf};
 
 /// What quick walks through the same tables have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Ask<'a> {
-    paging: &'a Paging,
+    pub paging: &'a Paging,
     access: Access,
-    demand: Demand,
-    /// Flags that the leaf must have.
-    leaf_flags: u64,
-    /// [`Format::withheld`] of an entry without a bit.
-    withheld: u64,
+    /// What no entry may [withhold](Format::withheld).
+    all: u64,
+    /// What the leaf may not withhold either.
+    leaf: u64,
 }
 
 impl<'a> Ask<'a> {
@@ -29,24 +28,41 @@ impl<'a> Ask<'a> {
     #[inline(always)]
     pub fn new(paging: &'a Paging, access: Access, flags: Flags) -> Option<Self> {
         let format = &paging.format;
-        if format.levels() < 4 || access.does.contains(Rights::SHADOW_STACK) {
+        if access.does.contains(Rights::SHADOW_STACK) {
             return None;
         }
-        let demand = format.demand(access, paging.controls);
-        let (flags, leaf_flags) = match flags {
+        let (all, leaf) = match flags {
             Flags::Keep => (0, 0),
             Flags::Set => (format.flags(false, false), format.flags(true, access.writes())),
         };
-        Some(Self { paging, access, demand: demand.and(flags), leaf_flags, withheld: !format.mergeable(0) })
+        Some(Self { paging, access, all: format.asked(access) | all, leaf })
     }
 
     /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
     #[inline(always)]
-    pub fn descend(&self, address: u64, read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
-        self.descend_from(None, address, read).map(|(leaf, _)| leaf)
+    pub fn descend(&self, address: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
+        let format = &self.paging.format;
+        if !format.translates(address) {
+            return None;
+        }
+        let mut walk = Quick::new(self.paging, address);
+        if format.levels() != 4 {
+            walk = walk.top(self, &mut read)?;
+        }
+        if !walk.level::<4>(self, &mut read)? {
+            return None;
+        }
+        if !walk.level::<3>(self, &mut read)? {
+            return walk.leaf::<3>(self);
+        }
+        if !walk.level::<2>(self, &mut read)? {
+            return walk.leaf::<2>(self);
+        }
+        walk.level::<1>(self, &mut read)?;
+        walk.leaf::<1>(self)
     }
 
-    /// The same from a table that may be further down; with the table that the leaf is in.
+    /// The same from a remembered table on, or else from the root; with the table that the leaf is in.
     #[inline(always)]
     pub fn descend_from(
         &self,
@@ -54,31 +70,34 @@ impl<'a> Ask<'a> {
         address: u64,
         mut read: impl FnMut(u64) -> Option<u64>,
     ) -> Option<(Leaf, Start)> {
-        // A copy, which no read of memory can change, stays in registers.
-        let ask = *self;
-        if !ask.paging.format.translates(address) {
+        let format = &self.paging.format;
+        if !format.translates(address) || format.levels() < 4 {
             return None;
         }
-        let root = Start { level: ask.paging.format.levels(), table: ask.paging.root, tables: u64::MAX };
+        let root = Start { level: format.levels(), table: self.paging.root, tables: u64::MAX };
         let Start { level, table, tables } = from.unwrap_or(root);
-        let mut walk = Quick { address, table, withheld: !tables };
-        if level == 5 {
-            walk.level::<5>(&ask, &mut read)?;
+        let mut walk = Quick { address, last: table, withheld: !tables };
+        if level == 5 && !walk.level::<5>(self, &mut read)? {
+            return None;
         }
-        if level >= 4 {
-            walk.level::<4>(&ask, &mut read)?;
+        if level >= 4 && !walk.level::<4>(self, &mut read)? {
+            return None;
         }
-        if level >= 3
-            && let Some(found) = walk.level::<3>(&ask, &mut read)?
-        {
-            return Some(found);
+        if level >= 3 {
+            let start = walk.start(3);
+            if !walk.level::<3>(self, &mut read)? {
+                return Some((walk.leaf::<3>(self)?, start));
+            }
         }
-        if level >= 2
-            && let Some(found) = walk.level::<2>(&ask, &mut read)?
-        {
-            return Some(found);
+        if level >= 2 {
+            let start = walk.start(2);
+            if !walk.level::<2>(self, &mut read)? {
+                return Some((walk.leaf::<2>(self)?, start));
+            }
         }
-        walk.level::<1>(&ask, &mut read)?
+        let start = walk.start(1);
+        walk.level::<1>(self, &mut read)?;
+        Some((walk.leaf::<1>(self)?, start))
     }
 }
 
@@ -86,65 +105,74 @@ impl<'a> Ask<'a> {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Quick {
     address: u64,
-    /// The table to read next.
-    table: u64,
-    /// Complement of the AND of the entries read, in the shape of [`Format::mergeable`]: so that one test shows
-    /// whether any of them withholds what a table pointer must have.
+    /// What the entry read last [withholds](Format::withheld), and so its frame; at first the root table.
+    last: u64,
+    /// OR of what all entries read withhold: so one test shows whether any of them withholds what a table pointer must
+    /// have.
     withheld: u64,
 }
 
 impl Quick {
     #[inline(always)]
     pub fn new(paging: &Paging, address: u64) -> Self {
-        Self { address, table: paging.root, withheld: 0 }
+        Self { address, last: paging.root, withheld: 0 }
     }
 
-    /// Goes on to the next table (`Some(None)`), or comes to a leaf; `None` at anything unusual.
+    #[inline(always)]
+    fn start(&self, level: u8) -> Start {
+        Start { level, table: self.last & Format::FRAME, tables: !self.withheld }
+    }
+
+    /// Reads the entry of that level; whether it leads to another table.
     #[inline(always)]
     fn level<const LEVEL: u8>(
         &mut self,
         ask: &Ask<'_>,
         read: &mut impl FnMut(u64) -> Option<u64>,
-    ) -> Option<Option<(Leaf, Start)>> {
-        let start = Start { level: LEVEL, table: self.table, tables: !self.withheld };
+    ) -> Option<bool> {
         let entry = read(self.entry_address::<LEVEL>())?;
-        if self.goes_on::<LEVEL>(ask, entry) {
-            return Some(None);
-        }
-        self.leaf::<LEVEL>(ask, entry).map(|leaf| Some((leaf, start)))
+        Some(self.goes_on::<LEVEL>(ask, entry))
+    }
+
+    /// Reads the entry above four levels, if there is such a one.
+    #[cold]
+    fn top(mut self, ask: &Ask<'_>, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<Self> {
+        let is_table = ask.paging.format.levels() == 5 && self.level::<5>(ask, read)?;
+        is_table.then_some(self)
     }
 
     /// Where the entry of that level is.
     #[inline(always)]
     pub fn entry_address<const LEVEL: u8>(&self) -> u64 {
-        self.table + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
+        (self.last & Format::FRAME) + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
     }
 
-    /// Takes the entry in; whether it leads to another table, which then is the next.
+    /// Takes in an entry; whether it leads to another table.
     #[inline(always)]
     pub fn goes_on<const LEVEL: u8>(&mut self, ask: &Ask<'_>, entry: u64) -> bool {
         let format = &ask.paging.format;
-        self.withheld |= entry ^ ask.withheld;
-        self.table = entry & Format::FRAME;
+        self.last = format.withheld(entry);
+        self.withheld |= self.last;
         LEVEL > 1 && format.are_plain_tables(LEVEL, self.withheld)
     }
 
-    /// The translation that ends at that entry, if nothing about it is unusual.
+    /// The translation that ends at the entry read last, if nothing about it is unusual.
     #[inline(always)]
-    pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>, entry: u64) -> Option<Leaf> {
-        let Ask { paging, access, demand, leaf_flags, .. } = *ask;
+    pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>) -> Option<Leaf> {
+        let Ask { paging, access, .. } = *ask;
         let format = &paging.format;
-        let merged = !self.withheld;
-        let granted = format.granted(merged, entry);
-        if !format.is_plain_leaf(LEVEL, entry, leaf_flags)
-            || !demand.is_met(merged)
-            || paging.controls.intersects(Controls::PKE.union(Controls::PKS))
-                && key_denies(paging, access, Found { tables: merged, granted, leaf: entry })
-        {
+        if !format.admits_leaf(LEVEL, self.last, ask.leaf) || self.withheld & ask.all != 0 {
+            return None;
+        }
+        let entry = format.withheld(self.last);
+        if controls_deny(paging, access, || {
+            let tables = !self.withheld;
+            Found { tables, granted: format.granted(tables, entry), leaf: entry }
+        }) {
             return None;
         }
         let size = PageSize::of_level(LEVEL)?;
-        let frame = entry & Format::FRAME & !(size.bytes() - 1);
-        Some(Leaf::new(format.kind(), self.address, (frame, size), entry, granted))
+        let frame = self.last & Format::FRAME & !(size.bytes() - 1);
+        Some(Leaf::new(format.offer(), self.address, (frame, size), entry, self.withheld))
     }
 }

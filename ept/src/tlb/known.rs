@@ -63,7 +63,8 @@ impl Known {
     ) -> Result<Use, Fault> {
         let Self { leaf, tables } = *self;
         let format = &paging.format;
-        let found = Found { tables, granted: leaf.granted(), leaf: leaf.entry };
+        let granted = format.granted(!leaf.withheld(), leaf.entry);
+        let found = Found { tables, granted, leaf: leaf.entry };
         if let Err(denial) = judge(paging, access, found) {
             return Err(Stop::Denied(denial).event(format, access, paging.controls));
         }
