@@ -41,25 +41,55 @@ impl<'a> Ask<'a> {
     /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
     #[inline(always)]
     pub fn descend(&self, address: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
-        let format = &self.paging.format;
-        if !format.translates(address) {
-            return None;
-        }
         let mut walk = Quick::new(self.paging, address);
-        if format.levels() != 4 {
-            walk = walk.top(self, &mut read)?;
+        match self.tables(&mut walk, &mut read)? {
+            1 => {
+                walk.level::<1>(self, &mut read)?;
+                walk.leaf::<1>(self)
+            }
+            2 => walk.leaf::<2>(self),
+            _ => walk.leaf::<3>(self),
         }
-        if !walk.level::<4>(self, &mut read)? {
-            return None;
-        }
-        if !walk.level::<3>(self, &mut read)? {
-            return walk.leaf::<3>(self);
-        }
-        if !walk.level::<2>(self, &mut read)? {
-            return walk.leaf::<2>(self);
+    }
+
+    /// The same, where the last walk may have read all but the lowest entry.
+    #[inline(always)]
+    pub fn descend_near(
+        &self,
+        near: &mut Near,
+        address: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<Leaf> {
+        let mut walk = Quick { address, ..near.0 };
+        if (address ^ near.0.address) >> 21 != 0 {
+            walk = Quick::new(self.paging, address);
+            match self.tables(&mut walk, &mut read)? {
+                1 => near.0 = walk,
+                2 => return walk.leaf::<2>(self),
+                _ => return walk.leaf::<3>(self),
+            }
         }
         walk.level::<1>(self, &mut read)?;
         walk.leaf::<1>(self)
+    }
+
+    /// Reads all entries above level 1, up to a leaf if there is one; the level that comes next, or that of the leaf.
+    #[inline(always)]
+    fn tables(&self, walk: &mut Quick, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u8> {
+        let format = &self.paging.format;
+        if !format.translates(walk.address) {
+            return None;
+        }
+        if format.levels() != 4 {
+            *walk = walk.top(self, read)?;
+        }
+        if !walk.level::<4>(self, read)? {
+            return None;
+        }
+        if !walk.level::<3>(self, read)? {
+            return Some(3);
+        }
+        Some(if walk.level::<2>(self, read)? { 1 } else { 2 })
     }
 
     /// The same from a remembered table on, or else from the root; with the table that the leaf is in.
@@ -98,6 +128,16 @@ impl<'a> Ask<'a> {
         let start = walk.start(1);
         walk.level::<1>(self, &mut read)?;
         Some((walk.leaf::<1>(self)?, start))
+    }
+}
+
+/// A walk that has come to its lowest table, for another one to the same 2 MiB. At first it is one that has come to none,
+/// for an address that there is not.
+pub(crate) struct Near(Quick);
+
+impl Default for Near {
+    fn default() -> Self {
+        Self(Quick { address: u64::MAX, last: 0, withheld: u64::MAX })
     }
 }
 
