@@ -15,7 +15,8 @@ use crate::walk::{Flags, Leaf};
 #[derive(Clone, Copy)]
 pub(crate) struct Ask<'a> {
     pub paging: &'a Paging,
-    access: Access,
+    pub access: Access,
+    pub flags: Flags,
     /// What no entry may [withhold](Format::withheld).
     all: u64,
     /// What the leaf may not withhold either.
@@ -31,11 +32,28 @@ impl<'a> Ask<'a> {
         if access.does.contains(Rights::SHADOW_STACK) {
             return None;
         }
-        let (all, leaf) = match flags {
+        let (marks, leaf) = match flags {
             Flags::Keep => (0, 0),
             Flags::Set => (format.flags(false, false), format.flags(true, access.writes())),
         };
-        Some(Self { paging, access, all: format.asked(access) | all, leaf })
+        Some(Self { paging, access, flags, all: format.asked(access) | marks, leaf })
+    }
+
+    /// Whether a page that was found before, and remembered, lets the access through.
+    #[inline(always)]
+    pub fn allows(&self, leaf: &Leaf) -> bool {
+        self.paging.format.withheld(leaf.entry) & self.leaf == 0 && self.grants(leaf)
+    }
+
+    /// Whether a walk grants what is asked, but for flags of its leaf.
+    #[inline(always)]
+    fn grants(&self, leaf: &Leaf) -> bool {
+        let format = &self.paging.format;
+        let found = || {
+            let tables = !leaf.withheld();
+            Found { tables, granted: format.granted(tables, leaf.entry), leaf: leaf.entry }
+        };
+        leaf.withheld() & self.all == 0 && !controls_deny(self.paging, self.access, found)
     }
 
     /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
@@ -107,19 +125,19 @@ impl<'a> Ask<'a> {
         let root = Start { level: format.levels(), table: self.paging.root, tables: u64::MAX };
         let Start { level, table, tables } = from.unwrap_or(root);
         let mut walk = Quick { address, last: table, withheld: !tables };
-        if level == 5 && !walk.level::<5>(self, &mut read)? {
-            return None;
-        }
-        if level >= 4 && !walk.level::<4>(self, &mut read)? {
-            return None;
-        }
-        if level >= 3 {
-            let start = walk.start(3);
-            if !walk.level::<3>(self, &mut read)? {
-                return Some((walk.leaf::<3>(self)?, start));
+        if level > 1 {
+            if level == 5 && !walk.level::<5>(self, &mut read)? {
+                return None;
             }
-        }
-        if level >= 2 {
+            if level >= 4 && !walk.level::<4>(self, &mut read)? {
+                return None;
+            }
+            if level >= 3 {
+                let start = walk.start(3);
+                if !walk.level::<3>(self, &mut read)? {
+                    return Some((walk.leaf::<3>(self)?, start));
+                }
+            }
             let start = walk.start(2);
             if !walk.level::<2>(self, &mut read)? {
                 return Some((walk.leaf::<2>(self)?, start));
@@ -199,20 +217,14 @@ impl Quick {
     /// The translation that ends at the entry read last, if nothing about it is unusual.
     #[inline(always)]
     pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>) -> Option<Leaf> {
-        let Ask { paging, access, .. } = *ask;
-        let format = &paging.format;
-        if !format.admits_leaf(LEVEL, self.last, ask.leaf) || self.withheld & ask.all != 0 {
-            return None;
-        }
-        let entry = format.withheld(self.last);
-        if controls_deny(paging, access, || {
-            let tables = !self.withheld;
-            Found { tables, granted: format.granted(tables, entry), leaf: entry }
-        }) {
+        let format = &ask.paging.format;
+        if !format.admits_leaf(LEVEL, self.last, ask.leaf) {
             return None;
         }
         let size = PageSize::of_level(LEVEL)?;
         let frame = self.last & Format::FRAME & !(size.bytes() - 1);
-        Some(Leaf::new(format.offer(), self.address, (frame, size), entry, self.withheld))
+        let entry = format.withheld(self.last);
+        let leaf = Leaf::new(format.offer(), self.address, (frame, size), entry, self.withheld);
+        ask.grants(&leaf).then_some(leaf)
     }
 }

@@ -114,12 +114,6 @@ impl Leaf {
         Self { address: frame | address & (size.bytes() - 1), entry, withheld, size, offer }
     }
 
-    /// The same page, at another address of it.
-    #[inline]
-    pub(crate) const fn at(self, address: u64) -> Self {
-        Self { address: self.frame() | address & (self.size.bytes() - 1), ..self }
-    }
-
     /// Physical address of the page.
     #[inline]
     pub const fn frame(&self) -> u64 {
