@@ -60,13 +60,17 @@ pub(crate) struct Found {
 
 /// Whether SMEP, SMAP or protection keys deny what the rights allow.
 #[inline(always)]
-pub(crate) fn controls_deny(paging: &Paging, access: Access, found: impl FnOnce() -> Found) -> bool {
+pub(crate) fn controls_deny(paging: &Paging, access: Access, leaf: u64, withheld: u64) -> bool {
     const CONTROLS: Controls = Controls::SMEP.union(Controls::SMAP).union(Controls::PKE).union(Controls::PKS);
-    if !paging.controls.intersects(CONTROLS) {
-        return false;
-    }
-    let found = found();
-    !paging.format.demand(access, paging.controls).is_met(found.granted) || key_denies(paging, access, found)
+    paging.controls.intersects(CONTROLS) && denied_by_controls(paging, access, leaf, withheld)
+}
+
+/// Out of line, so that walks which need none of it keep their registers.
+#[inline(never)]
+fn denied_by_controls(paging: &Paging, access: Access, leaf: u64, withheld: u64) -> bool {
+    let Paging { format, controls, .. } = paging;
+    let found = Found { tables: !withheld, granted: format.granted(!withheld, leaf), leaf };
+    !format.demand(access, *controls).is_met(found.granted) || key_denies(paging, access, found)
 }
 
 /// Why an access is denied.

@@ -7,7 +7,7 @@ use memory_model::PageSize;
 
 use crate::access::{Access, Rights};
 use crate::format::Format;
-use crate::judge::{Found, controls_deny};
+use crate::judge::controls_deny;
 use crate::paging::{Paging, Start};
 use crate::walk::{Flags, Leaf};
 
@@ -42,18 +42,13 @@ impl<'a> Ask<'a> {
     /// Whether a page that was found before, and remembered, lets the access through.
     #[inline(always)]
     pub fn allows(&self, leaf: &Leaf) -> bool {
-        self.paging.format.withheld(leaf.entry) & self.leaf == 0 && self.grants(leaf)
+        self.paging.format.withheld(leaf.entry) & self.leaf == 0 && self.grants(leaf.entry, leaf.withheld())
     }
 
-    /// Whether a walk grants what is asked, but for flags of its leaf.
+    /// Whether a walk to that leaf grants what is asked, but for the leaf's flags.
     #[inline(always)]
-    fn grants(&self, leaf: &Leaf) -> bool {
-        let format = &self.paging.format;
-        let found = || {
-            let tables = !leaf.withheld();
-            Found { tables, granted: format.granted(tables, leaf.entry), leaf: leaf.entry }
-        };
-        leaf.withheld() & self.all == 0 && !controls_deny(self.paging, self.access, found)
+    fn grants(&self, leaf: u64, withheld: u64) -> bool {
+        withheld & self.all == 0 && !controls_deny(self.paging, self.access, leaf, withheld)
     }
 
     /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
@@ -124,7 +119,7 @@ impl<'a> Ask<'a> {
         }
         let root = Start { level: format.levels(), table: self.paging.root, tables: u64::MAX };
         let Start { level, table, tables } = from.unwrap_or(root);
-        let mut walk = Quick { address, last: table, withheld: !tables };
+        let mut walk = Quick { address, entry: table, withheld: !tables };
         if level > 1 {
             if level == 5 && !walk.level::<5>(self, &mut read)? {
                 return None;
@@ -155,7 +150,7 @@ pub(crate) struct Near(Quick);
 
 impl Default for Near {
     fn default() -> Self {
-        Self(Quick { address: u64::MAX, last: 0, withheld: u64::MAX })
+        Self(Quick { address: u64::MAX, entry: 0, withheld: u64::MAX })
     }
 }
 
@@ -163,22 +158,22 @@ impl Default for Near {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Quick {
     address: u64,
-    /// What the entry read last [withholds](Format::withheld), and so its frame; at first the root table.
-    last: u64,
-    /// OR of what all entries read withhold: so one test shows whether any of them withholds what a table pointer must
-    /// have.
+    /// The entry read last; at first the root table.
+    entry: u64,
+    /// OR of what all entries read [withhold](Format::withheld): so one test shows whether any of them withholds what a
+    /// table pointer must have.
     withheld: u64,
 }
 
 impl Quick {
     #[inline(always)]
     pub fn new(paging: &Paging, address: u64) -> Self {
-        Self { address, last: paging.root, withheld: 0 }
+        Self { address, entry: paging.root, withheld: 0 }
     }
 
     #[inline(always)]
     fn start(&self, level: u8) -> Start {
-        Start { level, table: self.last & Format::FRAME, tables: !self.withheld }
+        Start { level, table: self.entry & Format::FRAME, tables: !self.withheld }
     }
 
     /// Reads the entry of that level; whether it leads to another table.
@@ -202,15 +197,15 @@ impl Quick {
     /// Where the entry of that level is.
     #[inline(always)]
     pub fn entry_address<const LEVEL: u8>(&self) -> u64 {
-        (self.last & Format::FRAME) + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
+        (self.entry & Format::FRAME) + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
     }
 
     /// Takes in an entry; whether it leads to another table.
     #[inline(always)]
     pub fn goes_on<const LEVEL: u8>(&mut self, ask: &Ask<'_>, entry: u64) -> bool {
         let format = &ask.paging.format;
-        self.last = format.withheld(entry);
-        self.withheld |= self.last;
+        self.entry = entry;
+        self.withheld |= format.withheld(entry);
         LEVEL > 1 && format.are_plain_tables(LEVEL, self.withheld)
     }
 
@@ -218,13 +213,12 @@ impl Quick {
     #[inline(always)]
     pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>) -> Option<Leaf> {
         let format = &ask.paging.format;
-        if !format.admits_leaf(LEVEL, self.last, ask.leaf) {
+        let plain = format.admits_leaf(LEVEL, format.withheld(self.entry), ask.leaf);
+        if !plain || !ask.grants(self.entry, self.withheld) {
             return None;
         }
         let size = PageSize::of_level(LEVEL)?;
-        let frame = self.last & Format::FRAME & !(size.bytes() - 1);
-        let entry = format.withheld(self.last);
-        let leaf = Leaf::new(format.offer(), self.address, (frame, size), entry, self.withheld);
-        ask.grants(&leaf).then_some(leaf)
+        let frame = self.entry & Format::FRAME & !(size.bytes() - 1);
+        Some(Leaf::new(format.offer(), self.address, (frame, size), self.entry, self.withheld))
     }
 }
