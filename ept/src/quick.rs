@@ -105,7 +105,28 @@ impl<'a> Ask<'a> {
         Some(if walk.level::<2>(self, read)? { 1 } else { 2 })
     }
 
-    /// The same from a remembered table on, or else from the root; with the table that the leaf is in.
+    /// The same from a remembered table of level 1 on.
+    #[inline(always)]
+    pub fn descend_lowest(
+        &self,
+        from: Start,
+        address: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<Leaf> {
+        if !self.is_quick(address) {
+            return None;
+        }
+        let mut walk = Quick { address, entry: from.table, withheld: !from.tables };
+        walk.level::<1>(self, &mut read)?;
+        walk.leaf::<1>(self)
+    }
+
+    #[inline(always)]
+    fn is_quick(&self, address: u64) -> bool {
+        self.paging.format.levels() >= 4 && self.paging.format.translates(address)
+    }
+
+    /// The same from any remembered table on, or else from the root; with the table that the leaf is in.
     #[inline(always)]
     pub fn descend_from(
         &self,
@@ -114,7 +135,7 @@ impl<'a> Ask<'a> {
         mut read: impl FnMut(u64) -> Option<u64>,
     ) -> Option<(Leaf, Start)> {
         let format = &self.paging.format;
-        if !format.translates(address) || format.levels() < 4 {
+        if !self.is_quick(address) {
             return None;
         }
         let root = Start { level: format.levels(), table: self.paging.root, tables: u64::MAX };

@@ -1,5 +1,8 @@
 //! The memory the benches walk: one block of atomic cells, each access checked against its end.
-#![expect(unsafe_code, reason = "as memory of a machine is read: through a pointer, once the address is checked")]
+#![expect(
+    unsafe_code,
+    reason = "as memory of a machine is read: through a pointer, once the address is checked"
+)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -46,6 +46,12 @@ impl<V: Copy, T: Copy> Dimension<V, T> {
         self.pages.get(key)
     }
 
+    /// The table of level 1 on the way to `address`.
+    #[inline(always)]
+    pub(super) fn lowest_table(&self, paging: &Paging, space: Space, address: u64) -> Option<T> {
+        self.tables.get(table_key(paging, space, 1, address)).copied()
+    }
+
     /// The lowest table on the way to `address`.
     #[inline]
     pub(super) fn table(&self, paging: &Paging, space: Space, address: u64) -> Option<T> {
@@ -92,7 +98,7 @@ impl<V: Copy, T: Copy> Dimension<V, T> {
 impl Dimension<Known, Start> {
     /// The translation of `address` and its page, if nothing about it is unusual: `None` leaves it to
     /// [`translate`](Self::translate), and has forgotten nothing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn quick<M: PhysMemory>(
         &mut self,
         memory: &M,
@@ -104,16 +110,35 @@ impl Dimension<Known, Start> {
         if let Some(known) = self.page(space, address) {
             return Some((known.quick(ask, address)?, *known));
         }
-        let from = self.table(paging, space, address);
-        let (leaf, table) = ask.descend_from(from, address, |entry| memory.read_entry(entry).ok())?;
+        let (leaf, table) = match self.lowest_table(paging, space, address) {
+            Some(from) => (ask.descend_lowest(from, address, |entry| memory.read_entry(entry).ok())?, from),
+            None => self.quick_from(memory, ask, space, address)?,
+        };
         let known = Known::new(paging, &leaf, table.tables, ask.access);
         if ask.flags == Flags::Set {
-            self.remember(paging, (space, global_pages), address, known, (from, table));
+            self.remember(paging, (space, global_pages), address, known);
         }
         Some((leaf, known))
     }
 
-    /// Remembers a page that a walk from `from` has found, and the table it is in.
+    /// The translation of `address` from the lowest table remembered, or else from the root; and the table it is in.
+    #[inline(never)]
+    fn quick_from<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        ask: &Ask<'_>,
+        space: Space,
+        address: u64,
+    ) -> Option<(Leaf, Start)> {
+        let from = self.table(ask.paging, space, address);
+        let (leaf, table) = ask.descend_from(from, address, |entry| memory.read_entry(entry).ok())?;
+        if ask.flags == Flags::Set && from != Some(table) {
+            self.remember_table(ask.paging, space, address, (table.level, table));
+        }
+        Some((leaf, table))
+    }
+
+    /// Remembers a page that a walk has found.
     #[inline]
     fn remember(
         &mut self,
@@ -121,13 +146,9 @@ impl Dimension<Known, Start> {
         (space, global_pages): (Space, bool),
         address: u64,
         known: Known,
-        (from, table): (Option<Start>, Start),
     ) {
         let global = global_pages && paging.format.is_global(known.entry());
         self.remember_page(space, address, known, global);
-        if from != Some(table) {
-            self.remember_table(paging, space, address, (table.level, table));
-        }
     }
 
     /// A walk through what is remembered. `path` is that of the entries read, if any were.
@@ -160,7 +181,8 @@ impl Dimension<Known, Start> {
             Ok(leaf) if flags == Flags::Set => {
                 if let Some(table) = lowest_table(paging, from, path) {
                     let known = Known::new(paging, leaf, table.tables, access);
-                    self.remember(paging, (space, global_pages), address, known, (from, table));
+                    self.remember(paging, (space, global_pages), address, known);
+                    self.remember_table(paging, space, address, (table.level, table));
                 }
             }
             Ok(_) => {}

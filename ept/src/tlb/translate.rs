@@ -133,29 +133,50 @@ impl Tlb {
         if second.format.has_guest_paging_verification() {
             return None;
         }
-        let from = self.combined.table(guest, space, gva.raw());
         let ask = Ask::new(guest, access, flags)?;
-        let tables = Ask::new(second, guest_table_access(&second.format), flags)?;
-        let of = (physical(second), false);
-        let physical = &mut self.physical;
+        let (first, start) = match self.combined.lowest_table(guest, space, gva.raw()) {
+            Some(GuestTable { start, host }) => {
+                let read = |entry| memory.read_entry(host + entry % FRAME).ok();
+                (ask.descend_lowest(start, gva.raw(), read)?, start)
+            }
+            None => self.quick_from(memory, place, &ask)?,
+        };
+        let ask = Ask::new(second, final_access(&second.format, Some(&first), access), flags)?;
+        let (leaf, last) = self.physical.quick(memory, &ask, (physical(second), false), first.address)?;
+        if flags == Flags::Set {
+            let page = Combined { guest: Known::new(guest, &first, start.tables, access), second: last };
+            self.remember_page(place, page);
+        }
+        Some(nested_leaf(first, leaf))
+    }
+
+    /// The guest's walk from the lowest table remembered, or else from the root; and the table that the page is in.
+    #[inline(never)]
+    fn quick_from<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        place: &Place<'_>,
+        ask: &Ask<'_>,
+    ) -> Option<(Leaf, Start)> {
+        let Place { guest, second, space, gva, .. } = *place;
+        let tables = Ask::new(second, guest_table_access(&second.format), ask.flags)?;
+        let from = self.combined.table(guest, space, gva.raw());
         let mut remembered = from.map(|table| table.host);
         let mut host = 0;
-        let (first, start) = ask.descend_from(from.map(|table| table.start), gva.raw(), |entry| {
+        let (leaf, start) = ask.descend_from(from.map(|table| table.start), gva.raw(), |entry| {
             host = match remembered.take() {
                 Some(host) => host,
-                None => physical.quick(memory, &tables, of, entry & !(FRAME - 1))?.0.address,
+                None => {
+                    let of = (physical(second), false);
+                    self.physical.quick(memory, &tables, of, entry & !(FRAME - 1))?.0.address
+                }
             };
             memory.read_entry(host + entry % FRAME).ok()
         })?;
-        let last = Ask::new(second, final_access(&second.format, Some(&first), access), flags)?;
-        let (second, last) = physical.quick(memory, &last, of, first.address)?;
-        if flags == Flags::Set {
-            let known = from.is_some_and(|table| table.start == start);
-            let table = (!known).then_some(GuestTable { start, host });
-            let page = Combined { guest: Known::new(guest, &first, start.tables, access), second: last };
-            self.remember(place, page, table);
+        if ask.flags == Flags::Set && from.is_none_or(|table| table.start != start) {
+            self.combined.remember_table(guest, space, gva.raw(), (start.level, GuestTable { start, host }));
         }
-        Some(nested_leaf(first, second))
+        Some((leaf, start))
     }
 
     /// The walk for all that is unusual.
@@ -191,9 +212,12 @@ impl Tlb {
                 // The final translation has just left its page there.
                 if let (Some(start), Some(last)) = (table, known(leaf.address)) {
                     let host = known(start.table).map(|known| known.at(&second.format, start.table).address);
-                    let table = host.map(|host| GuestTable { start, host });
                     let first = Known::new(guest, leaf, start.tables, access);
-                    self.remember(place, Combined { guest: first, second: last }, table);
+                    self.remember_page(place, Combined { guest: first, second: last });
+                    if let Some(host) = host {
+                        let table = (start.level, GuestTable { start, host });
+                        self.combined.remember_table(guest, space, gva.raw(), table);
+                    }
                 }
             }
             Ok(_) => {}
@@ -202,15 +226,12 @@ impl Tlb {
         outcome
     }
 
-    /// Remembers a page that a walk has found, and the guest's table it is in.
+    /// Remembers a page that a walk has found.
     #[inline]
-    fn remember(&mut self, place: &Place<'_>, page: Combined, table: Option<GuestTable>) {
+    fn remember_page(&mut self, place: &Place<'_>, page: Combined) {
         let Place { guest, space, global_pages, gva, .. } = *place;
         let global = global_pages && guest.format.is_global(page.guest.entry());
         self.combined.remember_page(space, gva.raw(), page, global);
-        if let Some(table) = table {
-            self.combined.remember_table(guest, space, gva.raw(), (table.start.level, table));
-        }
     }
 
     /// A fault drops what led to it (rule IV2; SDM vol. 3A, 4.10.4.1).
