@@ -111,7 +111,8 @@ pub fn nested_walk(
     NestedWalk { guest: path, second: behind.path, references: behind.references, outcome }
 }
 
-/// The outcome of [`nested_walk`] alone: several times as fast, where entries are as they mostly are.
+/// The outcome of [`nested_walk`] alone: several times as fast, where entries are as they mostly are. What leads to
+/// guest tables in the same 2 MiB is read once.
 #[inline]
 pub fn nested_translate(
     memory: &impl PhysMemory,
