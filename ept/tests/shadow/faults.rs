@@ -111,3 +111,15 @@ fn h3_without_wp_a_read_only_user_page_flips() {
         world.finish();
     }
 }
+
+#[test]
+fn a_table_linked_once_more_is_a_fault_fixed_though_its_leaf_is_there() {
+    let mut world = four_level();
+    world.poke(ROOT + 2 * K4 + 8, (ROOT + 3 * K4) | ALL);
+    world.access(0, 0x5000, Access::READ).unwrap();
+    let fixed = FaultOutcome::Fixed { size: PageSize::Size4K };
+    assert_eq!(world.fault(0, M2 + 0x5000, Access::READ), fixed);
+    assert_eq!(world.shadow.stats().pages_4k, 1);
+    world.check();
+    world.finish();
+}

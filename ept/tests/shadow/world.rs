@@ -11,7 +11,7 @@ use ept::mmu::{
 use ept::verify::{Guest, HostMap, HostPage, Policy, Report};
 use ept::{
     Access, Flags, FrameAllocator, Kind, MaxPhyAddr, MemoryError, Paging, PhysMemory, Processor, Registers,
-    Rights, SparseMemory, mappings, translate, walk,
+    Rights, SparseMemory, translate, walk,
 };
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 
@@ -360,11 +360,6 @@ impl World {
         self.shadow.zap_all(&self.host).unwrap();
         assert_eq!(self.shadow.shadow_pages().count(), 0);
         assert_eq!(self.host.tables.get(), 0);
-    }
-
-    /// All leaves below the root of a context.
-    pub fn leaves(&self, context: usize) -> usize {
-        mappings(&self.host, self.contexts[context].paging()).count()
     }
 }
 

@@ -167,13 +167,13 @@ impl Shadow {
         memory: &GuestMemory<'_, S, H>,
     ) -> Result<FaultOutcome, Error> {
         let host = memory.host();
-        let mut page = root;
+        let (mut page, mut linked) = (root, false);
         self.pages[page].write_flooding_count = 0;
         if let Some((format, path)) = &guest.walk {
             let mut tables = u64::MAX;
             for level in (guest.level..self.pages[root].role.level).rev() {
                 let (role, gfn) = self.shadowed_child(guest, (format, path), level, &mut tables);
-                page = self.child(page, guest.gva, role, gfn, memory)?;
+                linked |= self.link_child(&mut page, guest.gva, role, gfn, memory)?;
                 self.pages[page].write_flooding_count = 0;
             }
         }
@@ -192,7 +192,8 @@ impl Shadow {
                 access: guest.access,
                 mode: guest.mode,
             };
-            page = self.child(page, guest.gva, role, guest.gpa.page_number() & !span, memory)?;
+            let gfn = guest.gpa.page_number() & !span;
+            linked |= self.link_child(&mut page, guest.gva, role, gfn, memory)?;
         }
         let at = SpteRef { page, index: self.format.index(size.level(), guest.gva) };
         let gfn = guest.gpa.align_down(size).page_number();
@@ -216,10 +217,8 @@ impl Shadow {
             mmu_writable,
             writable: mmu_writable && (!faultin.slot.log_dirty || fault.access.writes()),
         };
-        match self.set_leaf(at, &leaf, host)? {
-            true => Ok(FaultOutcome::Fixed { size }),
-            false => Ok(FaultOutcome::Spurious),
-        }
+        let changed = self.set_leaf(at, &leaf, host)?;
+        Ok(if changed || linked { FaultOutcome::Fixed { size } } else { FaultOutcome::Spurious })
     }
 
     /// The shadow of the guest's table of that level on the walk. `tables` is the AND of the pointers above the last one,
@@ -255,27 +254,29 @@ impl Shadow {
         (role, path[nth].table >> 12)
     }
 
-    /// The page below, for `gva`; linked if another one or none is (`kvm_mmu_get_child_sp`, `validate_direct_spte`).
-    fn child<S: Memslots, H: HostFrames>(
+    /// Goes to the page below, for `gva`, and links it if another one or none is (`kvm_mmu_get_child_sp`,
+    /// `validate_direct_spte`); whether it did.
+    fn link_child<S: Memslots, H: HostFrames>(
         &mut self,
-        page: PageId,
+        page: &mut PageId,
         gva: u64,
         role: PageRole,
         gfn: u64,
         memory: &GuestMemory<'_, S, H>,
-    ) -> Result<PageId, Error> {
-        let at = SpteRef { page, index: self.format.index(role.level + 1, gva) };
-        if let Held::Table(child) = self.pages[page].held(at.index)
+    ) -> Result<bool, Error> {
+        let at = SpteRef { page: *page, index: self.format.index(role.level + 1, gva) };
+        if let Held::Table(child) = self.pages[at.page].held(at.index)
             && self.pages[child].role == role
             && self.pages[child].gfn == gfn
         {
-            return Ok(child);
+            *page = child;
+            return Ok(false);
         }
         let host = memory.host();
         self.zap_entry(at, host)?;
-        let child = self.get_page(role, gfn, memory)?;
-        self.link(at, child, host)?;
-        Ok(child)
+        *page = self.get_page(role, gfn, memory)?;
+        self.link(at, *page, host)?;
+        Ok(true)
     }
 }
 

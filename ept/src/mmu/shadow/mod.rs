@@ -18,6 +18,63 @@
 //! Locking: who owns the [`Shadow`] holds KVM's `mmu_lock` for writing. When [`Shadow::flushes`] has changed after a
 //! call, no processor may use a translation from before: the owner flushes their TLBs before it lets any of them go on.
 //!
+//! # Example
+//!
+//! A host whose frames lie where its addresses say, one slot at 0, and a guest with paging off:
+//!
+//! ```
+//! # use std::cell::RefCell;
+//! use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, Shadow, ShadowOptions, SlotLookup};
+//! use ept::{Access, Flags, FrameAllocator, MaxPhyAddr, MemoryError, PhysMemory, SparseMemory, translate};
+//! use memory_model::{Gpa, Hpa, Hva, PageSize};
+//!
+//! struct Host(RefCell<SparseMemory>);
+//! impl PhysMemory for Host {
+//!     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
+//!         self.0.borrow().read_entry(address)
+//!     }
+//!     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+//!         self.0.borrow().compare_exchange(address, current, new)
+//!     }
+//! }
+//! impl HostFrames for Host {
+//!     fn host_frame(&self, hva: Hva, _write: bool) -> Result<HostFrame, HostFault> {
+//!         let hpa = Hpa(hva.raw()).align_down(PageSize::Size4K);
+//!         Ok(HostFrame { hpa, size: PageSize::Size4K, writable: true })
+//!     }
+//!     fn allocate_table(&self) -> Option<u64> {
+//!         self.0.borrow_mut().allocate_table()
+//!     }
+//!     fn free_table(&self, frame: u64) {
+//!         self.0.borrow_mut().free_table(frame)
+//!     }
+//! }
+//!
+//! struct Slots(Memslot);
+//! impl Memslots for Slots {
+//!     fn slot(&self, gpa: Gpa) -> SlotLookup {
+//!         Some(self.0).filter(|slot| slot.hva_of(gpa).is_some()).into()
+//!     }
+//!     fn mark_page_dirty(&self, _gpa: Gpa) {}
+//! }
+//!
+//! let host = Host(RefCell::new(SparseMemory::allocating_from(0x10_0000)));
+//! let slots = Slots(Memslot { base: Gpa(0), bytes: 0x8000, hva: Hva(0x70_0000), readonly: false, log_dirty: false });
+//! let mut shadow = Shadow::new(ShadowOptions { max_phy_addr: MaxPhyAddr::new(46).unwrap(), max_tables: 64 });
+//! let mut cpu = shadow.context(&host)?;
+//!
+//! let outcome = shadow.fault(&mut cpu, 0x1234, Access::WRITE, &slots, &host)?;
+//! assert_eq!(outcome, FaultOutcome::Fixed { size: PageSize::Size4K });
+//! let leaf = translate(&host, cpu.paging(), 0x1234, Access::WRITE, Flags::Set).unwrap();
+//! assert_eq!(leaf.address, 0x70_1234);
+//! assert_eq!(shadow.fault(&mut cpu, 0x9000, Access::READ, &slots, &host)?, FaultOutcome::Mmio { gpa: Gpa(0x9000) });
+//!
+//! // With paging on: `shadow.load(&mut cpu, Paging::from_registers(..)?.as_ref(), &slots, &host)`.
+//! shadow.unload(cpu, &host)?;
+//! shadow.free(&host);
+//! # Ok::<(), ept::Error>(())
+//! ```
+//!
 //! [`WriteProtected`]: crate::mmu::FaultOutcome::WriteProtected
 
 mod context;

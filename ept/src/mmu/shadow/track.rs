@@ -90,7 +90,7 @@ impl Shadow {
     /// byte may be one of an entry, as guests clear flags so.
     fn is_misaligned(&self, id: PageId, offset: u64, bytes: u64) -> bool {
         let width = self.entry_width(id);
-        if bytes == 1 && offset % width == 0 {
+        if bytes == 1 && offset.is_multiple_of(width) {
             return false;
         }
         bytes < 4 || offset / width != (offset + bytes - 1) / width
