@@ -10,7 +10,7 @@ const ROOT: u64 = 0x10_0000;
 const ALL: u64 = P | W | U;
 
 /// PML4, PDPT, PD and PT in a row; GVA 0 to 2 MiB.
-fn four_level() -> World {
+pub fn four_level() -> World {
     let mut world = World::new(PageSize::Size4K);
     for level in 0..3 {
         world.poke(ROOT + level * K4, (ROOT + (level + 1) * K4) | ALL);

@@ -126,7 +126,7 @@ fn entry() -> impl Strategy<Value = u64> {
     let bits = (bit(P, 90), bit(W, 80), bit(U, 80), bit(A, 50), bit(D, 50), bit(PS, 12), bit(NX, 10));
     (frame, bits, 0..4u64).prop_map(|(frame, (p, w, u, a, d, ps, nx), key)| {
         let frame = if ps != 0 { frame / 512 * 512 } else { frame };
-        frame * K4 | p | w | u | a | d | ps | nx | if p != 0 && nx == 0 { key << 59 } else { 0 }
+        (frame * K4) | p | w | u | a | d | ps | nx | if p != 0 && nx == 0 { key << 59 } else { 0 }
     })
 }
 

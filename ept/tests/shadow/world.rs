@@ -146,7 +146,7 @@ impl InGuest<'_> {
         let SlotLookup::Slot(slot) = self.0.slots.slot(Gpa(gpa)) else { return Err(absent) };
         let hva = slot.hva_of(Gpa(gpa)).ok_or(absent)?;
         let frame = self.0.host.host_frame(hva, false).map_err(|_| absent)?;
-        Ok(frame.hpa.raw() | gpa % K4)
+        Ok(frame.hpa.raw() | (gpa % K4))
     }
 }
 
