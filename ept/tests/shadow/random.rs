@@ -259,8 +259,9 @@ impl Run {
             }
             Step::Zap { page, count } => self.world.zap(page * K4, count * K4),
             Step::Migrate { page } => {
-                let range = AddrRange::new(Gpa(page * K4), K4.into()).unwrap();
                 let World { host, shadow, .. } = &mut self.world;
+                let size = host.pages[&((HVA + page * K4) / K4)].size;
+                let range = AddrRange::page_of(Gpa(page * K4), size);
                 shadow.invalidate_begin(range, host).unwrap();
                 host.migrate(HVA + page * K4);
                 shadow.invalidate_end();

@@ -106,9 +106,13 @@ impl Host {
         }
     }
 
-    /// Moves a page to another frame.
+    /// Moves a page to another frame; a large host page around it is split first, and must be invalidated as a whole.
     pub fn migrate(&mut self, hva: u64) {
         let old = self.pages[&(hva / K4)];
+        let large = AddrRange::page_of(Hva(hva), old.size);
+        for page in large.page_starts(PageSize::Size4K) {
+            self.pages.get_mut(&page.page_number()).unwrap().size = PageSize::Size4K;
+        }
         self.map(hva & !(K4 - 1), K4, PageSize::Size4K, old.writable);
         let (memory, new) = (self.memory.borrow(), self.pages[&(hva / K4)]);
         for at in (0..K4).step_by(8) {
