@@ -335,6 +335,7 @@ impl World {
         let shadows: Vec<_> = self
             .contexts
             .iter()
+            .filter(|context| !self.shadow.is_obsolete(context))
             .filter_map(|context| {
                 let guest = *context.guest()?;
                 Some(ept::verify::Shadow { paging: *context.paging(), guest, unsync: &unsync })

@@ -55,6 +55,11 @@ impl Shadow {
         self.sync_children(context.root(), &GuestMemory::new(slots, host))
     }
 
+    /// Whether its root was zapped: it is empty, shadows nothing, and is replaced on the next fault.
+    pub fn is_obsolete(&self, context: &ShadowContext) -> bool {
+        self.pages[context.root()].invalid
+    }
+
     /// The processor is gone: its roots are let go.
     pub fn unload(&mut self, context: ShadowContext, host: &impl HostFrames) -> Result<(), Error> {
         context.roots().try_for_each(|root| self.release(root.page, host))
@@ -67,7 +72,7 @@ impl Shadow {
         slots: &S,
         host: &H,
     ) -> Result<(), Error> {
-        if self.pages[context.root()].invalid {
+        if self.is_obsolete(context) {
             let guest = context.guest;
             self.load(context, guest.as_ref(), slots, host)?;
         }
