@@ -159,11 +159,16 @@ fn kernel_tables(setting: &Setting) -> impl Iterator<Item = (u64, u64)> + use<> 
     entries.into_iter()
 }
 
+/// What the kernel has in tables that are edited.
+pub fn upper_tables(setting: &Setting) -> impl Iterator<Item = (u64, u64)> + use<> {
+    kernel_tables(setting).filter(|&(entry, _)| entry >= TABLES)
+}
+
 /// What data and stubs hold at first. Chunk 1 holds the same as chunk 0, so that the host can merge pages of them.
 fn data(seed: u64) -> impl Iterator<Item = (u64, Vec<u8>)> {
     let rom = SLOTS[2];
     let page = move |offset: u64| {
-        let mut dice = Dice::new(!seed ^ offset % CHUNK);
+        let mut dice = Dice::new(!seed ^ (offset % CHUNK));
         let code = offset % CHUNK == STUBS || (rom.offset..rom.offset + rom.bytes).contains(&offset);
         let word = |_| if code { stub(dice.roll()) } else { dice.roll().to_le_bytes() };
         (offset, (0..PAGE / 8).flat_map(word).collect())
@@ -342,7 +347,7 @@ impl Lowering {
 
     /// The entry faults and is given its value by the handler. Where the touch does not come by the entry, it is a touch.
     fn demand(&mut self, entry: u64, value: u64, touch: &Touch, user: bool) -> Result<(), IcedError> {
-        let comes_by = self.tables.leads_through(self.root(), touch.gva, entry);
+        let comes_by = self.tables.path(self.root(), touch.gva).contains(&entry);
         let touch = Touch { kind: TouchKind::Load, ..*touch };
         if comes_by {
             let gone = Edit { entry, change: Change::Set(0), way: 0 };

@@ -72,17 +72,16 @@ impl Tables {
         }
     }
 
-    /// Whether the way to `gva` leads through that entry.
-    pub fn leads_through(&self, root: u64, gva: u64, entry: u64) -> bool {
+    /// The entries that lead to `gva`, root first, up to the first that is absent.
+    pub fn path(&self, root: u64, gva: u64) -> Vec<u64> {
         let At { mut table, mut level, .. } = self.top(root);
+        let mut path = Vec::new();
         loop {
             let at = table + 8 * (gva >> Self::shift(level) & 511);
+            path.push(at);
             let value = self.get(at);
-            if at == entry {
-                return true;
-            }
             if value & PRESENT == 0 || Self::is_leaf(level, value) {
-                return false;
+                return path;
             }
             (table, level) = (value & FRAME, level - 1);
         }
