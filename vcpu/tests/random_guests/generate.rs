@@ -83,7 +83,7 @@ impl Generator {
         for table in self.pool.clone() {
             for &index in self.setting.indexes(table.level) {
                 // The upper tables are mostly there, so that something lies below them.
-                let value = match self.dice.percent(if table.level > 1 { 90 } else { 70 }) {
+                let value = match self.dice.percent(if table.level > 1 { 97 } else { 88 }) {
                     true => self.link_or_leaf(table),
                     false => 0,
                 };
@@ -112,7 +112,7 @@ impl Generator {
         }
         let page = self.dice.pick(&self.favourites);
         let mut touch = self.touch();
-        touch.gva = page | touch.gva % PAGE;
+        touch.gva = page | (touch.gva % PAGE);
         let user = self.dice.percent(50);
         let use_it = || if user { Op::User(vec![touch]) } else { Op::Touch(touch) };
         let entry = self.entry_on_the_way_to(page);
@@ -293,13 +293,13 @@ impl Generator {
     /// Any value of an entry.
     fn value(&mut self, table: Table) -> u64 {
         match self.dice.below(100) {
-            0..8 => 0,
+            0..6 => 0,
             // Absent, whatever the other bits say.
-            8..16 => self.link_or_leaf(table) & !P,
-            16..19 => self.link_or_leaf(table) | 1 << (46 + self.dice.below(6)),
-            19..21 if table.level > 1 => self.link_or_leaf(table) | PS,
+            6..11 => self.link_or_leaf(table) & !P,
+            11..13 => self.link_or_leaf(table) | 1 << (46 + self.dice.below(6)),
+            13..14 if table.level > 1 => self.link_or_leaf(table) | PS,
             // A table where no memory is.
-            21..23 if table.level > 1 => (3 * CHUNK) | P | W | U,
+            14..15 if table.level > 1 => (3 * CHUNK) | P | W | U,
             _ => self.link_or_leaf(table),
         }
     }
