@@ -1,11 +1,11 @@
 //! From a seed to a program.
 
 use crate::dice::Dice;
+use crate::kernel;
 use crate::layout::{
     ALIAS, CHUNK, CODE, HOT, KERNEL_TABLES, LARGE, PAGE, RAM_BYTES, ROM, SLOTS, SPARE, STUBS,
     may_be_stored_to,
 };
-use crate::lower;
 use crate::program::{
     Change, Edit, Flush, HostEvent, Op, PRIVATE, Program, SHARED, Setting, Step, Table, Touch, TouchKind,
     UPPER,
@@ -53,7 +53,7 @@ pub fn generate(seed: u64) -> Program {
     };
     generator.favourites = (0..6).map(|_| generator.any_page()).collect();
     let tables = generator.tables();
-    for (entry, value) in lower::upper_tables(&setting).chain(tables.iter().copied()) {
+    for (entry, value) in kernel::upper_tables(&setting).chain(tables.iter().copied()) {
         generator.tables.change(entry, Change::Set(value));
     }
     let count = 6 + generator.dice.below(STEPS - 5);

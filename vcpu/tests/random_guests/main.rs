@@ -2,8 +2,8 @@
 //!
 //! A guest is made from a seed ([`generate`]): loads and stores of all sizes, also across pages; code that is called and
 //! rewritten; edits of page tables at all levels, with what invalidates them; several address spaces; ring 0 and 3;
-//! accesses that fault, are MMIO, or hit read-only memory. Between its instructions the host deletes and adds slots and
-//! logs dirty pages ([`program::HostEvent`]).
+//! accesses that fault, are MMIO, or hit read-only memory. Between its instructions the host deletes and adds slots, logs
+//! dirty pages, swaps, migrates, merges, collapses, splits, protects and discards ([`program::HostEvent`]).
 //!
 //! ```text
 //! seed -> generate -> Program -> lower -> Guest -> model   -> Trace     what every instruction must leave behind
@@ -19,13 +19,14 @@
 //! |---|---|
 //! | `MEMVIRT_GUESTS` | how many guests |
 //! | `MEMVIRT_SEED` | the first one's seed; the others' follow |
-//! | `MEMVIRT_VERIFY` | the verifier looks before every so-manieth instruction |
+//! | `MEMVIRT_VERIFY` | after how many instructions the verifier looks, besides after every event of the host |
 //!
 //! A failure prints the one command that runs it again, and what is left of the program when all that does not matter is
 //! taken away: its tables, its steps with the host's events, the instructions executed last, and the difference.
 
 mod dice;
 mod generate;
+mod kernel;
 mod layout;
 mod lower;
 mod machine;
@@ -132,7 +133,7 @@ fn check(seed: u64, verify: usize, done: &Mutex<Done>) -> Result<(), String> {
 
 #[test]
 fn guests_do_the_same_on_every_machine_and_on_the_model() {
-    let (guests, first) = (number("MEMVIRT_GUESTS", 60), number("MEMVIRT_SEED", 1));
+    let (guests, first) = (number("MEMVIRT_GUESTS", 100), number("MEMVIRT_SEED", 1));
     let verify = number("MEMVIRT_VERIFY", 16).max(1) as usize;
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let (done, reports) = (Mutex::new(Done::default()), Mutex::new(Vec::new()));
