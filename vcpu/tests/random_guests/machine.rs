@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ept::Levels;
+use ept::verify::{Finding, Violation};
 use memory_model::{AddrRange, Gpa, Hva, Pages, RamBlock};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
 use vcpu::soft::host::{MmuNotifier, Protection};
@@ -46,12 +47,12 @@ pub const COLUMNS: &[Column] = &[
         },
     },
     Column {
-        name: "ept without A and D, holes not remembered",
+        name: "ept without A and D, holes not remembered, large pages split late",
         new: |image| {
             let (levels, accessed_dirty, execute_only) = (Levels::Four, false, false);
             let ept = SecondLevel::Ept { levels, accessed_dirty, execute_only };
-            let mmio_caching = false;
-            soft(image, SoftOptions { mmio_caching, ..SoftOptions::of(ept) })
+            let (mmio_caching, eager_page_split) = (false, false);
+            soft(image, SoftOptions { mmio_caching, eager_page_split, ..SoftOptions::of(ept) })
         },
     },
     Column {
@@ -167,6 +168,14 @@ impl SoftMachine {
     }
 }
 
+/// A large page in a slot that logs, which nobody can write: it stays until its first write where there are no tables left
+/// to split it.
+fn is_protected_large(finding: &Finding) -> bool {
+    const WRITABLE: u64 = 1 << 1;
+    let large = matches!(finding.violation, Violation::LoggedLarge { .. });
+    large && finding.path.last().is_some_and(|leaf| leaf.entry & WRITABLE == 0)
+}
+
 impl Machine for SoftMachine {
     fn step(&mut self, entry: Entry, budget: &Budget) -> Exit {
         self.vcpu.run(entry, &budget.instructions(1)).expect("every exit is answered as it should be")
@@ -233,7 +242,9 @@ impl Machine for SoftMachine {
     fn verify(&mut self) -> Result<(), String> {
         let found = self.vm.verify().map_err(|error| error.to_string())?;
         self.vm.kernel().host.check().map_err(|error| error.to_string())?;
-        if found.is_clean() { Ok(()) } else { Err(found.to_string()) }
+        let tables = &found.tables;
+        let excused = tables.findings.iter().filter(|finding| is_protected_large(finding)).count() as u64;
+        if excused == tables.total() && found.stale.is_empty() { Ok(()) } else { Err(found.to_string()) }
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) {
