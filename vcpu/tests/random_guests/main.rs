@@ -19,6 +19,7 @@
 //! |---|---|
 //! | `MEMVIRT_GUESTS` | how many guests |
 //! | `MEMVIRT_SEED` | the first one's seed; the others' follow |
+//! | `MEMVIRT_MACHINE` | only machines with this in their names |
 //! | `MEMVIRT_VERIFY` | after how many instructions the verifier looks, besides after every event of the host |
 //!
 //! A failure prints the one command that runs it again, and what is left of the program when all that does not matter is
@@ -116,12 +117,12 @@ fn difference(column: &Column, program: &Program, verify: usize) -> Option<Diffe
 }
 
 /// Runs one guest everywhere; the report on the first machine that differs.
-fn check(seed: u64, verify: usize, done: &Mutex<Done>) -> Result<(), String> {
+fn check(seed: u64, columns: &[&Column], verify: usize, done: &Mutex<Done>) -> Result<(), String> {
     let program = generate::generate(seed);
     let guest = Guest::new(&program);
     let trace = Trace::new(&program, &guest);
     done.lock().expect("nobody panics with it").count(&trace);
-    for column in COLUMNS {
+    for column in columns {
         if trace.compare((column.new)(&guest).as_mut(), verify).is_err() {
             let small = shrink::shrink(&program, |program| difference(column, program, 1).is_some());
             let difference = difference(column, &small, 1).expect("it fails");
@@ -135,6 +136,9 @@ fn check(seed: u64, verify: usize, done: &Mutex<Done>) -> Result<(), String> {
 fn guests_do_the_same_on_every_machine_and_on_the_model() {
     let (guests, first) = (number("MEMVIRT_GUESTS", 100), number("MEMVIRT_SEED", 1));
     let verify = number("MEMVIRT_VERIFY", 16).max(1) as usize;
+    let wanted = std::env::var("MEMVIRT_MACHINE").unwrap_or_default();
+    let columns: Vec<_> = COLUMNS.iter().filter(|column| column.name.contains(&wanted)).collect();
+    assert!(!columns.is_empty(), "no machine is called {wanted:?}");
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let (done, reports) = (Mutex::new(Done::default()), Mutex::new(Vec::new()));
     let work = || {
@@ -142,7 +146,7 @@ fn guests_do_the_same_on_every_machine_and_on_the_model() {
             && number < guests
             && !failed.load(Ordering::Relaxed)
         {
-            if let Err(report) = check(first.wrapping_add(number), verify, &done) {
+            if let Err(report) = check(first.wrapping_add(number), &columns, verify, &done) {
                 failed.store(true, Ordering::Relaxed);
                 reports.lock().expect("nobody panics with it").push(report);
             }
@@ -153,7 +157,7 @@ fn guests_do_the_same_on_every_machine_and_on_the_model() {
     let (done, reports) =
         (done.into_inner().expect("all are done"), reports.into_inner().expect("all are done"));
     assert!(reports.is_empty(), "{}", reports.join("\n\n"));
-    println!("{done:x?}, on {} machines", COLUMNS.len());
+    println!("{done:x?}, on {} machines", columns.len());
     if guests >= 60 {
         let met = |(bits, code): (u32, u32)| done.codes.iter().any(|met| met & bits == code);
         let missing = MET.into_iter().find(|&code| !met(code));
