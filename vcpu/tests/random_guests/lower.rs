@@ -169,6 +169,9 @@ impl Lowering {
         let mut stale = Vec::new();
         let mut must = false;
         for edit in edits {
+            if self.makes_data_a_table(edit) {
+                continue;
+            }
             if self.tables.is_present(edit.entry) {
                 must = true;
                 stale.extend(self.tables.pages_through(self.root(), edit.entry));
@@ -204,6 +207,16 @@ impl Lowering {
             self.a.mov(rax, cr3)?;
             self.a.mov(cr3, rax)
         }
+    }
+
+    /// Whether memory that is stored to would become a table: a bit that is set may make a pointer of an entry that was
+    /// none.
+    fn makes_data_a_table(&self, edit: &Edit) -> bool {
+        let pool = self.setting.pool();
+        let table =
+            pool.iter().find(|table| table.address == edit.entry & !(PAGE - 1)).expect("one of the tables");
+        let link = self.tables.link(table.level, edit.change.apply(self.tables.get(edit.entry)));
+        link.is_some_and(|to| to < 3 * CHUNK && pool.iter().all(|table| table.address != to))
     }
 
     /// Writes to one entry, in one of several ways.

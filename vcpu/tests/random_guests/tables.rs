@@ -51,6 +51,11 @@ impl Tables {
         level == 1 || level <= 3 && value & PAGE_SIZE != 0
     }
 
+    /// The table that an entry of that level with that value leads to.
+    pub fn link(&self, level: u8, value: u64) -> Option<u64> {
+        (value & PRESENT != 0 && !Self::is_leaf(level, value)).then_some(value & FRAME)
+    }
+
     fn top(&self, root: u64) -> At {
         At { table: root, level: self.setting.levels(), gva: 0 }
     }
