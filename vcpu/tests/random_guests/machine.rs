@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ept::Levels;
-use ept::verify::{Finding, Violation};
+
 use memory_model::{AddrRange, Gpa, Hva, Pages, RamBlock};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
 use vcpu::soft::host::{MmuNotifier, Protection};
@@ -168,14 +168,6 @@ impl SoftMachine {
     }
 }
 
-/// A large page in a slot that logs, which nobody can write: it stays until its first write where there are no tables left
-/// to split it.
-fn is_protected_large(finding: &Finding) -> bool {
-    const WRITABLE: u64 = 1 << 1;
-    let large = matches!(finding.violation, Violation::LoggedLarge { .. });
-    large && finding.path.last().is_some_and(|leaf| leaf.entry & WRITABLE == 0)
-}
-
 impl Machine for SoftMachine {
     fn step(&mut self, entry: Entry, budget: &Budget) -> Exit {
         self.vcpu.run(entry, &budget.instructions(1)).expect("every exit is answered as it should be")
@@ -242,9 +234,7 @@ impl Machine for SoftMachine {
     fn verify(&mut self) -> Result<(), String> {
         let found = self.vm.verify().map_err(|error| error.to_string())?;
         self.vm.kernel().host.check().map_err(|error| error.to_string())?;
-        let tables = &found.tables;
-        let excused = tables.findings.iter().filter(|finding| is_protected_large(finding)).count() as u64;
-        if excused == tables.total() && found.stale.is_empty() { Ok(()) } else { Err(found.to_string()) }
+        if found.is_clean() { Ok(()) } else { Err(found.to_string()) }
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) {
