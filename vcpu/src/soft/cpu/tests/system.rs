@@ -48,6 +48,7 @@ fn control_registers_take_legal_values_and_translations_are_dropped() {
         (TO_CR0, cr0 | cr0::NW, false),
         (TO_CR0, cr0 | cr0::NW | cr0::CD, true),
         (TO_CR0, cr0 | 1 << 32, false),
+        (TO_CR3, 0x5018 | crate::cr3::LAM_U48, true),
         (TO_CR3, 0x5018, true),
         (TO_CR3, 1 << 46, false),
         (TO_CR4, cr4 | cr4::SMEP | cr4::PGE, true),
