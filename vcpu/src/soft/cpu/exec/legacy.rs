@@ -43,6 +43,8 @@ impl<B: Bus> Step<'_, B> {
         let stack = self.cpu.stack_width();
         let size = width.bytes() as u64;
         let frame = self.gpr(Gpr::Rsp, stack).wrapping_sub(size) & stack.mask();
+        // The first push is the first that may fail.
+        self.check_access(Logical::stack(frame), width.bytes(), AccessKind::Write)?;
         let mut words = [0; 33];
         words[0] = self.gpr(Gpr::Rbp, width);
         let mut count = 1;
