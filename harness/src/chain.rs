@@ -209,7 +209,7 @@ impl Observer<'_> {
 
     fn second_level(&self, chain: &mut Chain, gpa: Gpa, known: &Known) {
         let mut note = Notes::on(LinkKind::SecondLevel, &mut chain.checks);
-        let leaf = match self.host.leaf(gpa) {
+        let leaf = match self.host.leaf(chain.gva, gpa) {
             Witness::Seen(leaf) => leaf,
             Witness::Absent if known.access.is_none() => return,
             Witness::Absent => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use guest_tests::{Holds, Image, Manifest, PagesSpec, Rights};
 use memory_model::{Gpa, Gva, PageSize};
 use serde::Serialize;
+use vcpu::{HostView, Witness};
 
 use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
 use crate::machine::{Ending, Machine, Run};
@@ -122,6 +123,7 @@ pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Re
         Ending::Reported(_) => judge.pages(machine)?,
         _ => Vec::new(),
     };
+    judge.tables(machine.host());
     let verdict = match (&run.ending, judge.reasons.is_empty()) {
         (Ending::Timeout(_), _) => Verdict::Timeout,
         (Ending::Crashed(_), _) => Verdict::Crash,
@@ -213,6 +215,24 @@ impl Judge {
             }
         }
         Ok(chains)
+    }
+
+    /// All second-level tables, whatever the manifest says.
+    fn tables(&mut self, host: &dyn HostView) {
+        const WHERE: &str = "all second-level tables";
+        let found = match host.verification() {
+            Witness::Seen(found) => found,
+            Witness::Absent => return,
+            Witness::NotShown(why) => {
+                return self.note(&Outcome::NotChecked(why.into_owned()), || WHERE.to_owned());
+            }
+        };
+        if found.is_clean() {
+            return self.note(&Outcome::Ok, || WHERE.to_owned());
+        }
+        for finding in found.findings() {
+            self.note(&Outcome::Wrong(finding), || WHERE.to_owned());
+        }
     }
 
     /// Two addresses of one page: equal from the HVA on.

@@ -19,7 +19,7 @@
 //! | [`judge`], [`Report`] | from a run to a verdict |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
-//! Known holes: one vCPU; no steps while a guest runs; `npt` and `shadow` are no machines yet; the second level of
+//! Known holes: one vCPU; no steps while a guest runs; ``shadow` is no machine yet; the second level of
 //! KVM is reported as not checked.
 
 mod chain;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use vcpu::soft::SoftVm;
+use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
 
 /// A machine to run guests on, named by its MMU.
@@ -11,18 +11,21 @@ use vcpu::{KvmVm, VcpuError, Vm};
 pub enum Mmu {
     /// The software machine: an interpreted CPU over a 4-level EPT of our own. Runs everywhere.
     Ept,
+    /// The same over 4-level nested page tables.
+    Npt,
     /// KVM, with whatever second level the host has.
     Kvm,
 }
 
 impl Mmu {
     /// All columns.
-    pub const ALL: [Self; 2] = [Self::Ept, Self::Kvm];
+    pub const ALL: [Self; 3] = [Self::Ept, Self::Npt, Self::Kvm];
 
     /// The name on the command line, in test names and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ept => "ept",
+            Self::Npt => "npt",
             Self::Kvm => "kvm",
         }
     }
@@ -30,7 +33,7 @@ impl Mmu {
     /// Why this column cannot run here, if it cannot.
     pub fn unavailable(self) -> Option<String> {
         match self {
-            Self::Ept => None,
+            Self::Ept | Self::Npt => None,
             Self::Kvm => vcpu::kvm::KvmHost::probe().err().map(|why| why.to_string()),
         }
     }
@@ -38,10 +41,15 @@ impl Mmu {
     /// A new, empty VM.
     pub fn create_vm(self) -> Result<Box<dyn Vm>, VcpuError> {
         Ok(match self {
-            Self::Ept => Box::new(SoftVm::new()?),
+            Self::Ept => soft(SecondLevel::EPT)?,
+            Self::Npt => soft(SecondLevel::NPT)?,
             Self::Kvm => Box::new(KvmVm::new()?),
         })
     }
+}
+
+fn soft(second_level: SecondLevel) -> Result<Box<dyn Vm>, VcpuError> {
+    Ok(Box::new(SoftVm::with(&SoftOptions::of(second_level))?))
 }
 
 impl fmt::Display for Mmu {

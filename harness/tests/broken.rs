@@ -5,9 +5,10 @@ mod support;
 use ept::PhysMemory;
 use guest_tests::Image;
 use harness::{Ending, LinkKind, Machine, Mmu, Outcome, Report, Verdict, judge};
-use memory_model::{AddrRange, Gpa, Hva};
+use memory_model::{AddrRange, Gpa, Gva, Hva};
 use slot_manager::{DirtyLog, DirtyMethod, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
+use vcpu::SecondLevelLeaf;
 use vcpu::soft::SoftVm;
 
 fn image(name: &str) -> Image {
@@ -36,15 +37,20 @@ fn wrong(report: &Report) -> (Vec<LinkKind>, String) {
     (links, report.reasons.first().cloned().unwrap_or_default())
 }
 
-/// Replaces the second-level leaf of `gpa` by what `change` makes of it.
-fn change_leaf(vm: &SoftVm, gpa: Gpa, change: impl FnOnce(u64) -> u64) {
-    let kernel = vm.kernel();
-    let leaf = kernel.leaf(gpa).expect("the guest touched it");
-    let changed = change(leaf.entry);
-    assert_ne!(changed, leaf.entry);
-    assert_eq!(kernel.frames.compare_exchange(leaf.entry_address.0, leaf.entry, changed), Ok(true));
+/// The second-level leaf of `gpa`, which the guest maps one to one.
+fn leaf(vm: &SoftVm, gpa: Gpa) -> SecondLevelLeaf {
+    vm.kernel().leaf(Gva(gpa.0), gpa).expect("the guest touched it")
 }
 
+/// Replaces the second-level leaf of `gpa`, which the guest maps one to one, by what `change` makes of it.
+fn change_leaf(vm: &SoftVm, gpa: Gpa, change: impl FnOnce(u64) -> u64) {
+    let leaf = leaf(vm, gpa);
+    let changed = change(leaf.entry);
+    assert_ne!(changed, leaf.entry);
+    assert_eq!(vm.kernel().host.compare_exchange(leaf.entry_address.0, leaf.entry, changed), Ok(true));
+}
+
+const CODE: Gpa = Gpa(0x10_0000);
 const PAGE: Gpa = Gpa(0x10_4000);
 
 #[test]
@@ -56,8 +62,7 @@ fn nothing_broken_passes() {
 #[test]
 fn a_wrong_frame_fails_at_the_second_level() {
     let report = judged("first_touch", |vm, _| {
-        let other = vm.kernel().leaf(Gpa(0x10_5000)).unwrap().hpa;
-        let own = vm.kernel().leaf(PAGE).unwrap().hpa;
+        let (own, other) = (leaf(vm, PAGE).hpa, leaf(vm, Gpa(0x10_5000)).hpa);
         change_leaf(vm, PAGE, |leaf| leaf ^ own.0 ^ other.0);
     });
     let (links, first) = wrong(&report);
@@ -89,6 +94,37 @@ fn a_lost_leaf_fails_at_the_second_level() {
     let (links, first) = wrong(&report);
     assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
     assert!(first.ends_with("no leaf maps 0x104000"), "{first}");
+}
+
+/// The boot's page tables, of which no manifest knows.
+const TABLES: Gpa = Gpa(0x8000);
+
+#[test]
+fn a_wrong_entry_that_no_page_of_the_manifest_needs_fails_the_verification_of_all_tables() {
+    let report = judged("first_touch", |vm, _| {
+        let (own, other) = (leaf(vm, TABLES).hpa, leaf(vm, PAGE).hpa);
+        change_leaf(vm, TABLES, |leaf| leaf ^ own.0 ^ other.0);
+    });
+    let (links, first) = wrong(&report);
+    assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
+    assert!(
+        first.starts_with("all second-level tables: guest 0, root 0, GPA 0x8000: 0x8000 is at 0x"),
+        "{first}"
+    );
+    // The frame is mapped twice now.
+    assert!(report.reasons[1].contains(", and so does GPA 0x8000"), "{:?}", report.reasons);
+}
+
+#[test]
+fn a_processor_that_was_not_flushed_fails_the_verification() {
+    let report = judged("first_touch", |vm, _| {
+        // The end of the guest's program is in its processor's cache.
+        change_leaf(vm, CODE, |_| 0);
+    });
+    let (links, first) = wrong(&report);
+    assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
+    let stale = report.reasons.iter().any(|reason| reason.contains("vCPU 0 remembers GVA 0x100000 at 0x"));
+    assert!(stale, "{:?}", report.reasons);
 }
 
 #[test]

@@ -57,10 +57,8 @@ fn json_has_one_object_a_line_for_each_guest_and_machine() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let named: Vec<_> =
         lines.iter().map(|line| (line["guest"].as_str().unwrap(), line["mmu"].as_str().unwrap())).collect();
-    assert_eq!(
-        named,
-        [("rom_write", "ept"), ("rom_write", "kvm"), ("huge_page", "ept"), ("huge_page", "kvm")]
-    );
+    let both = ["rom_write", "huge_page"].map(|guest| Mmu::ALL.map(|mmu| (guest, mmu.name())));
+    assert_eq!(named, both.concat());
     for line in &lines {
         let kvm = line["mmu"] == "kvm";
         let expected = if kvm && Mmu::Kvm.unavailable().is_some() { "skip" } else { "pass" };
@@ -95,6 +93,20 @@ fn map_shows_every_step_and_host_what_is_here() {
         "{text}"
     );
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn verify_counts_what_it_looked_at_and_what_it_could_not_look_at() {
+    let output = memvirt(&["verify", "first_touch", "--mmu", "all"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for mmu in Mmu::ALL {
+        let expected = if mmu == Mmu::Kvm { "not checked: " } else { "clean" };
+        let line = text.lines().find(|line| line.starts_with(mmu.name())).unwrap();
+        assert!(line.contains(expected), "{line}");
+    }
+    assert!(text.contains(" x 4K 0 x 2M 0 x 1G"), "{text}");
+    assert_eq!(memvirt(&["verify", "first_touch", "--mmu", "kvm"]).status.code(), Some(2));
 }
 
 #[test]
@@ -195,7 +207,7 @@ fn unknown_guests_and_machines_are_refused() {
     assert_refused(&memvirt(&["map", "first_touch", "no_such_symbol"]), "no symbol `no_such_symbol`");
     assert_refused(
         &memvirt(&["run", "first_touch", "--mmu", "sideways"]),
-        "no MMU `sideways`: use ept, kvm or all",
+        "no MMU `sideways`: use ept, npt, kvm or all",
     );
     assert_refused(&memvirt(&["run", "--sideways"]), "unexpected argument '--sideways' found");
     assert_refused(&memvirt(&["map", "first_touch"]), "not provided: <GVA>");

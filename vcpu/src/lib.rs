@@ -36,7 +36,7 @@
 //! assert_eq!(exit, Exit::IoOut { port: 0xf4, size: 1, data: vec![7] });
 //! // The page that the guest wrote has a frame, and the EPT leads to it.
 //! let hva = space.view().hva(Gpa(0x18_0000)).unwrap();
-//! let (Witness::Seen(hpa), Witness::Seen(leaf)) = (vm.frame(hva), vm.leaf(Gpa(0x18_0000))) else { panic!() };
+//! let (Witness::Seen(hpa), Witness::Seen(leaf)) = (vm.frame(hva), vm.leaf(Gva(0x18_0000), Gpa(0x18_0000))) else { panic!() };
 //! assert_eq!(leaf.hpa, hpa);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

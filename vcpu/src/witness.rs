@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 
 use ept::Rights;
-use memory_model::{Gpa, Hpa, Hva, PageSize};
+use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
+
+use crate::soft::Verification;
 
 /// What was seen of something. Not being able to look is not the same as having seen nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,8 +45,11 @@ pub trait HostView {
     fn slot_hva(&self, gpa: Gpa) -> Witness<Hva>;
     /// The frame behind a page of this process.
     fn frame(&self, hva: Hva) -> Witness<Hpa>;
-    /// What the second-level table in use says of `gpa`.
-    fn leaf(&self, gpa: Gpa) -> Witness<SecondLevelLeaf>;
+    /// What the second-level table in use says of `gpa`; where that is a shadow table, of `gva`, as vCPU 0 translates
+    /// it now. The guest's own tables lead from the one to the other.
+    fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf>;
     /// Second-level faults taken so far, where the host counts them.
     fn violations(&self) -> Option<u64>;
+    /// What is wrong with all of the second-level tables, and with what processors remember of them.
+    fn verification(&self) -> Witness<Verification>;
 }

@@ -69,10 +69,10 @@ const STORED: Gpa = Gpa(0x20_0000);
 fn one_violation_maps_a_page_and_the_next_access_takes_none() {
     let machine = Machine::new();
     let mut vcpu = machine.boot_with_all_mapped(STORE);
-    assert_eq!(machine.vm.leaf(STORED), Witness::Absent);
+    assert_eq!(machine.vm.leaf(Gva(STORED.0), STORED), Witness::Absent);
     vcpu.run(Entry::Resume, &soon()).unwrap();
     let violations = machine.vm.violations();
-    assert!(matches!(machine.vm.leaf(STORED), Witness::Seen(_)));
+    assert!(matches!(machine.vm.leaf(Gva(STORED.0), STORED), Witness::Seen(_)));
     vcpu.run(Entry::Resume, &soon()).unwrap();
     assert_eq!(machine.vm.violations(), violations);
 }
@@ -89,7 +89,7 @@ fn a_slot_that_goes_takes_its_leaves_along_and_the_guest_meets_a_hole() {
         tree.add(tree.root(), 0, low)
     };
     machine.space.update(cut).unwrap();
-    assert_eq!(machine.vm.leaf(STORED), Witness::Absent);
+    assert_eq!(machine.vm.leaf(Gva(STORED.0), STORED), Witness::Absent);
     assert_eq!(machine.vm.slot_hva(STORED), Witness::Absent);
     let exit = vcpu.run(Entry::Resume, &soon()).unwrap();
     assert!(matches!(exit, Exit::MmioWrite { gpa: STORED, .. }), "{exit:?}");

@@ -24,6 +24,11 @@ pub enum HostFault {
     /// The frame is broken (`KVM_PFN_ERR_HWPOISON`: `SIGBUS`).
     #[error("poisoned host page")]
     Poisoned,
+    /// Its frame is shared until it is written (a page merged by KSM), and this is a write. The host can give it a frame
+    /// of its own, but must tell the MMUs of it: it is asked for that when none of them is held, and then the access is
+    /// made again (`do_wp_page` calls the MMU notifiers; KVM faults pages in before it takes `mmu_lock`).
+    #[error("host page is shared until it is written")]
+    CopyOnWrite,
 }
 
 /// The host's memory: its tables, and the frames behind its processes. Processors share it, so that each method may be
@@ -36,7 +41,8 @@ pub trait HostFrames: PhysMemory {
     /// A frame for a table, all zero; `None` if there is none left.
     fn allocate_table(&self) -> Option<u64>;
 
-    /// Takes back a frame that [`allocate_table`](Self::allocate_table) gave. A walker that runs beside may have read
-    /// a pointer to it just before: it is not given out again before all of them are through.
+    /// Takes back a frame that [`allocate_table`](Self::allocate_table) gave. A fault or a walker that runs beside may
+    /// have read a pointer to it just before: until all of them are through and processors are flushed, its entries
+    /// stay as they are, and it is not given out again (KVM frees tables after an RCU grace period).
     fn free_table(&self, frame: u64);
 }

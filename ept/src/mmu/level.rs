@@ -17,15 +17,13 @@ pub(super) fn mapping_size(
     let Faultin { slot, hva, host, .. } = faultin;
     let gpa = fault.gpa;
     let fits = |size: PageSize| {
-        let congruent = gpa.page_offset(size) == hva.page_offset(size)
-            && gpa.align_down(PageSize::Size4K).page_offset(size) == host.hpa.page_offset(size);
-        !slot.log_dirty
-            && size <= host.size
-            && size <= fault.max_size
-            && format.has_size(size)
-            && slot.covers_page(gpa, size)
-            && congruent
-            && allowed(size)
+        let congruent = || {
+            gpa.page_offset(size) == hva.page_offset(size)
+                && gpa.align_down(PageSize::Size4K).page_offset(size) == host.hpa.page_offset(size)
+        };
+        format.has_size(size) && slot.covers_page(gpa, size) && congruent() && allowed(size)
     };
-    PageSize::ALL.into_iter().rev().find(|&size| fits(size)).unwrap_or(PageSize::Size4K)
+    let most = if slot.log_dirty { PageSize::Size4K } else { host.size.min(fault.max_size) };
+    let sizes = [PageSize::Size1G, PageSize::Size2M].into_iter().filter(|&size| size <= most);
+    sizes.into_iter().find(|&size| fits(size)).unwrap_or(PageSize::Size4K)
 }

@@ -3,21 +3,20 @@
 //! [`Tdp`] is KVM's TDP MMU: one tree of tables per VM, built on faults. It asks for slots and for host frames
 //! through two traits, so that it knows neither who keeps them nor how.
 //!
-//! Locking: `Tdp` holds no lock. Whoever owns it lets one fault or zap through at a time, with no walk beside it
-//! (tables are freed), and changes slots and host mappings only together with the zap that follows from it. That
-//! stands in for KVM's `mmu_lock` and its `mmu_invalidate_seq` (rule N3: a frame that was looked up before an
-//! invalidation is never installed after it).
+//! Locking: nothing here holds a lock. A `RwLock` around [`Tdp`] is KVM's `mmu_lock`: faults take it shared, as many at a
+//! time as there are processors; zaps, logging and slots take it exclusively. [`Invalidations`] is `mmu_invalidate_seq`
+//! (rule N3: a frame that was looked up before an invalidation is never installed after it).
 
 mod host;
 mod level;
+mod mmio;
 mod notifier;
 mod page_fault;
 mod shadow_page;
 mod spte;
 mod stats;
-mod tables;
 mod tdp;
-mod zap;
+mod zapped;
 
 use memory_model::{Gpa, Hva, PageSize};
 
@@ -27,8 +26,8 @@ pub use page_fault::{FaultOutcome, Faultin, PageFault};
 pub use shadow_page::{PageRole, ShadowPage};
 pub use spte::SpteBits;
 pub use stats::Stats;
-pub use tdp::Tdp;
-pub use zap::Zapped;
+pub use tdp::{Tdp, TdpOptions};
+pub use zapped::Zapped;
 
 /// A slot: guest-physical memory that lies at one stretch of this process (`kvm_memory_slot`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,4 +83,10 @@ pub trait Memslots {
 
     /// A page of a slot that logs dirty pages was made writable for a write (`mark_page_dirty_in_slot`).
     fn mark_page_dirty(&self, gpa: Gpa);
+
+    /// How often the slots have changed (`kvm_memslots.generation`); `None` while they are changing (rule Z1), and
+    /// where nobody counts: then no access to a hole is remembered (rule I2).
+    fn generation(&self) -> Option<u64> {
+        None
+    }
 }

@@ -7,7 +7,7 @@ use super::notifier::InvalidateSeq;
 use super::spte::Writable;
 use super::{Memslot, Memslots, SlotLookup};
 use crate::access::Access;
-use crate::fault::PageFaultCode;
+use crate::fault::{Fault, PageFaultCode, Qualification};
 
 /// A fault on a guest-physical address (`struct kvm_page_fault`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +34,11 @@ pub struct Faultin {
 }
 
 impl PageFault {
+    /// One of a second level. NPT takes each access for one of user mode.
+    pub fn of_tdp(gpa: Gpa, access: Access) -> Self {
+        Self { gpa, access: access.by_user(), max_size: PageSize::Size1G }
+    }
+
     /// Steps 5 and 6: the slot, then the frame. Nothing is locked while the host looks for it; `seq` is from before.
     /// The outcome, if the fault goes no further.
     pub fn resolve(
@@ -72,6 +77,36 @@ impl PageFault {
             Writable::AfterLogging
         } else {
             Writable::Yes
+        }
+    }
+}
+
+impl PageFaultCode {
+    /// Step 1: KVM's one error code for what hardware says in its own words (`handle_ept_violation`,
+    /// `handle_ept_misconfig`, `npf_interception`).
+    pub fn of_exit(why: Fault) -> Self {
+        let qualification = match why {
+            Fault::EptViolation { qualification } => qualification,
+            Fault::EptMisconfiguration { .. } => return Self::RESERVED,
+            Fault::PageFault { code } => return code,
+            Fault::NonCanonical { .. } | Fault::TooWide { .. } | Fault::Memory(_) => return Self::empty(),
+        };
+        let entry = Qualification::READABLE | Qualification::WRITABLE | Qualification::EXECUTABLE;
+        let is_final = qualification.contains(Qualification::FINAL);
+        let mut code = if is_final { Self::NPT_FINAL } else { Self::NPT_TABLE };
+        code.set(Self::USER, qualification.contains(Qualification::READ));
+        code.set(Self::WRITE, qualification.contains(Qualification::WRITE));
+        code.set(Self::FETCH, qualification.contains(Qualification::FETCH));
+        code.set(Self::PRESENT, qualification.intersects(entry));
+        code
+    }
+
+    /// What was done.
+    pub(super) fn access(self) -> Access {
+        match () {
+            () if self.contains(Self::FETCH) => Access::FETCH,
+            () if self.contains(Self::WRITE) => Access::WRITE,
+            () => Access::READ,
         }
     }
 }

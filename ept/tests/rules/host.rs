@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use ept::mmu::{
     FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, SpteBits, Stats, Tdp,
-    Zapped,
+    TdpOptions, Zapped,
 };
 use ept::{
     Access, Ept, EptCaps, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
@@ -124,7 +124,7 @@ impl World {
             lenient: false,
             marks: Cell::default(),
         };
-        let tdp = Tdp::new(format, &host).unwrap();
+        let tdp = Tdp::new(format, TdpOptions::default(), &host).unwrap();
         Self { host, slots: Slots { slots: vec![slot], ..Slots::default() }, tdp }
     }
 
@@ -163,7 +163,7 @@ impl World {
         assert_eq!(counted, listed, "counters and tables");
         assert_eq!(
             self.host.memory.borrow().frame_count(),
-            self.tdp.shadow_pages().count(),
+            self.tdp.shadow_pages(&self.host).unwrap().len(),
             "frames and ShadowPages"
         );
         let bits = SpteBits::of(self.tdp.paging().format.kind());
@@ -182,7 +182,7 @@ impl World {
             assert!(entry & bits.mmu_writable == 0 || entry & bits.host_writable != 0, "{leaf:x?}");
             assert!(bits.is_present(entry));
         }
-        for page in self.tdp.shadow_pages() {
+        for page in self.tdp.shadow_pages(&self.host).unwrap() {
             let used = (0..512).filter(|&n| self.host.read_entry(page.entry_address(n)) != Ok(0)).count();
             assert_eq!(usize::from(page.used), used);
             assert!(page.parent.is_none() || used > 0, "an empty table is left: {page:?}");

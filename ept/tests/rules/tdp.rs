@@ -6,6 +6,11 @@ use memory_model::{AddrRange, Gpa, Hva, PageSize};
 
 use crate::host::{G1, HostMapping, K4, M2, WIDTH, World, ept_format, npt, world};
 
+/// What has gone, so that processors must be flushed.
+fn flushed(leaves: u64, tables: u64) -> Zapped {
+    Zapped { leaves, tables, flush: true }
+}
+
 #[test]
 fn a_first_touch_maps_and_a_second_fault_is_spurious() {
     let mut world = world(PageSize::Size4K);
@@ -90,7 +95,7 @@ fn s1_mt3_leaves_are_those_of_kvm() {
         let mut world = World::new(format, slot(G1), mapping(hpa, size));
         assert_eq!(world.fault(0, Access::WRITE), FaultOutcome::Fixed { size });
         assert_eq!(world.leaf(0).step.entry, spte, "{:#x}", world.leaf(0).step.entry);
-        let tables = world.tdp.shadow_pages().count();
+        let tables = world.tdp.shadow_pages(&world.host).unwrap().len();
         assert_eq!(tables, usize::from(format.levels() + 1 - size.level()));
     }
 }
@@ -103,7 +108,7 @@ fn leaves_say_when_hardware_sets_no_flags() {
     let mut world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
     world.fault(0, Access::WRITE);
     assert_eq!(world.leaf(0).step.entry, 0x0610_0000_4000_0877);
-    assert!(world.tdp.shadow_pages().all(|page| page.role.ad_disabled && page.role.direct));
+    assert!(world.tdp.shadow_pages(&world.host).unwrap().iter().all(|page| page.role.ad_disabled && page.role.direct));
 }
 
 /// Rules L1 to L3, with the exact numbers of a slot of 8 MiB.
@@ -164,7 +169,7 @@ fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
     assert_eq!(world.sizes(), [0, 4, 0]);
     world.slots.slots[0].log_dirty = true;
     let range = AddrRange::new(Gpa(M2), u128::from(4 * M2)).unwrap();
-    assert_eq!(world.tdp.write_protect(range, &world.host), Ok(Zapped { leaves: 4, tables: 0 }));
+    assert_eq!(world.tdp.write_protect(range, &world.host), Ok(flushed(4, 0)));
     let bits = SpteBits::of(Kind::Ept);
     let entry = world.leaf(M2).step.entry;
     assert_eq!(entry & (2 | bits.mmu_writable), bits.mmu_writable, "rule D4: 110");
@@ -222,7 +227,7 @@ fn n1_after_a_zap_the_next_fault_sees_the_new_frame() {
     let mut world = world(PageSize::Size4K);
     world.touch_all();
     world.host.mapped[0].hpa = 8 * G1;
-    assert_eq!(world.zap(M2, 4 * M2), Zapped { leaves: 2048, tables: 6 });
+    assert_eq!(world.zap(M2, 4 * M2), flushed(2048, 6));
     assert_eq!(world.sizes(), [0; 3]);
     world.touch_all();
     assert_eq!(world.sizes(), [2048, 0, 0]);
@@ -233,14 +238,14 @@ fn n1_after_a_zap_the_next_fault_sees_the_new_frame() {
 fn z3_a_zap_takes_its_range_and_no_more() {
     let mut world = world(PageSize::Size4K);
     world.touch_all();
-    assert_eq!(world.zap(M2 + 3 * K4 + 0x800, K4), Zapped { leaves: 2, tables: 0 });
+    assert_eq!(world.zap(M2 + 3 * K4 + 0x800, K4), flushed(2, 0));
     assert_eq!(world.sizes(), [2046, 0, 0]);
     assert_eq!(world.zap(0, M2), Zapped::default());
-    assert_eq!(world.zap(2 * M2, M2), Zapped { leaves: 512, tables: 1 });
+    assert_eq!(world.zap(2 * M2, M2), flushed(512, 1));
     assert_eq!(world.sizes(), [1534, 0, 0]);
     let all = AddrRange::inclusive(Gpa(0), Gpa(u64::MAX)).unwrap();
     let zapped = world.tdp.zap(all, &world.host).unwrap();
-    assert_eq!(zapped, Zapped { leaves: 1534, tables: 5 });
+    assert_eq!(zapped, flushed(1534, 5));
     assert_eq!((world.sizes(), world.host.memory.borrow().frame_count()), ([0; 3], 1));
 }
 
@@ -248,7 +253,7 @@ fn z3_a_zap_takes_its_range_and_no_more() {
 fn a_zap_inside_a_huge_page_takes_all_of_it() {
     let mut world = world(PageSize::Size2M);
     world.touch_all();
-    assert_eq!(world.zap(M2 + 5 * K4, 1), Zapped { leaves: 1, tables: 0 });
+    assert_eq!(world.zap(M2 + 5 * K4, 1), flushed(1, 0));
     assert_eq!(world.sizes(), [0, 3, 0]);
 }
 
@@ -275,7 +280,7 @@ fn a_table_beyond_maxphyaddr_is_refused_and_given_back() {
     *world.host.memory.borrow_mut() = memory;
     let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &world.host);
     assert_eq!(refused, Err(Error::OutputRange { address: first, bits: 46 }));
-    assert_eq!((world.host.memory.borrow().frame_count(), world.tdp.shadow_pages().count()), (count, 1));
+    assert_eq!((world.host.memory.borrow().frame_count(), world.tdp.shadow_pages(&world.host).unwrap().len()), (count, 1));
 }
 
 #[test]
@@ -306,6 +311,6 @@ fn a_flag_set_by_hardware_meanwhile_is_not_lost_nor_fatal() {
     let address = leaf.entry_address();
     world.host.memory.borrow().write_entry(address, leaf.entry & !(1 << 9)).unwrap();
     world.host.marks.set(Some((address, 1 << 9)));
-    assert_eq!(world.zap(M2, K4), Zapped { leaves: 1, tables: 0 });
+    assert_eq!(world.zap(M2, K4), flushed(1, 0));
     assert_eq!(world.sizes(), [511, 0, 0]);
 }

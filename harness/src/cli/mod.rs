@@ -6,6 +6,7 @@ mod output;
 mod run;
 mod source;
 mod tree;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,8 @@ enum Command {
     Map(map::Args),
     /// Show a region tree from the text of QEMU's `info mtree`, or what the guest sees of it.
     Tree(tree::Args),
+    /// Run a guest, then verify every second-level table, entry by entry.
+    Verify(verify::Args),
     /// Say what this host offers, and what is missing for the rest.
     Host,
 }
@@ -49,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Map(args) => map::map(&args),
         Command::Tree(args) => tree::tree(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Host => host::host(),
     };
     match status {

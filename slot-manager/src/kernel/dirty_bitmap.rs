@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENA
 
 use super::table::split_number;
 use super::{Ioctls, KernelMemslots, KvmArch, Memslot, USER_MEM_SLOTS};
-use crate::Errno;
+use crate::{Errno, SlotId};
 
 /// One bit for each page of a slot; none is ever set past its end.
 #[derive(Debug)]
@@ -121,6 +121,12 @@ impl KernelMemslots {
         }
         self.manual_protect = ManualProtect(flags);
         Ok(())
+    }
+
+    /// The log of a slot as it is, one bit a page, and it stays so; `None` if the slot has no bitmap.
+    pub fn peek_dirty_log(&self, slot: SlotId) -> Option<Vec<u64>> {
+        let bitmap = self.space(0).bitmaps.get(&slot)?;
+        Some(bitmap.0.iter().map(|word| word.load(Ordering::Acquire)).collect())
     }
 
     /// Whether a log that starts has all its pages dirty, so that there is nothing to write-protect

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
-use memory_model::{Gpa, Hpa, Hva};
+use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 
 use super::coalesced::CoalescedWrites;
 use super::{KvmVcpu, host};
+use crate::soft::Verification;
 use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Vm, Witness, pagemap};
 
 /// A virtual machine of KVM's, without an interrupt controller in the kernel: `HLT` comes back as an exit.
@@ -57,6 +58,8 @@ impl Vm for KvmVm {
     }
 }
 
+const NO_TABLES: &str = "KVM has no call that reads its page tables";
+
 impl HostView for KvmVm {
     fn slot_hva(&self, _gpa: Gpa) -> Witness<Hva> {
         Witness::NotShown("KVM has no call that reads its memory slots".into())
@@ -66,8 +69,12 @@ impl HostView for KvmVm {
         pagemap::frame(hva)
     }
 
-    fn leaf(&self, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
-        Witness::NotShown("KVM has no call that reads its page tables".into())
+    fn leaf(&self, _gva: Gva, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        Witness::NotShown(NO_TABLES.into())
+    }
+
+    fn verification(&self) -> Witness<Verification> {
+        Witness::NotShown(NO_TABLES.into())
     }
 
     fn violations(&self) -> Option<u64> {

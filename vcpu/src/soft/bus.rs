@@ -60,10 +60,12 @@ pub enum BusFault {
         /// Where.
         gpa: Gpa,
     },
+    /// The slot or the host's page is about to change: the access is to be made again later.
+    Retry,
 }
 
-/// Linear memory as the CPU sees it. Every call translates anew, through the guest's tables and the
-/// second-level table; an access may cross a page, and is done whole or not at all.
+/// Linear memory as the CPU sees it, through the guest's tables and the second level. Translations may be remembered from
+/// one call to the next, until the guest invalidates them. An access may cross a page, and is done whole or not at all.
 pub trait Bus {
     /// Reads `buf.len()` bytes at `gva`.
     fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault>;

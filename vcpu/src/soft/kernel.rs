@@ -1,79 +1,122 @@
-//! The kernel side of the software machine: slots, host frames and the second-level MMU, tied together as
-//! `struct kvm` ties them.
+//! The kernel side of the software machine: slots, host frames and the MMU, tied together as `struct kvm` ties them.
 
-use ept::mmu::{Memslots, SlotLookup, Tdp};
-use ept::{Ept, EptCaps, Flags, Format, Levels, MaxPhyAddr, walk};
-use memory_model::{AddrRange, Gpa, Hpa, PageSize};
+use ept::mmu::{Memslots, SlotLookup, Zapped};
+use memory_model::{AddrRange, Gpa, Gva, Hva, PageSize};
 use slot_manager::{
-    DirtyLog, Errno, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange, SlotError, SlotFault,
-    SlotFlags, SlotOp, SlotRecord,
+    DirtyLog, Errno, GENERATION_UPDATE, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange,
+    SlotError, SlotFault, SlotFlags, SlotOp, SlotRecord,
 };
 
-use super::cpu::PHYSICAL_ADDRESS_BITS;
-use super::frames::FrameTable;
+use super::host::{Host, MmuNotifier};
+use super::options::{MAX_PHY_ADDR, SoftOptions};
+use super::second_level::SoftMmu;
+use super::tlb::Tlb;
 use crate::{SecondLevelLeaf, VcpuError};
 
-/// Width of physical addresses, the host's and the guest's.
-pub(super) const MAX_PHY_ADDR: MaxPhyAddr = match MaxPhyAddr::new(PHYSICAL_ADDRESS_BITS as u8) {
-    Some(bits) => bits,
-    None => panic!("MAXPHYADDR is 32 to 52 bits"),
-};
-
-/// What the simulated processor's EPT can do: a recent server's.
-fn ept_caps() -> EptCaps {
-    EptCaps::all() - EptCaps::LEVELS_5
-}
-
-/// Slots, frames and second-level tables of one VM. Its fields are open, so that a test can look at them, or
-/// break one and see who notices.
+/// Slots, host and MMU of one VM. Its fields are open, so that a test can look at them, or break one and see who notices.
 pub struct SoftKernel {
     /// The memory slots.
     pub memslots: KernelMemslots,
-    /// The host's frames.
-    pub frames: FrameTable,
-    /// The second-level MMU.
-    pub tdp: Tdp,
+    /// The host: this process's memory and the frames behind it.
+    pub host: Host,
+    /// The MMU.
+    pub mmu: SoftMmu,
+    /// How often it has asked the processors to flush.
+    flushes: Flushes,
+    vcpus: Vec<VcpuArch>,
+    /// Dirty pages are known by D.
+    pub(super) dirty_bits: bool,
+}
+
+/// A count of requests to flush the processors (`KVM_REQ_TLB_FLUSH`): each makes them before its next access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Flushes(u64);
+
+impl Flushes {
+    fn request(&mut self) {
+        self.0 += 1;
+    }
+
+    /// Takes in what an MMU has done. That allocates nothing and reads only tables of this VM, so it succeeds.
+    fn after(&mut self, done: Result<Zapped, ept::Error>) {
+        if done.expect("the MMU's own tables are in the host's memory").flush {
+            self.request();
+        }
+    }
+}
+
+/// What the kernel keeps of a vCPU (`kvm_vcpu_arch`).
+#[derive(Default)]
+pub(super) struct VcpuArch {
+    /// Its processor's translation cache.
+    pub(super) tlb: Tlb,
 }
 
 impl SoftKernel {
-    /// A VM without slots, with an empty 4-level EPT.
-    pub(super) fn new() -> Result<Self, VcpuError> {
-        let frames = FrameTable::default();
-        // The format does not depend on where the root lies; `Tdp` allocates that.
-        let ept = Ept { accessed_dirty: true, ..Ept::new(Levels::Four, ept_caps(), MAX_PHY_ADDR) };
-        let tdp = Tdp::new(Format::ept(ept), &frames)?;
+    /// A VM without slots, with an empty second level.
+    pub(super) fn new(options: &SoftOptions) -> Result<Self, VcpuError> {
+        let host = Host::default();
+        let mmu = SoftMmu::new(options, &host)?;
         let caps = KernelCaps {
             max_gfn: Gpa(MAX_PHY_ADDR.last()).page_number(),
             // No access of its guests is private, and none leaves as a memory fault.
             memory_attributes: None,
             ..KernelCaps::default()
         };
-        Ok(Self { memslots: KernelMemslots::with_caps(caps), frames, tdp })
+        Ok(Self {
+            memslots: KernelMemslots::with_caps(caps),
+            host,
+            mmu,
+            flushes: Flushes::default(),
+            vcpus: Vec::new(),
+            dirty_bits: options.dirty_bits,
+        })
+    }
+
+    /// `KVM_CREATE_VCPU`; returns its index.
+    pub(super) fn create_vcpu(&mut self) -> u32 {
+        self.vcpus.push(VcpuArch::default());
+        self.memslots.create_vcpu()
+    }
+
+    pub(super) fn vcpu(&mut self, index: u32) -> &mut VcpuArch {
+        &mut self.vcpus[index as usize]
+    }
+
+    pub(super) fn vcpus(&self) -> &[VcpuArch] {
+        &self.vcpus
+    }
+
+    pub(super) fn flushes(&self) -> Flushes {
+        self.flushes
     }
 
     /// The slots, and the MMU that hears of what happens to them.
     fn parts(&mut self) -> (&mut KernelMemslots, SlotMmu<'_>) {
-        let Self { memslots, frames, tdp } = self;
-        (memslots, SlotMmu { frames, tdp })
+        let Self { memslots, host, mmu, flushes, .. } = self;
+        (memslots, SlotMmu { host, mmu, flushes })
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
     pub(super) fn set_slot(&mut self, op: &SlotOp) -> Result<(), SlotError> {
+        self.sync_dirty_log(None);
         let (memslots, mut mmu) = self.parts();
         if let SlotChange::Created(_) = memslots.on(&mut mmu).execute(op)? {
-            self.frames.map(&op.slot().block);
+            self.host.map(&op.slot().block);
         }
         Ok(())
     }
 
     /// Lets `act` do something with the dirty logs.
     pub(super) fn with_log(&mut self, act: &mut dyn FnMut(&mut dyn DirtyLog)) {
+        self.sync_dirty_log(None);
         let (memslots, mut mmu) = self.parts();
         act(&mut memslots.on(&mut mmu));
     }
 
     /// `KVM_GET_DIRTY_LOG`: one bit a page. Without manual protect it starts the log anew.
     pub fn get_dirty_log(&mut self, slot: u32, bitmap: &mut [u64]) -> Result<(), Errno> {
+        self.sync_dirty_log(None);
         let (memslots, mut mmu) = self.parts();
         memslots.on(&mut mmu).get_dirty_log(slot, bitmap)
     }
@@ -86,52 +129,87 @@ impl SoftKernel {
         num_pages: u32,
         bitmap: &[u64],
     ) -> Result<(), Errno> {
+        self.sync_dirty_log(None);
         let (memslots, mut mmu) = self.parts();
         memslots.on(&mut mmu).clear_dirty_log(slot, first_page, num_pages, bitmap)
     }
 
-    /// What the second level says of `gpa`.
-    pub fn leaf(&self, gpa: Gpa) -> Option<SecondLevelLeaf> {
-        let read = ept::Access::READ.by_user();
-        let walk = walk(&self.frames, self.tdp.paging(), gpa.0, read, Flags::Keep);
-        let (leaf, last) = (walk.outcome.ok()?, *walk.path.last()?);
-        Some(SecondLevelLeaf {
-            hpa: Hpa(leaf.address),
-            size: leaf.size,
-            rights: leaf.rights(),
-            entry_address: Hpa(last.entry_address()),
-            entry: leaf.entry,
-        })
+    /// Puts the pages that processors have marked by D into the log (`kvm_arch_sync_dirty_log`), as written by `vcpu`.
+    pub(super) fn sync_dirty_log(&mut self, vcpu: Option<u32>) {
+        if !self.dirty_bits {
+            return;
+        }
+        let Self { memslots, host, mmu, flushes, .. } = self;
+        for slot in memslots.slots().iter().filter(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES)) {
+            let log = |gpa| {
+                let logged = memslots.mark_page_dirty(vcpu, 0, gpa);
+                debug_assert!(logged, "a ring is synchronized after each instruction");
+            };
+            flushes.after(mmu.clear_dirty(slot.gpa(), log, host));
+        }
+    }
+
+    /// Lets something happen to the host's memory, with the notifier that tells the MMU of it: see [`Host`]'s events.
+    ///
+    /// ```
+    /// # use memory_model::{AddrRange, Hva};
+    /// # let vm = vcpu::soft::SoftVm::new()?;
+    /// # let range = AddrRange::new(Hva(0x1000), 0x1000).unwrap();
+    /// vm.kernel().host_event(|host, notifier| host.swap_out(range, notifier));
+    /// # Ok::<(), vcpu::VcpuError>(())
+    /// ```
+    pub fn host_event<T>(&mut self, event: impl FnOnce(&Host, &mut dyn MmuNotifier) -> T) -> T {
+        let Self { memslots, host, mmu, flushes, .. } = self;
+        event(host, &mut Notifier { memslots, host, mmu, flushes })
+    }
+
+    /// Whether the guest has accessed a page of `range` since it was last asked; processors are flushed, so that they
+    /// mark what they access from now on (`kvm_mmu_notifier_clear_flush_young`).
+    pub fn age(&mut self, range: AddrRange<Gpa>) -> Result<bool, ept::Error> {
+        self.flushes.request();
+        self.mmu.age(range, &self.host)
+    }
+
+    /// The same, and nothing changes (`kvm_mmu_notifier_test_young`).
+    pub fn test_age(&self, range: AddrRange<Gpa>) -> Result<bool, ept::Error> {
+        self.mmu.test_age(range, &self.host)
+    }
+
+    /// The MMU has no table left for a fault: some of what it has gives way.
+    pub(super) fn reclaim(&mut self) {
+        self.flushes.after(self.mmu.reclaim(&self.host));
+        self.host.quiesce();
+    }
+
+    /// What the second level says of the guest's page at `gpa`, which its own tables put at `gva`.
+    pub fn leaf(&self, _gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
+        self.mmu.leaf(gpa, &self.host)
     }
 }
 
-/// The second level, as it hears of slots.
+/// The MMU, as it hears of slots.
 struct SlotMmu<'a> {
-    frames: &'a FrameTable,
-    tdp: &'a mut Tdp,
-}
-
-impl SlotMmu<'_> {
-    fn write_protect(&mut self, range: AddrRange<Gpa>) {
-        self.tdp.write_protect(range, self.frames).expect(OWN_TABLES);
-    }
+    host: &'a Host,
+    mmu: &'a mut SoftMmu,
+    flushes: &'a mut Flushes,
 }
 
 impl KvmArch for SlotMmu<'_> {
     /// What goes or moves leaves the second level at once (rule Z3).
     fn flush_shadow_memslot(&mut self, _kernel: &KernelMemslots, slot: &Memslot) {
-        self.tdp.zap(slot.gpa(), self.frames).expect(OWN_TABLES);
+        self.flushes.after(self.mmu.zap(slot.gpa(), self.host));
     }
 
     /// A log that starts makes its pages fault on their next write, unless it starts with all of them dirty
-    /// (rule D1).
+    /// (rule D1); where one ends, large pages come back (rule D2).
     fn commit_memory_region(&mut self, kernel: &KernelMemslots, change: &SlotChange) {
         if let SlotChange::FlagsChanged { old, new } = change
-            && (new.flags - old.flags).contains(SlotFlags::LOG_DIRTY_PAGES)
-            && !kernel.logs_start_dirty()
+            && (new.flags ^ old.flags).contains(SlotFlags::LOG_DIRTY_PAGES)
         {
-            self.write_protect(new.gpa());
+            self.flushes.after(self.mmu.set_logging(&memslot(new), kernel.logs_start_dirty(), self.host));
         }
+        let generation = kernel.generation() & !GENERATION_UPDATE;
+        self.flushes.after(self.mmu.slots_changed(generation, self.host));
     }
 
     fn enable_log_dirty(&mut self, slot: &Memslot, first_page: u64, mask: u64) {
@@ -141,15 +219,56 @@ impl KvmArch for SlotMmu<'_> {
             let start = left.trailing_zeros();
             let count = (left >> start).trailing_ones();
             if let Some(pages) = slot.pages(first_page + u64::from(start), count.into()) {
-                self.write_protect(pages);
+                // What was written before is read after this call.
+                self.flushes.after(self.mmu.clear_dirty(pages, |_| {}, self.host));
             }
             left &= u64::MAX.checked_shl(start + count).unwrap_or(0);
         }
     }
 }
 
-/// Zapping allocates nothing and reads only tables that this VM allocated.
-const OWN_TABLES: &str = "the second level's own tables are in the frame table";
+/// The MMU, as it hears of the host (rule N1).
+struct Notifier<'a> {
+    memslots: &'a KernelMemslots,
+    host: &'a Host,
+    mmu: &'a mut SoftMmu,
+    flushes: &'a mut Flushes,
+}
+
+impl Notifier<'_> {
+    /// Where guests see `range`: once for each slot that has a part of it.
+    fn seen_at(&self, range: AddrRange<Hva>) -> Vec<AddrRange<Gpa>> {
+        let slots = self.memslots.slots().overlapping_hva(range);
+        let part = |slot: &Memslot| {
+            let part = slot.hva_range().intersection(range)?;
+            AddrRange::inclusive(slot.gpa_of(part.first())?, slot.gpa_of(part.last())?)
+        };
+        slots.filter_map(part).collect()
+    }
+}
+
+impl MmuNotifier for Notifier<'_> {
+    fn invalidate_range_start(&mut self, range: AddrRange<Hva>) {
+        for range in self.seen_at(range) {
+            self.flushes.after(self.mmu.invalidate_begin(range, self.host));
+        }
+    }
+
+    fn invalidate_range_end(&mut self, range: AddrRange<Hva>) {
+        self.seen_at(range).iter().for_each(|_| self.mmu.invalidate_end());
+    }
+}
+
+/// A slot as the MMU knows it.
+pub(super) fn memslot(slot: &Memslot) -> ept::mmu::Memslot {
+    ept::mmu::Memslot {
+        base: slot.gpa().first(),
+        bytes: slot.npages() << PageSize::Size4K.shift(),
+        hva: slot.userspace_addr,
+        readonly: slot.flags.contains(SlotFlags::READONLY),
+        log_dirty: slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES),
+    }
+}
 
 /// The slots as the MMU asks for them. One that is INVALID for a moment (rule K4) is seen by those who are told of
 /// the change alone: who makes it holds the VM.
@@ -168,19 +287,17 @@ impl Memslots for Slots<'_> {
             // Not met: this kernel has no private memory.
             SlotFault::MemoryFault => return SlotLookup::Hole,
         };
-        SlotLookup::Slot(ept::mmu::Memslot {
-            base: slot.gpa().first(),
-            bytes: slot.npages() << PageSize::Size4K.shift(),
-            hva: slot.userspace_addr,
-            readonly: slot.flags.contains(SlotFlags::READONLY),
-            log_dirty: slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES),
-        })
+        SlotLookup::Slot(memslot(slot))
     }
 
     /// Into the vCPU's ring, or the slot's bitmap where there are no rings.
     fn mark_page_dirty(&self, gpa: Gpa) {
         let marked = self.memslots.mark_page_dirty(Some(self.vcpu), 0, gpa);
         debug_assert!(marked, "a vCPU with a full ring does not run");
+    }
+
+    fn generation(&self) -> Option<u64> {
+        Some(self.memslots.generation()).filter(|generation| generation & GENERATION_UPDATE == 0)
     }
 }
 

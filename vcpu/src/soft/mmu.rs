@@ -1,16 +1,16 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
-use ept::mmu::FaultOutcome;
-use ept::{
-    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Qualification, Registers, Rights,
-    nested_translate,
-};
+use ept::mmu::{FaultOutcome, HostFault};
+use ept::{Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate};
 use memory_model::{Gpa, Gva, Hpa, PageSize};
 
-use super::kernel::{MAX_PHY_ADDR, Slots, SoftKernel};
+use super::kernel::{Slots, SoftKernel};
+use super::options::MAX_PHY_ADDR;
+use super::second_level::SoftMmu;
+use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
 
-/// Memory as the CPU sees it. Nothing is cached, so there is nothing to invalidate.
+/// Memory as a CPU sees it.
 pub(super) struct Mmu<'a> {
     pub(super) kernel: &'a mut SoftKernel,
     /// Whose accesses they are.
@@ -23,7 +23,7 @@ impl Bus for Mmu<'_> {
         for (at, len) in pieces(gva, buf.len())? {
             let (gpa, hpa) = self.translate(paging, at, len, kind)?;
             let piece = &mut buf[done..done + len];
-            self.kernel.frames.read(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            self.kernel.host.read(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
             done += len;
         }
         Ok(())
@@ -31,26 +31,35 @@ impl Bus for Mmu<'_> {
 
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault> {
         // All pages are translated before the first byte is written: an access is done whole or not at all.
-        for (at, len) in pieces(gva, data.len())? {
-            self.translate(paging, at, len, AccessKind::Write)?;
+        if data.len() > room_in_page(gva) {
+            for (at, len) in pieces(gva, data.len())? {
+                self.translate(paging, at, len, AccessKind::Write)?;
+            }
         }
         let mut done = 0;
         for (at, len) in pieces(gva, data.len())? {
             let (gpa, hpa) = self.translate(paging, at, len, AccessKind::Write)?;
             let piece = &data[done..done + len];
-            self.kernel.frames.write(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            self.kernel.host.write(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
             done += len;
         }
         Ok(())
     }
 
-    fn invalidate_page(&mut self, _gva: Gva) {}
+    fn invalidate_page(&mut self, _gva: Gva) {
+        self.kernel.vcpu(self.vcpu).tlb.flush();
+    }
 
-    fn invalidate_all(&mut self) {}
+    fn invalidate_all(&mut self) {
+        self.kernel.vcpu(self.vcpu).tlb.flush();
+    }
 }
 
+/// An access that has not come through after so many faults waits for something that the kernel has to do first.
+const MAX_FAULTS: usize = 64;
+
 impl Mmu<'_> {
-    /// Walks both dimensions until the second level lets the access through, taking its violations on the way.
+    /// Where the byte at `gva` lies, for an access of `len` bytes of its page.
     fn translate(
         &mut self,
         paging: &Paging,
@@ -58,42 +67,71 @@ impl Mmu<'_> {
         len: usize,
         kind: AccessKind,
     ) -> Result<(Gpa, Hpa), BusFault> {
-        let access = access_of(paging, kind);
+        let of = Use::new(paging, gva, kind);
+        let offset = gva.page_offset(PageSize::Size4K);
+        let flushes = self.kernel.flushes();
+        if let Some(page) = self.kernel.vcpu(self.vcpu).tlb.get(of, flushes) {
+            return Ok((Gpa(page.gpa.raw() | offset), Hpa(page.hpa.raw() | offset)));
+        }
+        let (gpa, hpa) = self.walk(paging, gva, len, kind)?;
+        let page = Page { gpa: gpa.align_down(PageSize::Size4K), hpa: hpa.align_down(PageSize::Size4K) };
+        let flushes = self.kernel.flushes();
+        self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
+        Ok((gpa, hpa))
+    }
+
+    /// Walks the tables until they let the access through, taking its violations on the way.
+    fn walk(
+        &mut self,
+        paging: &Paging,
+        gva: Gva,
+        len: usize,
+        kind: AccessKind,
+    ) -> Result<(Gpa, Hpa), BusFault> {
+        let access = access_of(kind, paging.user, paging.ac);
         let guest = guest_paging(paging)?;
-        loop {
-            let SoftKernel { frames, tdp, .. } = &*self.kernel;
-            match nested_translate(frames, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
+        for _ in 0..MAX_FAULTS {
+            let SoftKernel { host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
+            match nested_translate(host, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
                 Ok(leaf) => return Ok((leaf.gpa, leaf.hpa)),
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
-                Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault, access)? {
-                    Resolved::Retry => {}
+                Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault)? {
+                    Resolved::Again => {}
                     Resolved::Device => return Err(BusFault::Mmio { gpa, len }),
                 },
                 // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
-                Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault, Access::READ)? {
-                    Resolved::Retry => {}
+                Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault)? {
+                    Resolved::Again => {}
                     Resolved::Device => return Err(no_table(gva, access)),
                 },
             }
         }
+        Err(BusFault::Retry)
     }
 
-    /// KVM's exit handler for a violation at `gpa`.
-    fn violation(&mut self, gpa: Gpa, fault: Fault, access: Access) -> Result<Resolved, BusFault> {
-        // What the second level refused, in its own words: a guest-table read may count as a write (rule A2).
-        let access = match fault {
-            Fault::EptViolation { qualification } => Access { does: does(qualification), ..Access::READ },
-            // Wider than the table translates: no slot lies there.
-            Fault::TooWide { .. } => access,
-            // The tables are broken. KVM cannot go on with this guest either.
-            _ => return Err(BusFault::HostMemory { gpa }),
-        };
-        let SoftKernel { memslots, frames, tdp } = &mut *self.kernel;
-        match tdp.fault(gpa, access, &Slots { memslots, vcpu: self.vcpu }, frames) {
+    /// KVM's exit handler for what the second level refuses at `gpa`.
+    fn violation(&mut self, gpa: Gpa, why: Fault) -> Result<Resolved, BusFault> {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
+        let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
+        self.settle(gpa, outcome)
+    }
+
+    /// What a fault came to, for the access that took it.
+    fn settle(&mut self, gpa: Gpa, outcome: Result<FaultOutcome, ept::Error>) -> Result<Resolved, BusFault> {
+        match outcome {
             Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
-                Ok(Resolved::Retry)
+                Ok(Resolved::Again)
             }
             Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
+            Ok(FaultOutcome::HostFault { hva, fault: HostFault::CopyOnWrite, .. }) => {
+                let broken = self.kernel.host_event(|host, notifier| host.break_cow(hva, notifier));
+                broken.map(|()| Resolved::Again).map_err(|_| BusFault::HostMemory { gpa })
+            }
+            Err(ept::Error::OutOfTables) => {
+                self.kernel.reclaim();
+                Ok(Resolved::Again)
+            }
+            // Or the tables are broken, and KVM cannot go on with this guest either.
             Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
             // Only of a shadow.
             Ok(FaultOutcome::WriteProtected { .. } | FaultOutcome::Guest(_)) => {
@@ -103,17 +141,22 @@ impl Mmu<'_> {
     }
 }
 
-/// What a violation came to.
+/// What a fault came to.
 enum Resolved {
     /// A page was mapped, or will be once a slot has gone where it goes: walk again.
-    Retry,
+    Again,
     /// No slot, or a write into a read-only one.
     Device,
 }
 
+/// Bytes from `gva` to the end of its page.
+fn room_in_page(gva: Gva) -> usize {
+    (PageSize::Size4K.bytes() - gva.page_offset(PageSize::Size4K)) as usize
+}
+
 /// The parts of an access that lie in one page each.
 fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, BusFault> {
-    let first = len.min((PageSize::Size4K.bytes() - gva.page_offset(PageSize::Size4K)) as usize);
+    let first = len.min(room_in_page(gva));
     let second = match len - first {
         0 => None,
         rest => Some((gva.checked_add(first as u64).ok_or(BusFault::NotCanonical)?, rest)),
@@ -121,22 +164,14 @@ fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, Bu
     Ok([Some((gva, first)), second].into_iter().flatten())
 }
 
-fn access_of(paging: &Paging, kind: AccessKind) -> Access {
+/// An access of that kind.
+pub(super) fn access_of(kind: AccessKind, user: bool, ac: bool) -> Access {
     let does = match kind {
         AccessKind::Read => Rights::READ,
         AccessKind::Write => Rights::WRITE,
         AccessKind::Fetch => Rights::EXEC,
     };
-    Access { does, user: paging.user, ac: paging.ac }
-}
-
-fn does(qualification: Qualification) -> Rights {
-    let bits = [
-        (Qualification::READ, Rights::READ),
-        (Qualification::WRITE, Rights::WRITE),
-        (Qualification::FETCH, Rights::EXEC),
-    ];
-    bits.into_iter().filter(|&(bit, _)| qualification.contains(bit)).map(|(_, right)| right).collect()
+    Access { does, user, ac }
 }
 
 /// The guest's tables, as its control registers describe them; `None` with paging off.

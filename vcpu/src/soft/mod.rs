@@ -2,12 +2,19 @@
 
 mod bus;
 pub mod cpu;
-mod frames;
+pub mod host;
 mod kernel;
 mod mmu;
+mod options;
+mod second_level;
+mod tlb;
+mod verification;
 mod vm;
 
 pub use bus::{AccessKind, Bus, BusFault, Paging};
-pub use frames::FrameTable;
+pub use host::Host;
 pub use kernel::SoftKernel;
+pub use options::{SecondLevel, SoftOptions};
+pub use second_level::SoftMmu;
+pub use verification::{StaleUse, Verification};
 pub use vm::SoftVm;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memory_model::{Gpa, Hpa, Hva};
+use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{
     DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
@@ -10,6 +10,8 @@ use slot_manager::{
 use super::cpu::{Cpu, CpuError};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
+use super::options::SoftOptions;
+use super::verification::Verification;
 use crate::{
     Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
     Witness,
@@ -23,9 +25,19 @@ pub struct SoftVm {
 }
 
 impl SoftVm {
-    /// A VM without memory.
+    /// A VM without memory, with a 4-level EPT.
     pub fn new() -> Result<Self, VcpuError> {
-        Ok(Self { kernel: Arc::new(Mutex::new(SoftKernel::new()?)) })
+        Self::with(&SoftOptions::default())
+    }
+
+    /// A VM without memory, made like that.
+    pub fn with(options: &SoftOptions) -> Result<Self, VcpuError> {
+        Ok(Self { kernel: Arc::new(Mutex::new(SoftKernel::new(options)?)) })
+    }
+
+    /// Verifies all second-level tables, and what the processors remember of them; while no vCPU runs.
+    pub fn verify(&self) -> Result<Verification, ept::Error> {
+        self.kernel().verify()
     }
 
     /// The kernel side, while no vCPU runs: a running one holds it until its next exit.
@@ -46,7 +58,7 @@ impl Vm for SoftVm {
     fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
         let cpu = Cpu::new(Regs::default(), SystemRegs::default());
         let mut kernel = self.kernel();
-        let index = kernel.memslots.create_vcpu();
+        let index = kernel.create_vcpu();
         let ring = kernel.memslots.dirty_ring(index).cloned();
         Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))
     }
@@ -59,15 +71,22 @@ impl HostView for SoftVm {
     }
 
     fn frame(&self, hva: Hva) -> Witness<Hpa> {
-        self.kernel().frames.frame_of(hva).into()
+        self.kernel().host.frame_of(hva).into()
     }
 
-    fn leaf(&self, gpa: Gpa) -> Witness<SecondLevelLeaf> {
-        self.kernel().leaf(gpa).into()
+    fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        self.kernel().leaf(gva, gpa).into()
     }
 
     fn violations(&self) -> Option<u64> {
-        Some(self.kernel().tdp.stats().pf_taken)
+        Some(self.kernel().mmu.stats().pf_taken)
+    }
+
+    fn verification(&self) -> Witness<Verification> {
+        match self.verify() {
+            Ok(found) => Witness::Seen(found),
+            Err(error) => Witness::NotShown(error.to_string().into()),
+        }
     }
 }
 
@@ -107,8 +126,15 @@ struct SoftVcpu {
 impl SoftVcpu {
     /// Runs the processor for a while. The kernel is the vCPU's until it is back.
     fn step(&mut self, entry: &Entry, budget: &Budget) -> Result<Exit, VcpuError> {
-        let mut mmu = Mmu { kernel: &mut self.vm.kernel(), vcpu: self.index };
-        self.cpu.run(&mut mmu, entry, budget).map_err(|error| wrong_answer(error, entry))
+        let kernel = &mut *self.vm.kernel();
+        // Nobody is on the way through tables that were freed.
+        kernel.host.quiesce();
+        let mut mmu = Mmu { kernel, vcpu: self.index };
+        let exit = self.cpu.run(&mut mmu, entry, budget).map_err(|error| wrong_answer(error, entry));
+        if self.ring.is_some() {
+            kernel.sync_dirty_log(Some(self.index));
+        }
+        exit
     }
 }
 
@@ -147,6 +173,7 @@ impl Vcpu for SoftVcpu {
 
     fn set_system_regs(&mut self, system: &SystemRegs) -> Result<(), VcpuError> {
         self.cpu.system = *system;
+        self.vm.kernel().vcpu(self.index).tlb.flush();
         Ok(())
     }
 

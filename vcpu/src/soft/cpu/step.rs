@@ -10,7 +10,7 @@ use super::debug::dr6;
 use super::exceptions::Exception;
 use super::memory::{Linear, Request, bytes_in_page};
 use crate::soft::{AccessKind, Bus, BusFault};
-use crate::{Exit, Regs, rflags};
+use crate::{Exit, Limit, Regs, rflags};
 
 /// Why an instruction was not finished.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +21,8 @@ pub(super) enum Abort {
     Device(Request),
     /// The host has no page behind a slot.
     HostMemory(Gpa),
+    /// Memory is about to change, and the instruction is to be started again.
+    Retry,
     /// Code, or a table of the processor, lies where no memory is.
     Emulation,
     /// Not an instruction of this CPU.
@@ -46,6 +48,7 @@ impl Abort {
             BusFault::NotCanonical => not_canonical.into(),
             BusFault::Mmio { .. } => Self::Emulation,
             BusFault::HostMemory { gpa } => Self::HostMemory(gpa),
+            BusFault::Retry => Self::Retry,
         }
     }
 }
@@ -158,6 +161,8 @@ impl<'a, B: Bus> Step<'a, B> {
             Abort::Device(Request::MmioWrite { gpa, data }) => Exit::MmioWrite { gpa, data },
             Abort::Device(Request::PortRead { port, size }) => Exit::IoIn { port, size, count: 1 },
             Abort::HostMemory(gpa) => Exit::MemoryFault { gpa: Some(gpa) },
+            // Whoever runs the CPU lets others have a turn and goes on.
+            Abort::Retry => Exit::BudgetExceeded(Limit::Instructions),
             Abort::Emulation | Abort::Exception(_) => {
                 Exit::InternalError { suberror: INTERNAL_ERROR_EMULATION }
             }

@@ -1,0 +1,70 @@
+//! `memvirt verify`.
+
+use std::io::{self, Write};
+
+use harness::{HarnessError, Machine, Mmu};
+use vcpu::Witness;
+use vcpu::soft::Verification;
+
+use super::source::{self, Columns, Source};
+use super::{Status, output};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The name of a built-in guest, or an ELF file.
+    guest: String,
+    /// The machine to run on: ept, npt or shadow (software), or all of them.
+    #[arg(long, default_value = "ept")]
+    mmu: Columns,
+}
+
+pub(crate) fn verify(args: &Args) -> io::Result<Status> {
+    let guest = match source::find(&args.guest) {
+        Ok(guest) => guest,
+        Err(error) => {
+            output::complain(&error);
+            return Ok(Status::Trouble);
+        }
+    };
+    let mut out = io::stdout().lock();
+    let mut status = Status::AsExpected;
+    for mmu in args.mmu.list() {
+        let found = match mmu.unavailable() {
+            Some(why) => Witness::NotShown(why.into()),
+            None => match after_run(&guest, mmu) {
+                Ok(found) => found,
+                Err(error) => {
+                    output::complain(&format!("{} on {mmu}: {error}", guest.name));
+                    status = Status::Trouble;
+                    continue;
+                }
+            },
+        };
+        match found {
+            Witness::Seen(found) => {
+                let verdict = if found.is_clean() { "clean" } else { "WRONG" };
+                writeln!(out, "{mmu:<6} {:<20} {verdict}", guest.name)?;
+                for line in found.to_string().lines() {
+                    writeln!(out, "       {line}")?;
+                }
+                status = status.max(if found.is_clean() { Status::AsExpected } else { Status::Failed });
+            }
+            Witness::Absent => {}
+            Witness::NotShown(why) => {
+                writeln!(out, "{mmu:<6} {:<20} not checked: {why}", guest.name)?;
+                // Asked for by name, and this host does not have it.
+                if let Columns::One(_) = args.mmu {
+                    status = Status::Trouble;
+                }
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// Runs the guest to its end, whatever that is.
+fn after_run(guest: &Source, mmu: Mmu) -> Result<Witness<Verification>, HarnessError> {
+    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm()?)?;
+    machine.run()?;
+    Ok(machine.host().verification())
+}

@@ -1,0 +1,6 @@
+//! The simulated host: each event, with what its notifier hears, and random ones against a model of plain maps.
+
+mod world;
+
+mod basics;
+mod events;
