@@ -73,6 +73,6 @@ pub trait Bus {
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
     /// `INVLPG`.
     fn invalidate_page(&mut self, gva: Gva);
-    /// CR3, CR0, CR4 or EFER changed: no translation made before may be used again.
+    /// CR3, CR0, CR4, EFER or a protection key changed: no translation made before may be used again.
     fn invalidate_all(&mut self);
 }

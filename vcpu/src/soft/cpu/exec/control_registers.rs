@@ -159,12 +159,14 @@ impl<B: Bus> Step<'_, B> {
     /// Reads the page-directory pointers that CR3 leads to.
     pub(in crate::soft::cpu) fn load_pdptes(&mut self) -> Outcome {
         let cr3 = self.cpu.system.cr3;
-        // Their address is physical: what linear addresses are without paging.
+        // Their address is physical: what linear addresses are without paging. Neither kind may be taken for the
+        // other by a bus that remembers translations.
         let physical = Paging { cr0: cr0::PE, user: false, ..self.cpu.paging() };
         let mut bytes = [0; 32];
-        self.bus
-            .read(&physical, Gva(cr3 & 0xffff_ffe0), &mut bytes, AccessKind::Read)
-            .map_err(|fault| Abort::from_system(fault, Exception::protection(0)))?;
+        self.bus.invalidate_all();
+        let read = self.bus.read(&physical, Gva(cr3 & 0xffff_ffe0), &mut bytes, AccessKind::Read);
+        self.bus.invalidate_all();
+        read.map_err(|fault| Abort::from_system(fault, Exception::protection(0)))?;
         let mut pdptes = [0; 4];
         for (pdpte, bytes) in pdptes.iter_mut().zip(bytes.as_chunks().0) {
             *pdpte = u64::from_le_bytes(*bytes);

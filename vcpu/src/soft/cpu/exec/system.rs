@@ -263,6 +263,8 @@ impl<B: Bus> Step<'_, B> {
         self.requires_cr4(cr4::PKE)?;
         check(self.gpr(Gpr::Rcx, Width::Dword) == 0 && self.gpr(Gpr::Rdx, Width::Dword) == 0)?;
         self.cpu.pkru = self.gpr(Gpr::Rax, Width::Dword) as u32;
+        // The bus remembers what the keys allowed.
+        self.bus.invalidate_all();
         Ok(())
     }
 
