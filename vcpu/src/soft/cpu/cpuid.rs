@@ -145,6 +145,11 @@ impl Cpuid {
         self.get(leaf, subleaf)[register] >> bit & 1 != 0
     }
 
+    pub(super) fn is_intel(&self) -> bool {
+        let [_, b, c, d] = self.get(0, 0);
+        [b, d, c].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    }
+
     pub(super) fn physical_address_bits(&self) -> u32 {
         match self.get(0x8000_0008, 0)[EAX] & 0xff {
             bits @ 32..=52 => bits,

@@ -244,7 +244,7 @@ impl<B: Bus> Step<'_, B> {
         let mut segment = descriptor.segment(selector);
         if self.cpu.in_long_mode() {
             segment.base |= self.descriptor(selector.wrapping_add(8), bad)?.raw << 32;
-            if !self.cpu.canonical(segment.base) {
+            if !self.cpu.canonical_if_widest(segment.base) {
                 return Err(bad.into());
             }
         }

@@ -37,6 +37,7 @@ use iced_x86::Instruction;
 
 use self::debug::DebugRegs;
 use self::exec::control_registers::LoadedPdptes;
+use self::exec::x87::CONTROL_WORD;
 use self::memory::Transactions;
 use self::msr::Msrs;
 use self::step::Step;
@@ -77,6 +78,7 @@ pub struct Cpu {
     debug: DebugRegs,
     pkru: u32,
     xcr0: u64,
+    x87_control: u16,
     pdptes: LoadedPdptes,
     retired: u64,
     transactions: Transactions,
@@ -95,6 +97,7 @@ impl Cpu {
             debug: DebugRegs::default(),
             pkru: 0,
             xcr0: 1,
+            x87_control: CONTROL_WORD,
             pdptes: LoadedPdptes::default(),
             retired: 0,
             transactions: Transactions::new(),

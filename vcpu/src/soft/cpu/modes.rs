@@ -2,6 +2,7 @@
 
 use super::Cpu;
 use super::alu::Width;
+use super::cpuid::Feature;
 use crate::{cr0, cr3, cr4, efer};
 
 impl Cpu {
@@ -45,8 +46,15 @@ impl Cpu {
 
     /// Whether all bits above the linear address width copy its top bit.
     pub(super) fn canonical(&self, address: u64) -> bool {
-        let unused = if self.system.cr4 & cr4::LA57 != 0 { 64 - 57 } else { 64 - 48 };
-        ((address << unused) as i64 >> unused) as u64 == address
+        let width = if self.system.cr4 & cr4::LA57 != 0 { 57 } else { 48 };
+        sign_extend(address, width) == address
+    }
+
+    /// The same for a base or a target that is only kept for later: what counts is the widest address that the
+    /// processor has, in whatever mode it is.
+    pub(super) fn canonical_if_widest(&self, address: u64) -> bool {
+        let width = if self.cpuid.has(Feature::LA57) { 57 } else { 48 };
+        sign_extend(address, width) == address
     }
 
     /// A data address without the metadata that linear-address masking lets programs keep in it: bits below 63
@@ -61,8 +69,11 @@ impl Cpu {
             false if system.cr4 & cr4::LAM_SUP != 0 => 48,
             _ => return address,
         };
-        let unused = 64 - width;
-        let extended = ((address << unused) as i64 >> unused) as u64;
-        extended & !(1 << 63) | address & 1 << 63
+        sign_extend(address, width) & !(1 << 63) | address & 1 << 63
     }
+}
+
+fn sign_extend(address: u64, width: u32) -> u64 {
+    let unused = 64 - width;
+    ((address << unused) as i64 >> unused) as u64
 }

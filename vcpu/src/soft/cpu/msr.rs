@@ -74,6 +74,9 @@ const FS_BASE: u32 = 0xc000_0100;
 const GS_BASE: u32 = 0xc000_0101;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
+/// AMD's four event selectors and counters, which no bit of CPUID announces. Here they count nothing.
+const K7_COUNTERS_FIRST: u32 = 0xc001_0000;
+const K7_COUNTERS_LAST: u32 = 0xc001_0007;
 
 /// The fixed-range MTRRs: one of 64 KiB, two of 16 KiB and eight of 4 KiB ranges.
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
@@ -108,6 +111,7 @@ impl Cpu {
             CSTAR => msrs.cstar,
             FMASK => msrs.fmask,
             KERNEL_GS_BASE => msrs.kernel_gs_base,
+            K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => 0,
             TSC_AUX if self.cpuid.has(Feature::RDTSCP) => msrs.tsc_aux,
             PKRS if self.cpuid.has(Feature::PKS) => msrs.pkrs,
             MTRR_DEF_TYPE => msrs.mtrr_default,
@@ -117,7 +121,7 @@ impl Cpu {
     }
 
     pub(super) fn write_msr(&mut self, index: u32, value: u64) -> Result<(), BadMsr> {
-        let address = if self.canonical(value) { Ok(value) } else { Err(BadMsr) };
+        let address = if self.canonical_if_widest(value) { Ok(value) } else { Err(BadMsr) };
         let (rdtscp, pks) = (self.cpuid.has(Feature::RDTSCP), self.cpuid.has(Feature::PKS));
         let physical = (1 << self.cpuid.physical_address_bits()) - 1;
         let efer = if index == EFER { self.checked_efer(value)? } else { 0 };
@@ -138,6 +142,7 @@ impl Cpu {
             CSTAR => msrs.cstar = address?,
             FMASK => msrs.fmask = checked(value, u32::MAX.into())?,
             KERNEL_GS_BASE => msrs.kernel_gs_base = address?,
+            K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => {}
             TSC_AUX if rdtscp => msrs.tsc_aux = checked(value, u32::MAX.into())?,
             PKRS if pks => msrs.pkrs = checked(value, u32::MAX.into())?,
             MTRR_DEF_TYPE => {

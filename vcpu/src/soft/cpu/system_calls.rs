@@ -25,23 +25,36 @@ impl<B: Bus> Step<'_, B> {
         self.cpu.system.ss = Segment { selector: ss & !3 | rpl, kind: 0x3, db: true, ..flat };
     }
 
-    /// In 64-bit mode only, as Intel's processors have it.
+    /// Outside long mode it saves no flags, and the target is in STAR too.
     pub(super) fn syscall(&mut self) -> Result<(), Abort> {
         self.check_syscall()?;
-        let star = (self.cpu.msrs.star >> 32) as u16;
-        let target = self.cpu.msrs.lstar;
-        let flags = self.cpu.regs.rflags;
+        let msrs = &self.cpu.msrs;
+        let cs = (msrs.star >> 32) as u16;
+        let (target, mask, size) = match (self.cpu.in_long_mode(), self.cpu.in_64_bit_mode()) {
+            (true, true) => (msrs.lstar, msrs.fmask, Size::Long),
+            (true, false) => (msrs.cstar, msrs.fmask, Size::Long),
+            (false, _) => (msrs.star & 0xffff_ffff, rflags::IF | rflags::VM, Size::Legacy),
+        };
         let regs = &mut self.cpu.regs;
-        (regs[Gpr::Rcx], regs[Gpr::R11]) = (regs.rip, flags);
+        let flags = regs.rflags;
+        regs[Gpr::Rcx] = regs.rip;
+        if size == Size::Long {
+            regs[Gpr::R11] = flags;
+        }
         regs.rip = target;
-        regs.rflags = flags & !(self.cpu.msrs.fmask | rflags::RF) | rflags::FIXED;
-        self.set_flat_segments(star, star.wrapping_add(8), 0, Size::Long);
+        regs.rflags = flags & !(mask | rflags::RF) | rflags::FIXED;
+        self.set_flat_segments(cs, cs.wrapping_add(8), 0, size);
         Ok(())
     }
 
+    /// Intel's processors have it in 64-bit mode alone, all others in protected mode.
     fn check_syscall(&self) -> Result<(), Abort> {
         let enabled = self.cpu.system.efer & efer::SCE != 0;
-        if enabled && self.cpu.in_64_bit_mode() { Ok(()) } else { Err(Exception::INVALID_OPCODE.into()) }
+        let in_mode = match self.cpu.cpuid.is_intel() {
+            true => self.cpu.in_64_bit_mode(),
+            false => self.cpu.in_protected_mode(),
+        };
+        if enabled && in_mode { Ok(()) } else { Err(Exception::INVALID_OPCODE.into()) }
     }
 
     pub(super) fn sysret(&mut self) -> Result<(), Abort> {
@@ -55,8 +68,12 @@ impl<B: Bus> Step<'_, B> {
             Code::Sysretq => (rcx, star.wrapping_add(16), Size::Long),
             _ => (rcx & 0xffff_ffff, star, Size::Legacy),
         };
-        self.cpu.regs.rip = rip;
-        self.cpu.regs.rflags = flags & FLAGS_OF_SYSRET | rflags::FIXED;
+        let regs = &mut self.cpu.regs;
+        regs.rip = rip;
+        regs.rflags = match self.cpu.system.efer & efer::LMA {
+            0 => regs.rflags | rflags::IF,
+            _ => flags & FLAGS_OF_SYSRET | rflags::FIXED,
+        };
         self.set_flat_segments(cs, star.wrapping_add(8), 3, size);
         Ok(())
     }

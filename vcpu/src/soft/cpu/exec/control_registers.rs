@@ -170,7 +170,7 @@ impl<B: Bus> Step<'_, B> {
         let mut pdptes = [0; 4];
         for (pdpte, bytes) in pdptes.iter_mut().zip(bytes.as_chunks().0) {
             *pdpte = u64::from_le_bytes(*bytes);
-            let address = (1 << self.cpu.cpuid.physical_address_bits()) - 1 & !0xfff;
+            let address = ((1 << self.cpu.cpuid.physical_address_bits()) - 1) & !0xfff;
             // P, PWT, PCD and what software may use.
             let allowed = address | 0b1110_0001_1001;
             check(*pdpte & 1 == 0 || *pdpte & !allowed == 0)?;

@@ -12,6 +12,7 @@ mod protection;
 mod shifts;
 mod strings;
 mod system;
+pub(super) mod x87;
 
 use iced_x86::{CpuidFeature, EncodingKind, Mnemonic as M};
 
@@ -56,6 +57,10 @@ impl<B: Bus> Step<'_, B> {
             M::Cbw | M::Cwde | M::Cdqe => self.extend_accumulator(),
             M::Cwd | M::Cdq | M::Cqo => self.sign_into_rdx(),
             M::Wait => self.wait(),
+            M::Fninit => self.fninit(),
+            M::Fldcw => self.fldcw(),
+            M::Fnstcw => self.fnstcw(),
+            M::Fnstsw => self.fnstsw(),
             M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
             M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Ok(()),
             M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Ok(()),

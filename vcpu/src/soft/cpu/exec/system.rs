@@ -59,7 +59,7 @@ impl<B: Bus> Step<'_, B> {
         let address = base.wrapping_add(at.offset);
         let address = if self.cpu.in_64_bit_mode() { address } else { u64::from(address as u32) };
         // Of an address that is not canonical it does nothing.
-        if self.cpu.canonical(address) {
+        if self.cpu.canonical_if_widest(address) {
             self.bus.invalidate_page(Gva(address));
         }
         Ok(())
@@ -79,7 +79,7 @@ impl<B: Bus> Step<'_, B> {
         let pcids = self.cpu.system.cr4 & cr4::PCIDE != 0;
         check(kind <= 3 && low >> 12 == 0)?;
         check(kind > 1 || pcids || pcid == 0)?;
-        check(kind != 0 || self.cpu.canonical(address))?;
+        check(kind != 0 || self.cpu.canonical_if_widest(address))?;
         if kind == 0 && pcid == self.cpu.system.cr3 & 0xfff {
             self.bus.invalidate_page(Gva(address));
         } else {
@@ -106,7 +106,7 @@ impl<B: Bus> Step<'_, B> {
         let [l0, l1, base @ ..] = bytes;
         let base = u64::from_le_bytes(base) & mask;
         let table = DescriptorTable { base, limit: u16::from_le_bytes([l0, l1]) };
-        check(bytes_of_base == 4 || self.cpu.canonical(table.base))?;
+        check(bytes_of_base == 4 || self.cpu.canonical_if_widest(table.base))?;
         match self.instruction.mnemonic() {
             Mnemonic::Lgdt => self.cpu.system.gdt = table,
             _ => self.cpu.system.idt = table,
@@ -198,7 +198,7 @@ impl<B: Bus> Step<'_, B> {
             return self.write(place, self.cpu.system.segment(name).base & place.width().mask());
         }
         let base = self.read(place)?;
-        check(self.cpu.canonical(base))?;
+        check(self.cpu.canonical_if_widest(base))?;
         self.cpu.system.segment_mut(name).base = base;
         Ok(())
     }

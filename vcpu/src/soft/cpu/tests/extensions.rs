@@ -71,7 +71,9 @@ fn bases_of_fs_and_gs_are_registers_of_programs_too() {
     };
     assert_eq!(step(&wrfsbase, DATA, cr4::FSGSBASE), (None, DATA, DATA));
     assert_eq!(step(&rdfsbase, 0, cr4::FSGSBASE), (None, 0x77, 0x77));
-    assert_eq!(step(&wrfsbase, 1 << 47, cr4::FSGSBASE).0, Some(13));
+    // Bases may have as many bits as CR4.LA57 could allow.
+    assert_eq!(step(&wrfsbase, 1 << 47, cr4::FSGSBASE), (None, 1 << 47, 1 << 47));
+    assert_eq!(step(&wrfsbase, 1 << 56, cr4::FSGSBASE).0, Some(13));
     assert_eq!(step(&wrfsbase, DATA, 0).0, Some(6));
 }
 
@@ -133,6 +135,8 @@ fn metadata_in_addresses_is_masked_where_it_is_asked_for() {
     assert_eq!([load(in_57, cr3::LAM_U57, 0), load(in_48, cr3::LAM_U57, 0)], [None, Some(13)]);
     // Bit 63 is never metadata: a user mask does not touch the upper half.
     assert_eq!(load(DATA | 1 << 63, cr3::LAM_U48, 0), Some(13));
+    // Nor does the sign of what is left make a user address one of the upper half.
+    assert_eq!(load(1 << 47, cr3::LAM_U48, 0), Some(13));
     // The upper half of this memory is not there, but its address is right.
     let upper = 0xffff_8000_0000_0000 & !(0x7 << 60) | 1 << 63;
     assert_eq!([load(upper, 0, 0), load(upper, 0, cr4::LAM_SUP)], [Some(13), Some(14)]);
@@ -158,7 +162,7 @@ fn invpcid_checks_its_descriptor() {
     assert_eq!(invpcid(0, [5, DATA], cr4::PCIDE), Ok((1, 0)));
     assert_eq!(invpcid(0, [0, DATA], 0), Ok((1, 0)));
     assert_eq!(invpcid(2, [0, 0], 0), Ok((0, 1)));
-    assert_eq!(invpcid(0, [0, 1 << 47], 0), Err(13));
+    assert_eq!(invpcid(0, [0, 1 << 56], 0), Err(13));
     assert_eq!(invpcid(1, [7, 0], 0), Err(13));
     assert_eq!(invpcid(1, [1 << 12, 0], cr4::PCIDE), Err(13));
     assert_eq!(invpcid(4, [0, 0], 0), Err(13));
@@ -218,4 +222,16 @@ fn the_table_of_cpuid_can_be_set() {
         [1, 2, 3, 4]
     );
     assert_eq!(machine.cpu.cpuid.get(7, 9), [0; 4]);
+}
+
+#[test]
+fn the_x87_is_there_as_far_as_programs_probe_it() {
+    // fninit; fnstcw [rax]; fnstsw [rax + 2]; fnstsw ax
+    let mut machine =
+        Machine::new(3, &[0xdb, 0xe3, 0xd9, 0x38, 0xdd, 0x78, 0x02, 0xdf, 0xe0]).with(Gpr::Rax, DATA);
+    machine.flat.put_words(DATA, &[u64::MAX]);
+    for _ in 0..4 {
+        machine.step();
+    }
+    assert_eq!((machine.flat.word(DATA) as u32, machine.cpu.regs[Gpr::Rax]), (0x37f, DATA & !0xffff));
 }

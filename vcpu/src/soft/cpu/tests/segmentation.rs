@@ -55,6 +55,16 @@ fn rights_hold_for_reads_and_writes() {
 }
 
 #[test]
+fn execute_only_code_is_not_data() {
+    for (kind, vector) in [(0x9, Some(13)), (0xb, None)] {
+        let mut machine = Machine::protected(0, &[0x2e, 0x8b, 0x0b]).with(Gpr::Rbx, DATA); // mov ecx, cs:[ebx]
+        machine.cpu.system.cs.kind = kind;
+        machine.step();
+        assert_eq!(machine.vector(), vector);
+    }
+}
+
+#[test]
 fn the_stack_segment_has_its_own_exception() {
     // mov ecx, [ebp + 0] with SS the small segment
     let mut machine = Machine::protected(0, &[0x8b, 0x4d, 0x00]).with(Gpr::Rbp, 13);

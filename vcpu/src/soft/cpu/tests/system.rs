@@ -102,7 +102,7 @@ fn msrs_keep_what_they_may_hold() {
     assert_eq!(write(efer, 0x8000_0500), None);
     for base in [fs, gs, kernel_gs] {
         assert_eq!(write(base, 0xffff_8000_0000_1234), Some(0xffff_8000_0000_1234));
-        assert_eq!(write(base, 1 << 47), None);
+        assert_eq!(write(base, 1 << 56), None);
     }
     assert_eq!(write(0x277, 0x0706_0504_0100_0706), Some(0x0706_0504_0100_0706));
     assert_eq!(write(0x277, 2), None);

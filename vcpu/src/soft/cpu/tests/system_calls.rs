@@ -69,8 +69,33 @@ fn without_sce_or_outside_64_bit_mode_there_is_no_syscall() {
     }
     let mut machine = Machine::protected(3, SYSCALL);
     machine.cpu.system.efer = efer::SCE;
+    machine.cpu.cpuid.set(
+        0,
+        0,
+        [7, u32::from_le_bytes(*b"Genu"), u32::from_le_bytes(*b"ntel"), u32::from_le_bytes(*b"ineI")],
+    );
     machine.step();
     assert_eq!(machine.vector(), Some(6));
+}
+
+#[test]
+fn syscall_in_32_bit_code_has_targets_of_its_own() {
+    let mut compatible = machine(3, SYSCALL);
+    (compatible.cpu.system.cs.long, compatible.cpu.system.cs.db) = (false, true);
+    compatible.cpu.msrs.cstar = CODE + 0x80;
+    compatible.step();
+    assert_eq!((compatible.cpu.regs.rip, compatible.cpu.system.cs.long), (CODE + 0x80, true));
+    let mut legacy = Machine::protected(3, SYSCALL);
+    legacy.cpu.system.efer = efer::SCE;
+    legacy.cpu.regs.rflags |= rflags::IF;
+    legacy.cpu.msrs.star = 0x001b_0008_0000_0000 | CODE + 0x40;
+    legacy.step();
+    let system = legacy.cpu.system;
+    assert_eq!(
+        (legacy.cpu.regs.rip, legacy.cpu.regs[Gpr::Rcx], legacy.cpu.regs.rflags),
+        (CODE + 0x40, CODE + 2, 2)
+    );
+    assert_eq!((system.cs.selector, system.cs.long, system.cs.db, system.cpl()), (0x08, false, true, 0));
 }
 
 #[test]
