@@ -85,8 +85,6 @@ const VARIABLE_RANGES: usize = 8;
 const MTRR_CAPABILITIES: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
 /// Bit 0 of IA32_MISC_ENABLE.
 const FAST_STRINGS: u64 = 1;
-/// Of IA32_MISC_ENABLE, what is kept: fast strings, MONITOR, the limit of CPUID, XD.
-const MISC_ENABLE_BITS: u64 = FAST_STRINGS | 1 << 18 | 1 << 22 | 1 << 34;
 
 /// #GP(0): no such register, or not such a value.
 pub(super) struct BadMsr;
@@ -135,7 +133,7 @@ impl Cpu {
             SYSENTER_CS => msrs.sysenter_cs = value,
             SYSENTER_ESP => msrs.sysenter_esp = address?,
             SYSENTER_EIP => msrs.sysenter_eip = address?,
-            MISC_ENABLE => msrs.misc_enable = value & MISC_ENABLE_BITS,
+            MISC_ENABLE => msrs.misc_enable = value,
             PAT => msrs.pat = memory_types(value, &PAT_TYPES)?,
             STAR => msrs.star = value,
             LSTAR => msrs.lstar = address?,

@@ -24,9 +24,11 @@ fn an_interrupt_takes_its_vector_from_the_table_and_iret_comes_back() {
     assert_eq!(frame, [CODE as u16 + 2, 0, (rflags::FIXED | rflags::IF | rflags::CF) as u16]);
     assert_eq!(machine.cpu.regs.rflags, rflags::FIXED | rflags::CF);
     machine.flat.put(handler(0x10), &[0xcf]);
+    // The upper half of the flags is not in the frame.
+    machine.cpu.regs.rflags |= rflags::ID;
     assert_eq!(machine.run(), Exit::Halt);
     assert_eq!((machine.cpu.regs.rip, machine.cpu.regs[Gpr::Rsp]), (CODE + 3, STACK));
-    assert_eq!(machine.cpu.regs.rflags, rflags::FIXED | rflags::IF | rflags::CF);
+    assert_eq!(machine.cpu.regs.rflags, rflags::FIXED | rflags::IF | rflags::CF | rflags::ID);
 }
 
 #[test]
