@@ -17,7 +17,7 @@
 //! - [`nested_walk`], [`nested_translate`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
 //! - [`Paging::from_registers`]: a guest's paging, in any mode, as its control registers select it.
 //! - [`Mapper`]: map, unmap, protect, split, join, collect flags. [`mappings`]: every page a table maps.
-//! - [`mmu`]: KVM's fault path, page sizes, zaps, dirty logging.
+//! - [`mmu`]: KVM's MMU: faults that run beside each other, page sizes, zaps, dirty logging, access tracking.
 //! - [`tlb`]: what a processor remembers of tables, and INVEPT, INVVPID and INVLPG, which make it forget.
 //! - [`verify`]: all that is wrong with a guest's tables, given its slots and the host's frames.
 //!
@@ -69,8 +69,8 @@
 //! - A faulting walk sets no accessed flags (hardware may). The guest's flags are set before the final translation.
 //! - [`Mapper`] builds tables of 64-bit entries with a root: not those of PAE and 32-bit paging, which are walked and
 //!   listed alone.
-//! - [`mmu::Tdp`]: direct tables only. No MMIO entries, no fast page fault, no access tracking, no recovery of huge
-//!   pages when dirty logging ends, no NX-huge-page mitigation, no lock (see [`mmu`]).
+//! - [`mmu::Tdp`]: a VM has one address space (no SMM) and no private memory. Page-modification logging is told by D,
+//!   not by the processor's buffer.
 #![no_std]
 
 extern crate alloc;

@@ -2,7 +2,6 @@
 
 mod entries;
 mod extensions;
-mod host;
 mod judging;
 mod legacy;
 mod mapper;

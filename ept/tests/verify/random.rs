@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp};
+use ept::mmu::{FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp, TdpOptions};
 use ept::verify::{DirtyLog, Guest, HostPage, Policy};
 use ept::{
     Access, Attributes, EptCaps, FrameAllocator, Kind, Levels, Mapper, MemoryError, PhysMemory, Rights, Role,
@@ -278,7 +278,7 @@ fn tdp(is_ept: bool, flags: bool, seed: u64) {
     let size = if rows { PageSize::Size2M } else { PageSize::Size4K };
     let memory = SparseMemory::allocating_from(TABLES);
     let frames = Frames { memory: RefCell::new(memory), host: world.host.clone(), size };
-    let mut tdp = Tdp::new(format, &frames).unwrap();
+    let tdp = Tdp::new(format, TdpOptions::default(), &frames).unwrap();
     for _ in 0..dice.below(400) {
         let slot = dice.pick(&logged.slots);
         let gpa = slot.base.raw() + dice.below(slot.bytes / K4) * K4;
@@ -293,7 +293,8 @@ fn tdp(is_ept: bool, flags: bool, seed: u64) {
             slot.log = DirtyLog::Bitmap(words.map_or(&[], |words| words.clone().leak()));
         }
     }
-    let (stats, tables) = (tdp.stats(), tdp.shadow_pages().map(|page| page.table).collect::<Vec<_>>());
+    let stats = tdp.stats();
+    let tables: Vec<_> = tdp.shadow_pages(&frames).unwrap().iter().map(|page| page.table).collect();
     let guest = Guest {
         roots: &[*tdp.paging()],
         policy: Policy { dirty_implies_accessed: true, ..Policy::kvm(format.kind()) },

@@ -9,6 +9,7 @@ use super::options::MAX_PHY_ADDR;
 use super::second_level::SoftMmu;
 use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
+use crate::{cr4, efer};
 
 /// Memory as a CPU sees it.
 pub(super) struct Mmu<'a> {
@@ -102,7 +103,7 @@ impl Mmu<'_> {
                 // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
                 Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault)? {
                     Resolved::Again => {}
-                    Resolved::Device => return Err(no_table(gva, access)),
+                    Resolved::Device => return Err(no_table(paging, gva, access)),
                 },
             }
         }
@@ -191,10 +192,12 @@ fn guest_fault(fault: Fault, gva: Gva) -> BusFault {
     }
 }
 
-fn no_table(gva: Gva, access: Access) -> BusFault {
+/// A #PF of an entry that is not present. A fetch shows in its code only where fetches have rights of their own (rule F2).
+fn no_table(paging: &Paging, gva: Gva, access: Access) -> BusFault {
+    let fetch_shows = paging.efer & efer::NXE != 0 || paging.cr4 & cr4::SMEP != 0;
     let mut code = PageFaultCode::empty();
     code.set(PageFaultCode::WRITE, access.writes());
     code.set(PageFaultCode::USER, access.user);
-    code.set(PageFaultCode::FETCH, access.fetches());
+    code.set(PageFaultCode::FETCH, access.fetches() && fetch_shows);
     BusFault::PageFault { error_code: code.bits() as u32, address: gva }
 }

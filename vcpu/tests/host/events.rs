@@ -169,6 +169,18 @@ fn protect_refuses_accesses_by_either_address() {
 }
 
 #[test]
+fn a_large_page_that_comes_meanwhile_is_told_of_too() {
+    let world = World::new(M2, Pages::Thp);
+    // A processor faults after the start was heard: the page lies in a larger mapping now than was said.
+    let mut ear = Ear::looking(|_| drop(world.read_only_touch(0x7000)));
+    let (page, whole) = (world.range(0x5000, 0x1000), world.range(0, M2));
+    world.host.protect(page, Protection::ReadOnly, &mut ear);
+    assert_eq!(ear.heard, [once(page), once(whole)].concat());
+    assert!(!world.read_only_touch(0x5000).unwrap().writable);
+    assert_eq!(world.settled().counts().mappings, [512, 0, 0]);
+}
+
+#[test]
 fn merged_pages_share_a_frame_until_one_is_written() {
     let world = World::new(0x8000, Pages::Usual);
     let frames = [0x1000, 0x3000, 0x5000].map(|offset| world.fill(offset, 6).hpa);

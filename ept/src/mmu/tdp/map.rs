@@ -35,9 +35,16 @@ impl Tdp {
         slots: &impl Memslots,
         host: &impl HostFrames,
     ) -> Result<FaultOutcome, Error> {
+        // What the tables cannot map is emulated, as in `fast`.
+        let translates = self.paging.format.translates(fault.gpa.raw());
         let outcome = match resolved {
+            Ok(_) if !translates => FaultOutcome::Mmio { gpa: fault.gpa },
             Ok(faultin) => self.map_frame(fault, &faultin, slots, host)?,
-            Err(FaultOutcome::Mmio { gpa }) => self.map_mmio(gpa, slots, host)?,
+            Err(outcome @ FaultOutcome::Mmio { .. }) if translates => match self.map_mmio(fault.gpa, slots, host) {
+                // It would only have been faster.
+                Ok(()) | Err(Error::OutOfTables) => outcome,
+                Err(error) => return Err(error),
+            },
             Err(outcome) => outcome,
         };
         let count = match outcome {
@@ -140,38 +147,24 @@ impl Tdp {
     }
 
     /// Remembers that there is no slot at `gpa` (rule I1).
-    fn map_mmio(
-        &self,
-        gpa: Gpa,
-        slots: &impl Memslots,
-        host: &impl HostFrames,
-    ) -> Result<FaultOutcome, Error> {
-        let outcome = FaultOutcome::Mmio { gpa };
-        let Some(mmio) = &self.mmio else { return Ok(outcome) };
-        // Before the slots are asked: an entry may be too old, never too new.
-        let Some(generation) = slots.generation() else { return Ok(outcome) };
-        let Some(spte) = mmio.make(gpa, generation) else { return Ok(outcome) };
-        if slots.slot(gpa) != SlotLookup::Hole || !self.paging.format.translates(gpa.raw()) {
-            return Ok(outcome);
-        }
+    fn map_mmio(&self, gpa: Gpa, slots: &impl Memslots, host: &impl HostFrames) -> Result<(), Error> {
+        let Some(mmio) = &self.mmio else { return Ok(()) };
+        // Before the slots are asked again: an entry may be too old, never too new.
+        let spte = slots.generation().and_then(|generation| mmio.make(gpa, generation));
+        let Some(spte) = spte.filter(|_| slots.slot(gpa) == SlotLookup::Hole) else { return Ok(()) };
         let mut table = self.root();
         loop {
             let spot = self.read(table, table.index(gpa), host)?;
-            let target = self.sptes.target(table.level, spot.spte);
-            table = match target {
-                Target::Leaf(..) => return Ok(outcome),
-                _ if spot.spte == FROZEN || spot.spte == spte => return Ok(outcome),
+            match self.sptes.target(table.level, spot.spte) {
+                Target::Leaf(..) => return Ok(()),
+                Target::Absent if spot.spte == FROZEN || spot.spte == spte => return Ok(()),
                 Target::Absent if table.level == 1 => {
-                    if self.exchange(spot, spte, host)? {
-                        self.counters.add(gpa, Count::MmioCreated, 1);
-                    }
-                    return Ok(outcome);
+                    let made = self.exchange(spot, spte, host)?;
+                    self.counters.add(gpa, Count::MmioCreated, made.into());
+                    return Ok(());
                 }
-                Target::Absent => match self.link(spot, 0, host)? {
-                    Some(child) => child,
-                    None => continue,
-                },
-                Target::Table(child) => table.child(spot.index, child),
+                Target::Absent => table = self.link(spot, 0, host)?.unwrap_or(table),
+                Target::Table(child) => table = table.child(spot.index, child),
             }
         }
     }

@@ -5,14 +5,14 @@ use core::sync::atomic::Ordering;
 
 use memory_model::{AddrRange, Gpa, Hpa};
 
+use super::Tdp;
 use super::counters::Count;
 use super::table::{Spot, Table};
 use super::zap::Gone;
-use super::Tdp;
 use crate::error::Error;
+use crate::mmu::HostFrames;
 use crate::mmu::shadow_page::{PageRole, ShadowPage};
 use crate::mmu::spte::{FROZEN, Target};
-use crate::mmu::HostFrames;
 use crate::phys::PhysMemory;
 
 impl Tdp {
@@ -42,14 +42,24 @@ impl Tdp {
     }
 
     /// Puts an empty table into an absent entry (`tdp_mmu_link_sp`); `None` if somebody was faster.
-    pub(super) fn link(&self, spot: Spot, software: u64, host: &impl HostFrames) -> Result<Option<Table>, Error> {
+    pub(super) fn link(
+        &self,
+        spot: Spot,
+        software: u64,
+        host: &impl HostFrames,
+    ) -> Result<Option<Table>, Error> {
         let (frame, pointer) = self.allocate(host)?;
         self.hang(spot, frame, pointer | software, host)
     }
 
     /// Puts a table of smaller leaves, which map the same, in the place of a large one (`tdp_mmu_split_huge_page`);
     /// `None` if somebody was faster, or hardware has set a flag.
-    pub(super) fn split(&self, spot: Spot, software: u64, host: &impl HostFrames) -> Result<Option<Table>, Error> {
+    pub(super) fn split(
+        &self,
+        spot: Spot,
+        software: u64,
+        host: &impl HostFrames,
+    ) -> Result<Option<Table>, Error> {
         const PART: u64 = 64;
         let (frame, pointer) = self.allocate(host)?;
         let table = spot.table.child(spot.index, frame);
@@ -75,7 +85,13 @@ impl Tdp {
     }
 
     /// Makes an entry point to a table, or frees the table again.
-    fn hang(&self, spot: Spot, frame: u64, pointer: u64, host: &impl HostFrames) -> Result<Option<Table>, Error> {
+    fn hang(
+        &self,
+        spot: Spot,
+        frame: u64,
+        pointer: u64,
+        host: &impl HostFrames,
+    ) -> Result<Option<Table>, Error> {
         let table = spot.table.child(spot.index, frame);
         match self.exchange(spot, pointer, host) {
             Ok(true) => Ok(Some(table)),

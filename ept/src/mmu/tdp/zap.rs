@@ -40,6 +40,19 @@ impl Tdp {
         self.zap(self.root().range(), host)
     }
 
+    /// Takes away the tables that are there only because a page was executed, so that it may be large again
+    /// (`kvm_recover_nx_huge_pages`, rule L5). KVM takes a share of them from time to time.
+    pub fn recover_nx_huge_pages(&mut self, host: &impl HostFrames) -> Result<Zapped, Error> {
+        let (all, mut gone) = (self.root().range(), Gone::default());
+        let done = self.each_table(self.root(), all, host, &mut |spot, table| match spot.spte
+            & self.sptes.bits.huge_disallowed
+        {
+            0 => Ok(()),
+            _ => self.take_table(spot, table, host, &mut gone),
+        });
+        self.settle(all, gone, done)
+    }
+
     /// The slots have changed and have this generation now. When the part of it that entries for MMIO hold starts anew, old
     /// ones look new: everything goes (`kvm_mmu_invalidate_mmio_sptes`, rule I2).
     pub fn invalidate_mmio(&mut self, generation: u64, host: &impl HostFrames) -> Result<Zapped, Error> {
@@ -58,9 +71,8 @@ impl Tdp {
     ) -> Result<Zapped, Error> {
         self.invalidations.begin(range);
         let mut gone = Gone::default();
-        let done = self.each_leaf(self.root(), range, host, &mut |spot| {
-            self.take(spot, 0, host, &mut gone).map(|_| ())
-        });
+        let done = self
+            .each_leaf(self.root(), range, host, &mut |spot| self.take(spot, 0, host, &mut gone).map(|_| ()));
         self.settle(range, gone, done)
     }
 

@@ -200,6 +200,6 @@ pub(super) struct Patience(u32);
 impl Patience {
     pub(super) fn wait(&mut self) {
         self.0 += 1;
-        if self.0 % 64 == 0 { thread::yield_now() } else { hint::spin_loop() }
+        if self.0.is_multiple_of(64) { thread::yield_now() } else { hint::spin_loop() }
     }
 }

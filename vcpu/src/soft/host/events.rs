@@ -2,7 +2,7 @@
 
 use std::sync::MutexGuard;
 
-use memory_model::{AddrRange, Hva, PageSize};
+use memory_model::{AddrRange, Hva, MemoryError, PageSize};
 
 use super::block::{Claimed, MappedBlock};
 use super::pte::Pte;
@@ -68,12 +68,9 @@ impl Host {
     }
 
     /// Frees the pages of the range (`MADV_DONTNEED`): their bytes are zero afterwards, and they get frames when they are
-    /// touched again. An error if a block cannot do that with these pages; then all are as they were, up to its first.
-    pub fn discard(
-        &self,
-        range: AddrRange<Hva>,
-        notifier: &mut dyn MmuNotifier,
-    ) -> Result<(), memory_model::MemoryError> {
+    /// touched again. An error if a block cannot do that with these pages: then no frame is gone, but those of earlier blocks are
+    /// zero.
+    pub fn discard(&self, range: AddrRange<Hva>, notifier: &mut dyn MmuNotifier) -> Result<(), MemoryError> {
         loop {
             let mut event = self.begin(range, notifier);
             for (block, pages) in self.parts(event.range) {

@@ -12,7 +12,7 @@ use super::record::Record;
 
 impl HostFrames for Host {
     /// A page that has a frame costs a look at its entry. A shared one that is to be written is
-    /// [`HostFault::CopyOnWrite`]: [`break_cow`](Host::break_cow) helps.
+    /// [`HostFault::CopyOnWrite`]: [`break_cow`](Host::break_cow) helps. Where no frame is left nothing is mapped, either.
     #[inline]
     fn host_frame(&self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
         let (block, page) = self.find(hva).ok_or(HostFault::Unmapped)?;

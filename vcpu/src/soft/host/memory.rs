@@ -33,7 +33,7 @@ impl Table {
         &self.0[(address % FRAME / 8) as usize]
     }
 
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.0.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
     }
 
@@ -76,8 +76,8 @@ impl TableBytes {
         self.tables.at(number)
     }
 
+    /// Takes back one that is zeroed.
     pub(super) fn free(&self, number: u64) {
-        self.at(number).clear();
         self.with_free(|free| free.again.push(number));
     }
 
@@ -135,7 +135,8 @@ impl Host {
         Some(frame * FRAME)
     }
 
-    /// Clears it: a walker beside finds nothing there, until nobody can be one any more.
+    /// Clears it: a walker beside finds nothing there, until nobody can be one any more. It stays clear: an accessed flag
+    /// that a walker was about to set is exchanged for what it read.
     pub(super) fn retire_table_frame(&self, address: u64) {
         let frame = address / FRAME;
         if let Use::Table(bytes) = self.zones.record(frame).usage() {

@@ -101,9 +101,9 @@ impl Host {
         }
     }
 
-    /// Where frames of any size are.
+    /// Where all frames are that were ever used.
     pub fn span(&self) -> AddrRange<Hpa> {
-        Zones::span()
+        self.zones.span()
     }
 
     /// Makes the pages of a block known: of the size the block was made of.

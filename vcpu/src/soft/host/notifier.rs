@@ -5,9 +5,10 @@ use memory_model::{AddrRange, Hva};
 /// Hears of each change of what lies behind addresses of the process (Linux's `mmu_notifier_ops`): an MMU that has
 /// copies of the host's page tables takes them back before the frames change hands.
 ///
-/// The host calls it with its own lock held, which an MMU's lock comes after: whoever holds an MMU may fault pages in
-/// ([`HostFrames::host_frame`](ept::mmu::HostFrames::host_frame)), allocate and free tables, and ask; only without may one
-/// call what takes a notifier.
+/// The host calls it with its own lock held, which an MMU's lock comes after. So whoever holds an MMU, and a notifier, may
+/// fault pages in ([`HostFrames::host_frame`](ept::mmu::HostFrames::host_frame)), access memory, allocate and free tables;
+/// but must not call what takes a notifier, nor [`Host::map`](super::Host::map), [`Host::owner`](super::Host::owner) and
+/// [`Host::check`](super::Host::check).
 pub trait MmuNotifier {
     /// `range` is about to change: nothing that leads there may be used from now on, nor be made before the end. Whole
     /// pages; of larger mappings that change in part, the whole.

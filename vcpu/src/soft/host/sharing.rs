@@ -34,6 +34,9 @@ impl Host {
     /// page whose frame or rights change is notified, a large mapping around it as [`split`](Self::split) does.
     pub fn merge(&self, one: Hva, other: Hva, notifier: &mut dyn MmuNotifier) -> bool {
         let (Some(one), Some(other)) = (self.find(one), self.find(other)) else { return false };
+        if one.0.id(one.1) == other.0.id(other.1) {
+            return false;
+        }
         for (block, page) in [one, other] {
             if block.peek(page).size() != PageSize::Size4K {
                 self.split(block.range_of(&(page..page + 1)), notifier);
@@ -80,7 +83,7 @@ impl Host {
         Ok(())
     }
 
-    /// The frame that two different pages can share, if their bytes are the same.
+    /// The frame that two pages can share, if their bytes are the same.
     fn common_frame(&self, [one, other]: [Pte; 2]) -> Option<u64> {
         let bytes = |pte: Pte| {
             let mut bytes = [0; FRAME];
@@ -88,9 +91,8 @@ impl Host {
             (small && self.read(pte.hpa(), &mut bytes).is_ok()).then_some(bytes)
         };
         let accessible = !one.is_no_access() && !other.is_no_access();
-        let differ = one.frame() != other.frame() || one.is_shared();
         let keeper = if other.is_shared() && !one.is_shared() { other } else { one };
-        (accessible && differ && bytes(one)? == bytes(other)?).then(|| keeper.frame())
+        (accessible && bytes(one)? == bytes(other)?).then(|| keeper.frame())
     }
 
     /// A page, claimed, shares `frame` from now on; its new entry. The first page of a shared frame has it already.
@@ -170,6 +172,7 @@ impl Host {
 
     fn free_bytes(&self, frame: u64) {
         if let Use::Shared(bytes) = self.zones.record(frame).usage() {
+            self.bytes.at(bytes).clear();
             self.bytes.free(bytes);
         }
     }

@@ -1,5 +1,6 @@
 //! The host's frames by size: which are free, and what each 4 KiB of them is used for.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memory_model::{AddrRange, Hpa, PageSize};
@@ -25,22 +26,25 @@ const GATHER: u64 = {
 };
 const _: () = assert!(SCATTER.wrapping_mul(GATHER) == 1);
 
-/// The zones: frames of 4 KiB from 256 GiB on, of 2 MiB from 512 GiB on, of 1 GiB from 768 GiB on. No small guest has
+/// The zones: frames of 4 KiB from 512 GiB down, of 2 MiB from 512 GiB on, of 1 GiB from 768 GiB on. No small guest has
 /// an address that could be mistaken for one of these. A frame's number (its address by 4096) says its zone.
 pub(super) struct Zones([Zone; 3]);
 
 impl Zones {
-    /// From the first zone to the last.
-    pub(super) fn span() -> AddrRange<Hpa> {
-        let zone = 1 << (ZONE_SHIFT + PageSize::Size4K.shift());
-        AddrRange::new(Hpa(zone), u128::from(3 * zone)).expect("not empty")
-    }
-
     /// Zones of so many frames of 4 KiB, 2 MiB and 1 GiB.
     pub(super) fn new(frames: [u64; 3]) -> Self {
         let sizes = PageSize::ALL.into_iter().zip(frames).zip(1..);
         let mut zones = sizes.map(|((size, limit), zone)| Zone::new(size, zone << ZONE_SHIFT, limit));
         Self(std::array::from_fn(|_| zones.next().expect("three sizes")))
+    }
+
+    /// From the lowest frame that was ever used to the highest, by whole windows.
+    pub(super) fn span(&self) -> AddrRange<Hpa> {
+        let used = self.0.iter().filter_map(Zone::span);
+        let hull = used.reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
+        let Range { start, end } = hull.unwrap_or(1 << ZONE_SHIFT..2 << ZONE_SHIFT);
+        let bytes = |frames: u64| frames << PageSize::Size4K.shift();
+        AddrRange::new(Hpa(bytes(start)), bytes(end - start).into()).expect("not empty")
     }
 
     /// The number of a frame of that size, of its first 4 KiB if it is larger. Its records are as they were left: free.
@@ -75,7 +79,7 @@ impl Zones {
     }
 
     /// The pieces of the frame of 2 MiB or 1 GiB that begins here.
-    pub(super) fn large(&self, frame: u64) -> Option<std::ops::Range<u64>> {
+    pub(super) fn large(&self, frame: u64) -> Option<Range<u64>> {
         let order = self.zone(frame)?.order();
         (order > 0 && frame.trailing_zeros() >= order).then(|| frame..frame + (1 << order))
     }
@@ -92,23 +96,31 @@ impl Zones {
 }
 
 /// The frames of one size. Numbered densely they are 0, 1, 2 .. in the order in which they were first used; the frame
-/// numbers are these, scattered over the zone, so that no address is right by accident.
+/// numbers are these, scattered over windows of 128 MiB (8 GiB for frames of 1 GiB), so that no address is right by
+/// accident.
 struct Zone {
     size: PageSize,
     /// The first frame number.
     first: u64,
     /// How many frames there are.
     limit: u64,
+    supply: Supply,
+    /// For each 4 KiB: by dense number, and place in the frame.
+    records: Chunked<AtomicU64, 512>,
+    /// For each larger frame: how many 4 KiB of it are in use.
+    in_use: Chunked<AtomicU32, 16>,
+}
+
+/// Which frames a zone can give out. On cache lines of its own: accesses read the rest of a zone, and faults write this.
+#[derive(Default)]
+#[repr(align(128))]
+struct Supply {
     /// How many were used ever.
     used: AtomicU64,
     /// The free frames that were used before, a stack linked through their first records: dense number + 1 of the top
     /// in the low half, 0 if there is none; in the high half a count of the changes, so that a top that went and came
     /// back is not taken for one that stayed.
     free: AtomicU64,
-    /// For each 4 KiB: by dense number, and place in the frame.
-    records: Chunked<AtomicU64, 512>,
-    /// For each larger frame: how many 4 KiB of it are in use.
-    in_use: Chunked<AtomicU32, 16>,
 }
 
 impl Zone {
@@ -118,8 +130,7 @@ impl Zone {
             size,
             first,
             limit: limit.min(most),
-            used: AtomicU64::new(0),
-            free: AtomicU64::new(0),
+            supply: Supply::default(),
             records: Chunked::default(),
             in_use: Chunked::default(),
         }
@@ -134,23 +145,57 @@ impl Zone {
     /// Frames that were never used come first: an old address shows longest that nothing is there any more.
     fn allocate(&self) -> Option<u64> {
         let unused = |used| (used < self.limit).then_some(used + 1);
-        let dense = match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, unused) {
+        let dense = match self.supply.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, unused) {
             Ok(dense) => dense,
             Err(_) => self.pop()?,
         };
         if self.order() > 0 {
             self.in_use.at(dense).store(1 << self.order(), Ordering::Relaxed);
         }
-        let scattered = (dense + 1).wrapping_mul(SCATTER) << self.order();
-        Some(self.first + scattered % (1 << ZONE_SHIFT))
+        Some(self.number(dense))
+    }
+
+    /// log2 of a window, in frames of this zone.
+    #[inline]
+    fn window(&self) -> u32 {
+        match self.size {
+            PageSize::Size4K => 15,
+            PageSize::Size1G => 3,
+            PageSize::Size2M | PageSize::Size4M => 6,
+        }
+    }
+
+    /// The first frame of 4 KiB of a frame with that dense number. Frames of 4 KiB are used from the zone's end down and
+    /// larger ones from its start up: what a small VM uses is near together.
+    #[inline]
+    fn number(&self, dense: u64) -> u64 {
+        let mask = (1 << self.window()) - 1;
+        let scattered = dense & !mask | dense.wrapping_add(1).wrapping_mul(SCATTER) & mask;
+        self.first + self.turned(scattered << self.order())
+    }
+
+    /// The opposite end of the zone, where that is the first.
+    #[inline]
+    fn turned(&self, offset: u64) -> u64 {
+        if self.order() == 0 { offset ^ ((1 << ZONE_SHIFT) - 1) } else { offset }
+    }
+
+    /// The frames of 4 KiB of all windows that were ever used.
+    fn span(&self) -> Option<Range<u64>> {
+        let used = self.supply.used.load(Ordering::Acquire);
+        let windows = used.div_ceil(1 << self.window()) << self.window() << self.order();
+        let first = self.first + if self.order() == 0 { (1 << ZONE_SHIFT) - windows } else { 0 };
+        (used > 0).then(|| first..first + windows)
     }
 
     /// The place of a frame's record.
     #[inline]
     fn index(&self, frame: u64) -> u64 {
-        let (order, offset) = (self.order(), frame - self.first);
-        let dense = (offset >> order).wrapping_mul(GATHER).wrapping_sub(1) % (1 << (ZONE_SHIFT - order));
-        dense << order | offset % (1 << order)
+        let (order, mask) = (self.order(), (1 << self.window()) - 1);
+        let offset = self.turned(frame - self.first);
+        let scattered = offset >> order;
+        let dense = scattered & !mask | scattered.wrapping_mul(GATHER).wrapping_sub(1) & mask;
+        (dense << order) | (offset & ((1 << order) - 1))
     }
 
     fn free(&self, frame: u64) {
@@ -182,9 +227,13 @@ impl Zone {
     fn change_top(&self, mut new: impl FnMut(u32) -> Option<u32>) -> Option<u32> {
         let change = |free: u64| {
             let changes = (free >> 32).wrapping_add(1);
-            Some(changes << 32 | u64::from(new(free as u32)?))
+            Some((changes << 32) | u64::from(new(free as u32)?))
         };
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, change).ok().map(|free| free as u32)
+        self.supply
+            .free
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change)
+            .ok()
+            .map(|free| free as u32)
     }
 
     fn in_use(&self, dense: u64) -> u32 {
@@ -195,11 +244,8 @@ impl Zone {
     }
 
     fn frames(&self) -> impl Iterator<Item = u64> {
-        let frame = |dense: u64| (dense + 1).wrapping_mul(SCATTER) << self.order();
-        let each = move |dense| (0..1 << self.order()).map(move |piece| frame(dense) + piece);
-        (0..self.used.load(Ordering::Acquire))
-            .flat_map(each)
-            .map(|scattered| self.first + scattered % (1 << ZONE_SHIFT))
+        let each = move |dense| (0..1 << self.order()).map(move |piece| self.number(dense) + piece);
+        (0..self.supply.used.load(Ordering::Acquire)).flat_map(each)
     }
 }
 

@@ -1,19 +1,16 @@
 //! The fault path of the TDP MMU, its page sizes, and what a zap leaves.
 
-use ept::mmu::{FaultOutcome, HostFault, Memslot, SpteBits, Stats, Zapped};
-use ept::{Access, EptCaps, Error, Kind, Levels, Rights, SparseMemory};
+use std::sync::atomic::Ordering::Relaxed;
+
+use ept::mmu::{FaultOutcome, HostFault, Memslot, PageFault, SpteBits, Stats, Zapped};
+use ept::{Access, EptCaps, Error, Kind, Levels, Rights};
 use memory_model::{AddrRange, Gpa, Hva, PageSize};
 
-use crate::host::{G1, HostMapping, K4, M2, WIDTH, World, ept_format, npt, world};
-
-/// What has gone, so that processors must be flushed.
-fn flushed(leaves: u64, tables: u64) -> Zapped {
-    Zapped { leaves, tables, flush: true }
-}
+use super::host::{G1, HostMapping, K4, M2, WIDTH, World, ept_format, flushed, npt, range, world};
 
 #[test]
 fn a_first_touch_maps_and_a_second_fault_is_spurious() {
-    let mut world = world(PageSize::Size4K);
+    let world = world(PageSize::Size4K);
     assert_eq!(world.fault(M2 + 0x123, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
     assert_eq!(world.fault(M2 + 0x456, Access::READ), FaultOutcome::Spurious);
     assert_eq!(world.leaf(M2).frame, 4 * G1);
@@ -24,7 +21,7 @@ fn a_first_touch_maps_and_a_second_fault_is_spurious() {
 
 #[test]
 fn outside_slots_is_mmio_and_maps_nothing() {
-    let mut world = world(PageSize::Size4K);
+    let world = world(PageSize::Size4K);
     for gpa in [0, M2 - 1, 5 * M2, 1 << 48, u64::MAX] {
         assert_eq!(world.fault(gpa, Access::READ), FaultOutcome::Mmio { gpa: Gpa(gpa) });
     }
@@ -46,7 +43,12 @@ fn k4_an_access_to_a_slot_about_to_go_is_made_again_and_is_no_mmio() {
 fn a_slot_beyond_the_tables_is_mmio() {
     let mut world = world(PageSize::Size4K);
     world.slots.slots[0].base = Gpa(1 << 48);
-    assert_eq!(world.fault(1 << 48, Access::READ), FaultOutcome::Mmio { gpa: Gpa(1 << 48) });
+    let mmio = FaultOutcome::Mmio { gpa: Gpa(1 << 48) };
+    assert_eq!(world.fault(1 << 48, Access::READ), mmio);
+    let fault = PageFault::of_tdp(Gpa(1 << 48), Access::READ);
+    let resolved = fault.resolve(world.tdp.invalidations().seq(), &world.slots, &world.host);
+    assert_eq!(world.tdp.map(&fault, resolved, &world.slots, &world.host), Ok(mmio));
+    assert!(world.leaves().is_empty());
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn s1_mt3_leaves_are_those_of_kvm() {
         (npt, 0x0343_b000, PageSize::Size4K, 0x0343_be67),
         (npt, 0x0460_0000, PageSize::Size2M, 0x0460_0ee7),
     ] {
-        let mut world = World::new(format, slot(G1), mapping(hpa, size));
+        let world = World::new(format, slot(G1), mapping(hpa, size));
         assert_eq!(world.fault(0, Access::WRITE), FaultOutcome::Fixed { size });
         assert_eq!(world.leaf(0).step.entry, spte, "{:#x}", world.leaf(0).step.entry);
         let tables = world.tdp.shadow_pages(&world.host).unwrap().len();
@@ -105,10 +107,17 @@ fn s1_mt3_leaves_are_those_of_kvm() {
 fn leaves_say_when_hardware_sets_no_flags() {
     let slot = Memslot { base: Gpa(0), bytes: M2, hva: Hva(G1), readonly: false, log_dirty: false };
     let mapping = HostMapping { hva: G1, bytes: M2, hpa: G1, size: PageSize::Size4K, writable: true };
-    let mut world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
+    let world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
     world.fault(0, Access::WRITE);
     assert_eq!(world.leaf(0).step.entry, 0x0610_0000_4000_0877);
-    assert!(world.tdp.shadow_pages(&world.host).unwrap().iter().all(|page| page.role.ad_disabled && page.role.direct));
+    assert!(
+        world
+            .tdp
+            .shadow_pages(&world.host)
+            .unwrap()
+            .iter()
+            .all(|page| page.role.ad_disabled && page.role.direct)
+    );
 }
 
 /// Rules L1 to L3, with the exact numbers of a slot of 8 MiB.
@@ -138,7 +147,7 @@ fn l1_l2_l3_page_sizes() {
         ("frames not congruent", slot, HostMapping { hpa: 4 * G1 + K4, ..huge }, [2048, 0, 0]),
     ];
     for (name, slot, mapping, sizes) in cases {
-        let mut world = World::new(ept_format(true, EptCaps::all()), slot, mapping);
+        let world = World::new(ept_format(true, EptCaps::all()), slot, mapping);
         world.touch_all();
         assert_eq!(world.sizes(), sizes, "{name}");
         assert_eq!(world.tdp.stats().pf_taken, sizes.iter().sum::<u64>(), "{name}");
@@ -156,7 +165,7 @@ fn l3_a_gigantic_page_needs_the_format_and_the_whole_slot() {
         (EptCaps::all() - EptCaps::PAGE_1G, 2 * G1, PageSize::Size2M),
         (EptCaps::all() - EptCaps::PAGE_1G - EptCaps::PAGE_2M, 2 * G1, PageSize::Size4K),
     ] {
-        let mut world = World::new(ept_format(true, caps), Memslot { bytes, ..slot }, gigantic);
+        let world = World::new(ept_format(true, caps), Memslot { bytes, ..slot }, gigantic);
         assert_eq!(world.fault(G1 + 5 * M2, Access::READ), FaultOutcome::Fixed { size });
         assert_eq!(world.sizes().iter().sum::<u64>(), 1);
     }
@@ -168,7 +177,7 @@ fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
     world.touch_all();
     assert_eq!(world.sizes(), [0, 4, 0]);
     world.slots.slots[0].log_dirty = true;
-    let range = AddrRange::new(Gpa(M2), u128::from(4 * M2)).unwrap();
+    let range = range(M2, 4 * M2);
     assert_eq!(world.tdp.write_protect(range, &world.host), Ok(flushed(4, 0)));
     let bits = SpteBits::of(Kind::Ept);
     let entry = world.leaf(M2).step.entry;
@@ -178,7 +187,7 @@ fn dirty_logging_splits_a_huge_page_and_marks_what_is_written() {
     let written = M2 + 7 * K4;
     assert_eq!(world.fault(written, Access::READ), FaultOutcome::Spurious, "reads go on as they were");
     assert_eq!(world.fault(written + 5, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
-    assert_eq!(*world.slots.dirty.borrow(), [Gpa(written + 5)]);
+    assert_eq!(world.dirty(), [written + 5]);
     assert_eq!(world.sizes(), [512, 3, 0]);
     let writable = world.leaves().into_iter().filter(|leaf| leaf.rights.contains(Rights::WRITE));
     assert_eq!(writable.map(|leaf| leaf.address).collect::<Vec<_>>(), [written]);
@@ -193,7 +202,7 @@ fn a_gigantic_page_is_split_twice() {
         world.fault(G1, Access::READ);
         assert_eq!(world.sizes(), [0, 0, 1]);
         world.slots.slots[0].log_dirty = true;
-        let range = AddrRange::new(Gpa(G1), 1).unwrap();
+        let range = range(G1, 1);
         world.tdp.write_protect(range, &world.host).unwrap();
         assert_eq!(world.fault(G1 + 3 * M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
         assert_eq!(world.sizes(), [512, 511, 0]);
@@ -206,9 +215,9 @@ fn a_read_under_dirty_logging_is_mapped_without_w() {
     world.slots.slots[0].log_dirty = true;
     world.fault(M2, Access::READ);
     assert_eq!(world.leaf(M2).rights, Rights::READ | Rights::EXEC);
-    assert!(world.slots.dirty.borrow().is_empty());
+    assert!(world.dirty().is_empty());
     assert_eq!(world.fault(M2, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
-    assert_eq!(*world.slots.dirty.borrow(), [Gpa(M2)]);
+    assert_eq!(world.dirty(), [M2]);
     assert_eq!(world.sizes(), [1, 0, 0]);
 }
 
@@ -246,7 +255,7 @@ fn z3_a_zap_takes_its_range_and_no_more() {
     let all = AddrRange::inclusive(Gpa(0), Gpa(u64::MAX)).unwrap();
     let zapped = world.tdp.zap(all, &world.host).unwrap();
     assert_eq!(zapped, flushed(1534, 5));
-    assert_eq!((world.sizes(), world.host.memory.borrow().frame_count()), ([0; 3], 1));
+    assert_eq!((world.sizes(), world.host.tables.live().len()), ([0; 3], 1));
 }
 
 #[test]
@@ -261,7 +270,7 @@ fn a_zap_inside_a_huge_page_takes_all_of_it() {
 fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
     let mut world = world(PageSize::Size4K);
     for left in 0..3 {
-        world.host.tables_left.set(left);
+        world.host.tables.left.store(left, Relaxed);
         let slots = &world.slots;
         let refused = world.tdp.fault(Gpa(M2), Access::WRITE, slots, &world.host);
         assert_eq!(refused, Err(Error::OutOfTables));
@@ -272,23 +281,28 @@ fn running_out_of_tables_is_an_error_and_leaves_no_leaf() {
 
 #[test]
 fn a_table_beyond_maxphyaddr_is_refused_and_given_back() {
-    let mut world = world(PageSize::Size4K);
-    let (first, count) = (1 << WIDTH.bits(), world.host.memory.borrow().frame_count());
-    let root = world.tdp.paging().root;
-    let mut memory = SparseMemory::allocating_from(first);
-    memory.add_frame(root);
-    *world.host.memory.borrow_mut() = memory;
+    let world = world(PageSize::Size4K);
+    let first = 1 << WIDTH.bits();
+    world.host.tables.wrong.store(first, Relaxed);
     let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &world.host);
     assert_eq!(refused, Err(Error::OutputRange { address: first, bits: 46 }));
-    assert_eq!((world.host.memory.borrow().frame_count(), world.tdp.shadow_pages(&world.host).unwrap().len()), (count, 1));
+    assert_eq!(world.sizes(), [0; 3]);
+}
+
+#[test]
+fn a_frame_beyond_maxphyaddr_is_refused() {
+    let mut world = world(PageSize::Size4K);
+    world.host.mapped[0].hpa = 1 << WIDTH.bits();
+    let refused = world.tdp.fault(Gpa(M2), Access::WRITE, &world.slots, &world.host);
+    assert_eq!(refused, Err(Error::OutputRange { address: 1 << WIDTH.bits(), bits: 46 }));
 }
 
 #[test]
 fn free_gives_every_table_back() {
-    let mut world = world(PageSize::Size4K);
+    let world = world(PageSize::Size4K);
     world.touch_all();
     world.tdp.free(&world.host).unwrap();
-    assert_eq!(world.host.memory.borrow().frame_count(), 0);
+    assert!(world.host.tables.live().is_empty());
 }
 
 /// A processor sets A in a huge leaf at the very moment it is to be split, or zapped.
@@ -297,20 +311,20 @@ fn a_flag_set_by_hardware_meanwhile_is_not_lost_nor_fatal() {
     let mut world = world(PageSize::Size2M);
     world.fault(M2, Access::WRITE);
     world.slots.slots[0].log_dirty = true;
-    let range = AddrRange::new(Gpa(M2), u128::from(M2)).unwrap();
+    let range = range(M2, M2);
     world.tdp.write_protect(range, &world.host).unwrap();
     let leaf = world.leaf(M2).step;
     let address = leaf.entry_address();
-    world.host.memory.borrow().write_entry(address, leaf.entry & !(1 << 8)).unwrap();
-    world.host.marks.set(Some((address, 1 << 8)));
+    world.host.tables.write(address, leaf.entry & !(1 << 8));
+    *world.host.tables.mark.lock().unwrap() = Some((address, 1 << 8));
     assert_eq!(world.fault(M2 + K4, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
     assert_eq!(world.sizes(), [512, 0, 0]);
     assert!(world.leaves().iter().all(|leaf| leaf.step.entry >> 8 & 1 == 1));
 
     let leaf = world.leaf(M2).step;
     let address = leaf.entry_address();
-    world.host.memory.borrow().write_entry(address, leaf.entry & !(1 << 9)).unwrap();
-    world.host.marks.set(Some((address, 1 << 9)));
+    world.host.tables.write(address, leaf.entry & !(1 << 9));
+    *world.host.tables.mark.lock().unwrap() = Some((address, 1 << 9));
     assert_eq!(world.zap(M2, K4), flushed(1, 0));
     assert_eq!(world.sizes(), [511, 0, 0]);
 }

@@ -1,16 +1,19 @@
 //! A host, slots and an MMU over them, for the tests of the fault path.
 
-use std::cell::{Cell, RefCell};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ept::mmu::{
     FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, SpteBits, Stats, Tdp,
     TdpOptions, Zapped,
 };
 use ept::{
-    Access, Ept, EptCaps, Flags, Format, FrameAllocator, Ia32e, Levels, Mapping, MaxPhyAddr, MemoryError,
-    PhysMemory, Rights, SparseMemory, translate,
+    Access, Ept, EptCaps, Flags, Format, Ia32e, Leaf, Levels, Mapping, MaxPhyAddr, MemoryError, PhysMemory,
+    Rights, translate,
 };
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
+
+use super::arena::Arena;
 
 pub const K4: u64 = 0x1000;
 pub const M2: u64 = 0x20_0000;
@@ -19,13 +22,12 @@ pub const WIDTH: MaxPhyAddr = MaxPhyAddr::new(46).unwrap();
 
 /// A host with stretches of mappings, each of one page size.
 pub struct Host {
-    pub memory: RefCell<SparseMemory>,
-    pub tables_left: Cell<usize>,
+    pub tables: Arena,
     pub mapped: Vec<HostMapping>,
     /// Gives read-only frames even for writes, against the contract.
     pub lenient: bool,
-    /// An entry, and bits that hardware sets in it just before it is exchanged.
-    pub marks: Cell<Option<(u64, u64)>>,
+    /// How often it was asked for a frame.
+    pub asked: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -39,20 +41,16 @@ pub struct HostMapping {
 
 impl PhysMemory for Host {
     fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
-        self.memory.borrow().read_entry(address)
+        self.tables.read_entry(address)
     }
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
-        if let Some((_, bits)) = self.marks.get().filter(|&(at, _)| at == address) {
-            self.marks.set(None);
-            let memory = self.memory.borrow();
-            memory.write_entry(address, memory.read_entry(address)? | bits)?;
-        }
-        self.memory.borrow().compare_exchange(address, current, new)
+        self.tables.compare_exchange(address, current, new)
     }
 }
 
 impl HostFrames for Host {
     fn host_frame(&self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let inside = |mapping: &&HostMapping| (mapping.hva..mapping.hva + mapping.bytes).contains(&hva.raw());
         let found = self.mapped.iter().find(inside).ok_or(HostFault::Unmapped)?;
         if write && !found.writable && !self.lenient {
@@ -63,22 +61,21 @@ impl HostFrames for Host {
     }
 
     fn allocate_table(&self) -> Option<u64> {
-        self.tables_left.set(self.tables_left.get().checked_sub(1)?);
-        self.memory.borrow_mut().allocate_table()
+        self.tables.allocate()
     }
 
     fn free_table(&self, frame: u64) {
-        self.tables_left.set(self.tables_left.get() + 1);
-        self.memory.borrow_mut().free_table(frame);
+        self.tables.free(frame);
     }
 }
 
 #[derive(Default)]
 pub struct Slots {
     pub slots: Vec<Memslot>,
-    pub dirty: RefCell<Vec<Gpa>>,
+    pub dirty: Mutex<Vec<Gpa>>,
     /// All of them are about to go.
     pub invalid: bool,
+    pub generation: Option<u64>,
 }
 
 impl Memslots for Slots {
@@ -89,7 +86,10 @@ impl Memslots for Slots {
         }
     }
     fn mark_page_dirty(&self, gpa: Gpa) {
-        self.dirty.borrow_mut().push(gpa);
+        self.dirty.lock().unwrap().push(gpa);
+    }
+    fn generation(&self) -> Option<u64> {
+        self.generation
     }
 }
 
@@ -114,32 +114,62 @@ pub fn world(size: PageSize) -> World {
     World::new(ept_format(true, EptCaps::all()), slot, mapping)
 }
 
+/// The same with these options.
+pub fn world_with(size: PageSize, options: TdpOptions) -> World {
+    let World { host, slots, tdp } = world(size);
+    tdp.free(&host).unwrap();
+    let tdp = Tdp::new(ept_format(true, EptCaps::all()), options, &host).unwrap();
+    World { host, slots, tdp }
+}
+
 impl World {
     pub fn new(format: Format, slot: Memslot, mapping: HostMapping) -> Self {
-        let memory = SparseMemory::allocating_from(0x10_0000);
-        let host = Host {
-            memory: RefCell::new(memory),
-            tables_left: Cell::new(10_000),
-            mapped: vec![mapping],
-            lenient: false,
-            marks: Cell::default(),
-        };
-        let tdp = Tdp::new(format, TdpOptions::default(), &host).unwrap();
+        Self::with(format, TdpOptions::default(), slot, mapping)
+    }
+
+    pub fn with(format: Format, options: TdpOptions, slot: Memslot, mapping: HostMapping) -> Self {
+        let host =
+            Host { tables: Arena::new(), mapped: vec![mapping], lenient: false, asked: AtomicU64::new(0) };
+        let tdp = Tdp::new(format, options, &host).unwrap();
         Self { host, slots: Slots { slots: vec![slot], ..Slots::default() }, tdp }
     }
 
-    pub fn fault(&mut self, gpa: u64, access: Access) -> FaultOutcome {
+    pub fn fault(&self, gpa: u64, access: Access) -> FaultOutcome {
         self.tdp.fault(Gpa(gpa), access, &self.slots, &self.host).unwrap()
     }
 
     /// Writes to each page of the first slot, faulting where a processor would.
-    pub fn touch_all(&mut self) {
+    pub fn touch_all(&self) {
         let slot = self.slots.slots[0];
         for gpa in (slot.base.raw()..slot.base.raw() + slot.bytes).step_by(K4 as usize) {
             if translate(&self.host, self.tdp.paging(), gpa, Access::WRITE, Flags::Set).is_err() {
                 self.fault(gpa, Access::WRITE);
             }
         }
+    }
+
+    /// What a processor does: walks, and faults until the tables allow the access; `Err` if they never will.
+    pub fn access(&self, gpa: u64, access: Access) -> Result<Leaf, FaultOutcome> {
+        loop {
+            match translate(&self.host, self.tdp.paging(), gpa, access, Flags::Set) {
+                Ok(leaf) => return Ok(leaf),
+                Err(why) => match self.tdp.exit(Gpa(gpa), why, &self.slots, &self.host).unwrap() {
+                    FaultOutcome::Fixed { .. } => {}
+                    outcome => return Err(outcome),
+                },
+            }
+        }
+    }
+
+    /// The log that was marked by faults, in order.
+    pub fn dirty(&self) -> Vec<u64> {
+        self.slots.dirty.lock().unwrap().drain(..).map(Gpa::raw).collect()
+    }
+
+    /// The first slot's flags have changed.
+    pub fn set_logging(&mut self, on: bool, initially_set: bool) -> Zapped {
+        self.slots.slots[0].log_dirty = on;
+        self.tdp.set_logging(&self.slots.slots[0], initially_set, &self.host).unwrap()
     }
 
     pub fn leaves(&self) -> Vec<Mapping> {
@@ -161,11 +191,11 @@ impl World {
         let listed =
             PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
         assert_eq!(counted, listed, "counters and tables");
-        assert_eq!(
-            self.host.memory.borrow().frame_count(),
-            self.tdp.shadow_pages(&self.host).unwrap().len(),
-            "frames and ShadowPages"
-        );
+        let pages = self.tdp.shadow_pages(&self.host).unwrap();
+        let mut tables: Vec<_> = pages.iter().map(|page| page.table).collect();
+        tables.sort_unstable();
+        assert_eq!(self.host.tables.live(), tables, "frames and ShadowPages");
+        assert_eq!(self.tdp.table_bytes(), tables.len() as u64 * K4);
         let bits = SpteBits::of(self.tdp.paging().format.kind());
         for leaf in self.leaves() {
             let SlotLookup::Slot(slot) = self.slots.slot(Gpa(leaf.address)) else {
@@ -182,11 +212,15 @@ impl World {
             assert!(entry & bits.mmu_writable == 0 || entry & bits.host_writable != 0, "{leaf:x?}");
             assert!(bits.is_present(entry));
         }
-        for page in self.tdp.shadow_pages(&self.host).unwrap() {
-            let used = (0..512).filter(|&n| self.host.read_entry(page.entry_address(n)) != Ok(0)).count();
-            assert_eq!(usize::from(page.used), used);
-            assert!(page.parent.is_none() || used > 0, "an empty table is left: {page:?}");
-        }
         counted
     }
+}
+
+pub fn range(first: u64, bytes: u64) -> AddrRange<Gpa> {
+    AddrRange::new(Gpa(first), bytes.into()).unwrap()
+}
+
+/// What has changed, so that processors must be flushed.
+pub fn flushed(leaves: u64, tables: u64) -> Zapped {
+    Zapped { leaves, tables, flush: true }
 }
