@@ -1,5 +1,6 @@
 //! Between the CPU and memory: what the CPU asks of the MMU, and how the MMU refuses.
 
+use ept::ProtectionKeys;
 use memory_model::{Gpa, Gva};
 
 /// What an access is for. It decides rights and error codes.
@@ -20,10 +21,14 @@ pub struct Paging {
     pub cr0: u64,
     /// CR3: the root of the guest's tables.
     pub cr3: u64,
-    /// CR4 (LA57, SMEP, SMAP).
+    /// CR4 (PSE, PAE, LA57, SMEP, SMAP, PKE, PKS).
     pub cr4: u64,
-    /// EFER (NXE).
+    /// EFER (LME, NXE).
     pub efer: u64,
+    /// PKRU and IA32_PKRS.
+    pub keys: ProtectionKeys,
+    /// The page-directory pointers that PAE paging loaded with CR3.
+    pub pdptes: [u64; 4],
     /// Whether the access is a user access: CPL 3, and not an implicit one (GDT, IDT, TSS).
     pub user: bool,
     /// RFLAGS.AC, for SMAP.
@@ -70,6 +75,6 @@ pub trait Bus {
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
     /// `INVLPG`.
     fn invalidate_page(&mut self, gva: Gva);
-    /// CR3, CR0, CR4 or EFER changed: no translation made before may be used again.
+    /// CR3, CR0, CR4, EFER or a protection key changed: no translation made before may be used again.
     fn invalidate_all(&mut self);
 }

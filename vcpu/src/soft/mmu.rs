@@ -275,10 +275,10 @@ pub(super) fn access_of(kind: AccessKind, user: bool, ac: bool) -> Access {
 
 /// The guest's tables, as its control registers describe them; `None` with paging off.
 pub(super) fn guest_paging(paging: &Paging) -> Result<Option<ept::Paging>, BusFault> {
-    let Paging { cr0, cr3, cr4, efer, .. } = *paging;
+    let Paging { cr0, cr3, cr4, efer, keys, pdptes, .. } = *paging;
     // A register may hold what MOV to CR3 would have refused: those bits never reach the tables.
     let cr3 = cr3 & MAX_PHY_ADDR.last();
-    let registers = Registers { cr0, cr3, cr4, efer, ..Registers::default() };
+    let registers = Registers { cr0, cr3, cr4, efer, keys, pdptes };
     // No instruction leads to registers that select no paging mode.
     ept::Paging::from_registers(&registers, Processor::new(MAX_PHY_ADDR)).map_err(|_| BusFault::NotCanonical)
 }
