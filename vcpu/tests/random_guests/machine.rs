@@ -71,6 +71,13 @@ pub const COLUMNS: &[Column] = &[
             soft(image, SoftOptions { max_tables: Some(9), ..SoftOptions::of(npt) })
         },
     },
+    Column { name: "shadow", new: |image| soft(image, SoftOptions::of(SecondLevel::Shadow)) },
+    Column {
+        name: "shadow of few tables",
+        new: |image| {
+            soft(image, SoftOptions { max_tables: Some(16), ..SoftOptions::of(SecondLevel::Shadow) })
+        },
+    },
 ];
 
 fn soft(image: &Image, options: SoftOptions) -> Box<dyn Machine> {

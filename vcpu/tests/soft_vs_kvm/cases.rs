@@ -388,8 +388,6 @@ fn is_testable(instruction: &Instruction, bytes: &[u8]) -> bool {
         Code::Movsxd_r16_rm16 => false,
         // The result is undefined.
         Code::Bswap_r16 => false,
-        // Intel reads 16 bits and AMD 32.
-        Code::Movsxd_r16_rm16 => false,
         // Intel's processors ignore the operand-size prefix of a near branch, AMD's do not; and AMD's swap
         // `LOOPE` and `LOOPNE` for a repeat prefix, whose use there is reserved.
         _ if instruction.op0_kind() == OpKind::NearBranch64 || instruction.mnemonic() == Mnemonic::Ret => {
