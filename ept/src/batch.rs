@@ -39,7 +39,7 @@ pub fn translate_many(
     flags: Flags,
     mut each: impl FnMut(Result<Leaf, Fault>),
 ) {
-    let Some(ask) = Ask::new(paging, access, flags) else {
+    let Some(ask) = Ask::new(paging, access, flags).filter(|_| paging.format.levels() >= 4) else {
         return addresses.iter().for_each(|&address| each(translate(memory, paging, address, access, flags)));
     };
     let mut lanes = [Lane::default(); LANES];
@@ -61,8 +61,6 @@ struct Lane {
     walk: Quick,
     /// Level of the entry to read next; once the walk is over, of its last one. 0 if there is none.
     level: u8,
-    /// The entry read last.
-    entry: u64,
 }
 
 #[inline(always)]
@@ -70,7 +68,7 @@ fn descend(memory: &impl PhysMemory, paging: &Paging, ask: &Ask<'_>, addresses: 
     let levels = paging.format.levels();
     for (lane, &address) in lanes.iter_mut().zip(addresses) {
         let level = if paging.format.translates(address) { levels } else { 0 };
-        *lane = Lane { walk: Quick::new(paging, address), level, entry: 0 };
+        *lane = Lane { walk: Quick::new(paging, address), level };
     }
     let mut read = |entry| memory.read_entry(entry).ok();
     if levels == 5 {
@@ -90,7 +88,6 @@ fn read_level<const LEVEL: u8>(ask: &Ask<'_>, lanes: &mut [Lane], read: &mut imp
             lane.level = 0;
             continue;
         };
-        lane.entry = entry;
         lane.level -= u8::from(lane.walk.goes_on::<LEVEL>(ask, entry));
     }
 }
@@ -100,9 +97,9 @@ impl Lane {
     #[inline(always)]
     fn leaf(&self, ask: &Ask<'_>) -> Option<Leaf> {
         match self.level {
-            1 => self.walk.leaf::<1>(ask, self.entry),
-            2 => self.walk.leaf::<2>(ask, self.entry),
-            3 => self.walk.leaf::<3>(ask, self.entry),
+            1 => self.walk.leaf::<1>(ask),
+            2 => self.walk.leaf::<2>(ask),
+            3 => self.walk.leaf::<3>(ask),
             _ => None,
         }
     }

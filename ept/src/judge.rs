@@ -9,18 +9,12 @@ use crate::walk::Leaf;
 #[derive(Clone, Copy)]
 pub(crate) struct Demand {
     /// All of these are granted.
-    all: u64,
+    pub all: u64,
     /// None of these is.
     none: u64,
 }
 
 impl Demand {
-    /// The same, and these bits.
-    #[inline(always)]
-    pub(crate) const fn and(self, all: u64) -> Self {
-        Self { all: self.all | all, ..self }
-    }
-
     #[inline(always)]
     pub(crate) const fn is_met(self, granted: u64) -> bool {
         (!granted ^ self.none) & (self.all | self.none) == 0
@@ -30,8 +24,10 @@ impl Demand {
 impl Format {
     /// The rules for everything but shadow stacks, paging writes and protection keys.
     #[inline(always)]
-    pub(crate) fn demand(&self, access: Access, controls: Controls) -> Demand {
-        let on = |condition: bool, bit: u64| if condition { bit } else { 0 };
+    pub(crate) const fn demand(&self, access: Access, controls: Controls) -> Demand {
+        const fn on(condition: bool, bit: u64) -> u64 {
+            if condition { bit } else { 0 }
+        }
         let user = self.grant(Rights::USER);
         let user_exec = self.grant(Rights::USER_EXEC);
         // Rule X1.
@@ -60,6 +56,21 @@ pub(crate) struct Found {
     pub granted: u64,
     /// The leaf.
     pub leaf: u64,
+}
+
+/// Whether SMEP, SMAP or protection keys deny what the rights allow.
+#[inline(always)]
+pub(crate) fn controls_deny(paging: &Paging, access: Access, leaf: u64, withheld: u64) -> bool {
+    const CONTROLS: Controls = Controls::SMEP.union(Controls::SMAP).union(Controls::PKE).union(Controls::PKS);
+    paging.controls.intersects(CONTROLS) && denied_by_controls(paging, access, leaf, withheld)
+}
+
+/// Out of line, so that walks which need none of it keep their registers.
+#[inline(never)]
+fn denied_by_controls(paging: &Paging, access: Access, leaf: u64, withheld: u64) -> bool {
+    let Paging { format, controls, .. } = paging;
+    let found = Found { tables: !withheld, granted: format.granted(!withheld, leaf), leaf };
+    !format.demand(access, *controls).is_met(found.granted) || key_denies(paging, access, found)
 }
 
 /// Why an access is denied.

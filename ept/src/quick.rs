@@ -5,22 +5,22 @@
 
 use memory_model::PageSize;
 
-use crate::access::{Access, Controls, Rights};
+use crate::access::{Access, Rights};
 use crate::format::Format;
-use crate::judge::{Demand, Found, key_denies};
+use crate::judge::controls_deny;
 use crate::paging::{Paging, Start};
 use crate::walk::{Flags, Leaf};
 
 /// What quick walks through the same tables have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Ask<'a> {
-    paging: &'a Paging,
-    access: Access,
-    demand: Demand,
-    /// Flags that the leaf must have.
-    leaf_flags: u64,
-    /// [`Format::withheld`] of an entry without a bit.
-    withheld: u64,
+    pub paging: &'a Paging,
+    pub access: Access,
+    pub flags: Flags,
+    /// What no entry may [withhold](Format::withheld).
+    all: u64,
+    /// What the leaf may not withhold either.
+    leaf: u64,
 }
 
 impl<'a> Ask<'a> {
@@ -29,24 +29,104 @@ impl<'a> Ask<'a> {
     #[inline(always)]
     pub fn new(paging: &'a Paging, access: Access, flags: Flags) -> Option<Self> {
         let format = &paging.format;
-        if format.levels() < 4 || access.does.contains(Rights::SHADOW_STACK) {
+        if access.does.contains(Rights::SHADOW_STACK) {
             return None;
         }
-        let demand = format.demand(access, paging.controls);
-        let (flags, leaf_flags) = match flags {
+        let (marks, leaf) = match flags {
             Flags::Keep => (0, 0),
             Flags::Set => (format.flags(false, false), format.flags(true, access.writes())),
         };
-        Some(Self { paging, access, demand: demand.and(flags), leaf_flags, withheld: !format.mergeable(0) })
+        Some(Self { paging, access, flags, all: format.asked(access) | marks, leaf })
+    }
+
+    /// Whether a page that was found before, and remembered, lets the access through.
+    #[inline(always)]
+    pub fn allows(&self, leaf: &Leaf) -> bool {
+        self.paging.format.withheld(leaf.entry) & self.leaf == 0 && self.grants(leaf.entry, leaf.withheld())
+    }
+
+    /// Whether a walk to that leaf grants what is asked, but for the leaf's flags.
+    #[inline(always)]
+    fn grants(&self, leaf: u64, withheld: u64) -> bool {
+        withheld & self.all == 0 && !controls_deny(self.paging, self.access, leaf, withheld)
     }
 
     /// The page at `address`, or `None` if the exact walker must see to it. `read` gives an entry, if memory does.
     #[inline(always)]
-    pub fn descend(&self, address: u64, read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
-        self.descend_from(None, address, read).map(|(leaf, _)| leaf)
+    pub fn descend(&self, address: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
+        let mut walk = Quick::new(self.paging, address);
+        match self.tables(&mut walk, &mut read)? {
+            1 => {
+                walk.level::<1>(self, &mut read)?;
+                walk.leaf::<1>(self)
+            }
+            2 => walk.leaf::<2>(self),
+            _ => walk.leaf::<3>(self),
+        }
     }
 
-    /// The same from a table that may be further down; with the table that the leaf is in.
+    /// The same, where the last walk may have read all but the lowest entry.
+    #[inline(always)]
+    pub fn descend_near(
+        &self,
+        near: &mut Near,
+        address: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<Leaf> {
+        let mut walk = Quick { address, ..near.0 };
+        if (address ^ near.0.address) >> 21 != 0 {
+            walk = Quick::new(self.paging, address);
+            match self.tables(&mut walk, &mut read)? {
+                1 => near.0 = walk,
+                2 => return walk.leaf::<2>(self),
+                _ => return walk.leaf::<3>(self),
+            }
+        }
+        walk.level::<1>(self, &mut read)?;
+        walk.leaf::<1>(self)
+    }
+
+    /// Reads all entries above level 1, up to a leaf if there is one; the level that comes next, or that of the leaf.
+    #[inline(always)]
+    fn tables(&self, walk: &mut Quick, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u8> {
+        let format = &self.paging.format;
+        if !format.translates(walk.address) {
+            return None;
+        }
+        if format.levels() != 4 {
+            *walk = walk.top(self, read)?;
+        }
+        if !walk.level::<4>(self, read)? {
+            return None;
+        }
+        if !walk.level::<3>(self, read)? {
+            return Some(3);
+        }
+        Some(if walk.level::<2>(self, read)? { 1 } else { 2 })
+    }
+
+    /// The same from a remembered table of level 1 on.
+    #[inline(always)]
+    pub fn descend_lowest(
+        &self,
+        from: Start,
+        address: u64,
+        mut read: impl FnMut(u64) -> Option<u64>,
+    ) -> Option<Leaf> {
+        if !self.is_quick(address) {
+            return None;
+        }
+        let mut walk = Quick { address, entry: from.table, withheld: !from.tables };
+        walk.level::<1>(self, &mut read)?;
+        walk.leaf::<1>(self)
+    }
+
+    #[inline(always)]
+    fn is_quick(&self, address: u64) -> bool {
+        self.paging.format.levels() >= 4 && self.paging.format.translates(address)
+    }
+
+    /// The same from any remembered table on, or else from the root; with the table that the leaf is in.
     #[inline(always)]
     pub fn descend_from(
         &self,
@@ -54,31 +134,44 @@ impl<'a> Ask<'a> {
         address: u64,
         mut read: impl FnMut(u64) -> Option<u64>,
     ) -> Option<(Leaf, Start)> {
-        // A copy, which no read of memory can change, stays in registers.
-        let ask = *self;
-        if !ask.paging.format.translates(address) {
+        let format = &self.paging.format;
+        if !self.is_quick(address) {
             return None;
         }
-        let root = Start { level: ask.paging.format.levels(), table: ask.paging.root, tables: u64::MAX };
+        let root = Start { level: format.levels(), table: self.paging.root, tables: u64::MAX };
         let Start { level, table, tables } = from.unwrap_or(root);
-        let mut walk = Quick { address, table, withheld: !tables };
-        if level == 5 {
-            walk.level::<5>(&ask, &mut read)?;
+        let mut walk = Quick { address, entry: table, withheld: !tables };
+        if level > 1 {
+            if level == 5 && !walk.level::<5>(self, &mut read)? {
+                return None;
+            }
+            if level >= 4 && !walk.level::<4>(self, &mut read)? {
+                return None;
+            }
+            if level >= 3 {
+                let start = walk.start(3);
+                if !walk.level::<3>(self, &mut read)? {
+                    return Some((walk.leaf::<3>(self)?, start));
+                }
+            }
+            let start = walk.start(2);
+            if !walk.level::<2>(self, &mut read)? {
+                return Some((walk.leaf::<2>(self)?, start));
+            }
         }
-        if level >= 4 {
-            walk.level::<4>(&ask, &mut read)?;
-        }
-        if level >= 3
-            && let Some(found) = walk.level::<3>(&ask, &mut read)?
-        {
-            return Some(found);
-        }
-        if level >= 2
-            && let Some(found) = walk.level::<2>(&ask, &mut read)?
-        {
-            return Some(found);
-        }
-        walk.level::<1>(&ask, &mut read)?
+        let start = walk.start(1);
+        walk.level::<1>(self, &mut read)?;
+        Some((walk.leaf::<1>(self)?, start))
+    }
+}
+
+/// A walk that has come to its lowest table, for another one to the same 2 MiB. At first it is one that has come to none,
+/// for an address that there is not.
+pub(crate) struct Near(Quick);
+
+impl Default for Near {
+    fn default() -> Self {
+        Self(Quick { address: u64::MAX, entry: 0, withheld: u64::MAX })
     }
 }
 
@@ -86,65 +179,67 @@ impl<'a> Ask<'a> {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Quick {
     address: u64,
-    /// The table to read next.
-    table: u64,
-    /// Complement of the AND of the entries read, in the shape of [`Format::mergeable`]: so that one test shows
-    /// whether any of them withholds what a table pointer must have.
+    /// The entry read last; at first the root table.
+    entry: u64,
+    /// OR of what all entries read [withhold](Format::withheld): so one test shows whether any of them withholds what a
+    /// table pointer must have.
     withheld: u64,
 }
 
 impl Quick {
     #[inline(always)]
     pub fn new(paging: &Paging, address: u64) -> Self {
-        Self { address, table: paging.root, withheld: 0 }
+        Self { address, entry: paging.root, withheld: 0 }
     }
 
-    /// Goes on to the next table (`Some(None)`), or comes to a leaf; `None` at anything unusual.
+    #[inline(always)]
+    fn start(&self, level: u8) -> Start {
+        Start { level, table: self.entry & Format::FRAME, tables: !self.withheld }
+    }
+
+    /// Reads the entry of that level; whether it leads to another table.
     #[inline(always)]
     fn level<const LEVEL: u8>(
         &mut self,
         ask: &Ask<'_>,
         read: &mut impl FnMut(u64) -> Option<u64>,
-    ) -> Option<Option<(Leaf, Start)>> {
-        let start = Start { level: LEVEL, table: self.table, tables: !self.withheld };
+    ) -> Option<bool> {
         let entry = read(self.entry_address::<LEVEL>())?;
-        if self.goes_on::<LEVEL>(ask, entry) {
-            return Some(None);
-        }
-        self.leaf::<LEVEL>(ask, entry).map(|leaf| Some((leaf, start)))
+        Some(self.goes_on::<LEVEL>(ask, entry))
+    }
+
+    /// Reads the entry above four levels, if there is such a one.
+    #[cold]
+    fn top(mut self, ask: &Ask<'_>, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<Self> {
+        let is_table = ask.paging.format.levels() == 5 && self.level::<5>(ask, read)?;
+        is_table.then_some(self)
     }
 
     /// Where the entry of that level is.
     #[inline(always)]
     pub fn entry_address<const LEVEL: u8>(&self) -> u64 {
-        self.table + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
+        (self.entry & Format::FRAME) + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
     }
 
-    /// Takes the entry in; whether it leads to another table, which then is the next.
+    /// Takes in an entry; whether it leads to another table.
     #[inline(always)]
     pub fn goes_on<const LEVEL: u8>(&mut self, ask: &Ask<'_>, entry: u64) -> bool {
         let format = &ask.paging.format;
-        self.withheld |= entry ^ ask.withheld;
-        self.table = entry & Format::FRAME;
+        self.entry = entry;
+        self.withheld |= format.withheld(entry);
         LEVEL > 1 && format.are_plain_tables(LEVEL, self.withheld)
     }
 
-    /// The translation that ends at that entry, if nothing about it is unusual.
+    /// The translation that ends at the entry read last, if nothing about it is unusual.
     #[inline(always)]
-    pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>, entry: u64) -> Option<Leaf> {
-        let Ask { paging, access, demand, leaf_flags, .. } = *ask;
-        let format = &paging.format;
-        let merged = !self.withheld;
-        let granted = format.granted(merged, entry);
-        if !format.is_plain_leaf(LEVEL, entry, leaf_flags)
-            || !demand.is_met(merged)
-            || paging.controls.intersects(Controls::PKE.union(Controls::PKS))
-                && key_denies(paging, access, Found { tables: merged, granted, leaf: entry })
-        {
+    pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>) -> Option<Leaf> {
+        let format = &ask.paging.format;
+        let plain = format.admits_leaf(LEVEL, format.withheld(self.entry), ask.leaf);
+        if !plain || !ask.grants(self.entry, self.withheld) {
             return None;
         }
         let size = PageSize::of_level(LEVEL)?;
-        let frame = entry & Format::FRAME & !(size.bytes() - 1);
-        Some(Leaf::new(format.kind(), self.address, (frame, size), entry, granted))
+        let frame = self.entry & Format::FRAME & !(size.bytes() - 1);
+        Some(Leaf::new(format.offer(), self.address, (frame, size), self.entry, self.withheld))
     }
 }

@@ -1,12 +1,13 @@
 //! The walker: one for every format, over any memory.
 
+use core::hash::{Hash, Hasher};
 use core::ops::Deref;
 
 use memory_model::PageSize;
 
 use crate::access::{Access, Rights};
 use crate::fault::{Fault, Stop};
-use crate::format::{Caching, Entry, Format, Kind, MAX_LEVEL};
+use crate::format::{Caching, Entry, Format, Kind, MAX_LEVEL, Offer};
 use crate::judge::{Found, judge};
 use crate::paging::{Paging, Start};
 use crate::phys::{MemoryError, PhysMemory};
@@ -87,62 +88,94 @@ impl core::fmt::Debug for Path {
 }
 
 /// A translation.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy)]
 pub struct Leaf {
     /// The output address: frame plus offset.
     pub address: u64,
-    /// Physical address of the page.
-    pub frame: u64,
-    /// Size of the page.
-    pub size: PageSize,
     /// The leaf as it was read.
     pub entry: u64,
-    kind: Kind,
-    /// [`Format::granted`].
-    granted: u64,
+    /// OR of what the entries of the walk [withhold](Format::withheld): the rights are made of it when they are asked for.
+    withheld: u64,
+    /// Size of the page.
+    pub size: PageSize,
+    offer: Offer,
 }
 
 impl Leaf {
     /// Of a walk for `address` that ended at `entry`, which maps the page at `frame`.
     #[inline(always)]
     pub(crate) const fn new(
-        kind: Kind,
+        offer: Offer,
         address: u64,
         (frame, size): (u64, PageSize),
         entry: u64,
-        granted: u64,
+        withheld: u64,
     ) -> Self {
-        Self { address: frame | address & (size.bytes() - 1), frame, size, entry, kind, granted }
+        Self { address: frame | address & (size.bytes() - 1), entry, withheld, size, offer }
     }
 
-    /// The same page, at another address of it.
+    /// Physical address of the page.
     #[inline]
-    pub(crate) const fn at(self, address: u64) -> Self {
-        Self::new(self.kind, address, (self.frame, self.size), self.entry, self.granted)
+    pub const fn frame(&self) -> u64 {
+        self.address & !(self.size.bytes() - 1)
     }
 
-    /// [`Format::granted`].
+    /// OR of what the entries of the walk [withhold](Format::withheld).
     #[inline]
-    pub(crate) const fn granted(&self) -> u64 {
-        self.granted
+    pub(crate) const fn withheld(&self) -> u64 {
+        self.withheld
     }
 
     /// What all entries of the walk grant together.
     #[inline]
-    pub fn rights(&self) -> Rights {
-        self.kind.rights(self.granted)
+    pub const fn rights(&self) -> Rights {
+        self.offer.rights(self.withheld, self.entry)
     }
 
     /// Whether [`rights`](Self::rights) contain USER, which is quicker to tell.
     #[inline]
     pub(crate) const fn grants_user(&self) -> bool {
-        self.kind.grants_user(self.granted)
+        self.offer.grants_user(self.withheld)
     }
 
     /// The kind of memory, as the leaf says it.
     #[inline]
     pub const fn caching(&self) -> Caching {
-        self.kind.caching(self.size.level(), self.entry)
+        let kind = if self.offer.is_ept() { Kind::Ept } else { Kind::Ia32e };
+        kind.caching(self.size.level(), self.entry)
+    }
+}
+
+impl Leaf {
+    /// All that it tells, which is less than what the entries above it withhold.
+    const fn told(&self) -> (u64, u64, PageSize, Offer, Rights) {
+        (self.address, self.entry, self.size, self.offer, self.rights())
+    }
+}
+
+impl PartialEq for Leaf {
+    fn eq(&self, other: &Self) -> bool {
+        self.told() == other.told()
+    }
+}
+
+impl Eq for Leaf {}
+
+impl Hash for Leaf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.told().hash(state);
+    }
+}
+
+impl core::fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Leaf")
+            .field("address", &format_args!("{:#x}", self.address))
+            .field("entry", &format_args!("{:#x}", self.entry))
+            .field("size", &self.size)
+            .field("rights", &self.rights())
+            .field("caching", &self.caching())
+            .finish()
     }
 }
 
@@ -309,9 +342,9 @@ fn descend<E: Entries>(
         // An entry of level 1 never points to a table, so this ends.
         level -= 1;
     };
-    let granted = format.granted(tables & format.mergeable(leaf), leaf);
-    match judge(paging, access, Found { tables, granted, leaf }) {
-        Ok(()) => Ok(Leaf::new(format.kind(), address, (frame, size), leaf, granted)),
+    let merged = tables & format.mergeable(leaf);
+    match judge(paging, access, Found { tables, granted: format.granted(merged, leaf), leaf }) {
+        Ok(()) => Ok(Leaf::new(format.offer(), address, (frame, size), leaf, !merged)),
         Err(denial) => stop(Stop::Denied(denial)),
     }
 }

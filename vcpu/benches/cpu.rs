@@ -70,9 +70,15 @@ fn run(program: &[u8], iterations: u64, quick: bool) -> (f64, u64) {
     let mut regs = Regs { rip: CODE, rflags: 2, ..Regs::default() };
     regs[Gpr::Rcx] = iterations;
     regs[Gpr::Rdi] = DATA;
-    let code = Segment { selector: 8, kind: 11, code_or_data: true, long: true, present: true, ..Default::default() };
-    let system =
-        SystemRegs { cs: code, cr0: 0x8000_0011, cr4: 0x20, efer: 0x500, ..SystemRegs::default() };
+    let code = Segment {
+        selector: 8,
+        kind: 11,
+        code_or_data: true,
+        long: true,
+        present: true,
+        ..Default::default()
+    };
+    let system = SystemRegs { cs: code, cr0: 0x8000_0011, cr4: 0x20, efer: 0x500, ..SystemRegs::default() };
     let mut cpu = Cpu::new(regs, system);
     let start = Instant::now();
     let exit = cpu.run(&mut bus, &Entry::Resume, &Budget::time(Duration::from_secs(100))).unwrap();

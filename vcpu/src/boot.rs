@@ -210,10 +210,10 @@ impl LongMode {
             gdt: DescriptorTable { base: GDT, limit: 7 * 8 - 1 },
             idt: DescriptorTable { base: IDT, limit: 32 * 16 - 1 },
             cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
-            cr2: 0,
             cr3: root,
             cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
             efer: efer::LME | efer::LMA | efer::NXE,
+            ..SystemRegs::default()
         }
     }
 }

@@ -108,7 +108,9 @@ pub enum Exit {
     Unimplemented {
         /// Its address.
         rip: u64,
-        /// Its disassembly, or its bytes where it does not decode.
+        /// Its bytes.
+        bytes: Vec<u8>,
+        /// Its disassembly.
         instruction: String,
     },
     /// The budget ran out; the guest can go on with a new one.

@@ -50,7 +50,7 @@
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
 //! Known holes: one vCPU a software machine; no interrupts; the software CPU has no floating point or vectors, no
-//! 32-bit or real mode, and caches nothing; guests start in long mode only; KVM's own tables are not read yet.
+//! call gates, task switches or virtual-8086 mode, and decodes anew each time; guests start in long mode only; KVM's own tables are not read yet.
 
 pub mod boot;
 mod error;
@@ -70,6 +70,6 @@ pub use guest_tables::GuestTables;
 pub use kick::Kick;
 pub use kvm::KvmVm;
 pub use pagemap::frame as pagemap_frame;
-pub use regs::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr4, efer, rflags};
+pub use regs::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr3, cr4, efer, rflags};
 pub use vm::{Vcpu, Vm};
 pub use witness::{HostView, SecondLevelLeaf, Witness};

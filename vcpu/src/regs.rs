@@ -108,12 +108,14 @@ pub struct SystemRegs {
     pub gs: Segment,
     pub ss: Segment,
     pub tr: Segment,
+    pub ldt: Segment,
     pub gdt: DescriptorTable,
     pub idt: DescriptorTable,
     pub cr0: u64,
     pub cr2: u64,
     pub cr3: u64,
     pub cr4: u64,
+    pub cr8: u64,
     pub efer: u64,
 }
 
@@ -148,6 +150,8 @@ pub mod rflags {
     pub const IOPL: u64 = 3 << 12;
     pub const NT: u64 = 1 << 14;
     pub const RF: u64 = 1 << 16;
+    /// Virtual-8086 mode.
+    pub const VM: u64 = 1 << 17;
     pub const AC: u64 = 1 << 18;
     pub const ID: u64 = 1 << 21;
 }
@@ -168,18 +172,38 @@ pub mod cr0 {
     pub const PG: u64 = 1 << 31;
 }
 
+/// Bits of CR3 that are no part of an address.
+pub mod cr3 {
+    /// LAM57 for user addresses.
+    pub const LAM_U57: u64 = 1 << 61;
+    /// LAM48 for user addresses.
+    pub const LAM_U48: u64 = 1 << 62;
+    /// Of a source of `MOV` only: keep the translations of the new PCID.
+    pub const NO_FLUSH: u64 = 1 << 63;
+}
+
 /// Bits of CR4.
 #[expect(missing_docs, reason = "the names are the bits'")]
 pub mod cr4 {
     pub const TSD: u64 = 1 << 2;
+    pub const DE: u64 = 1 << 3;
     pub const PSE: u64 = 1 << 4;
     pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
     pub const PGE: u64 = 1 << 7;
+    pub const PCE: u64 = 1 << 8;
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const UMIP: u64 = 1 << 11;
     pub const LA57: u64 = 1 << 12;
+    pub const FSGSBASE: u64 = 1 << 16;
+    pub const PCIDE: u64 = 1 << 17;
+    pub const OSXSAVE: u64 = 1 << 18;
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
+    pub const PKE: u64 = 1 << 22;
+    pub const PKS: u64 = 1 << 24;
+    pub const LAM_SUP: u64 = 1 << 28;
 }
 
 /// Bits of EFER.

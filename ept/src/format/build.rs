@@ -1,9 +1,11 @@
 //! From rows to masks: what a [`Format`] computes once.
 
+use crate::access::{Access, Controls, Rights};
+
 use super::fields::{self, Features, Field, Role, bits_of, known_bits};
 use super::{
     EptCaps, Eptp, FRAME_HIGH_SHIFT, Format, Kind, LevelMasks, Levels, MAX_LEVEL, MaxPhyAddr, MemoryType,
-    RIGHTS,
+    Offer, RIGHTS, ask_index,
 };
 
 /// What a processor's IA-32e paging offers: the inputs of [`Format::ia32e`] and [`Format::npt`].
@@ -154,16 +156,22 @@ impl Format {
 
     const fn from_rows(kind: Kind, features: Features, levels: u8, max_phy_addr: MaxPhyAddr) -> Self {
         let rows = kind.rows();
-        let grants = grants_of(kind, features.union(Features::NO_EXECUTE));
+        let executable = features.union(Features::NO_EXECUTE);
+        let grants = grants_of(kind, executable);
+        let no_execute = bits_of(rows, executable, Role::NoExecute, 1, true);
         let [read, write, exec, user, user_exec, shadow_stack, paging_write] = grants;
         let leaf_grants = shadow_stack | paging_write;
         let present = match bits_of(rows, features, Role::Present, 1, true) {
             0 => read | write | exec | user_exec,
             present => present,
         };
+        let all_grants = read | write | exec | user | user_exec | leaf_grants;
+        let accessed = bits_of(rows, features, Role::Accessed, 1, true);
+        let dirty = bits_of(rows, features, Role::Dirty, 1, true);
         let well_formed = well_formed(kind, features);
         let mut format = Self {
             kind,
+            offer: Offer::new(kind, &grants),
             fields: rows,
             features,
             levels,
@@ -172,12 +180,12 @@ impl Format {
             input_bias: 0,
             input_last: 0,
             present,
-            inverted: bits_of(rows, features, Role::NoExecute, 1, true),
+            good: all_grants & !no_execute | accessed | dirty,
             grants,
             leaf_grants,
-            all_grants: read | write | exec | user | user_exec | leaf_grants,
-            accessed: bits_of(rows, features, Role::Accessed, 1, true),
-            dirty: bits_of(rows, features, Role::Dirty, 1, true),
+            all_grants,
+            accessed,
+            dirty,
             level: [LevelMasks {
                 reserved: [0; 2],
                 leaf: 0,
@@ -187,20 +195,26 @@ impl Format {
                 page_size: 0,
             }; MAX_LEVEL + 1],
             well_formed,
-            plain_leaf: plain_leaf(present, well_formed, features),
+            plain_leaf: 0,
+            asks: [0; 16],
         };
+        format.plain_leaf = plain_leaf(&format);
         format.input_last = (1 << format.input_bits()) - 1;
         if matches!(kind, Kind::Ia32e) {
             format.input_bias = 1 << (format.input_bits() - 1);
         }
         let mut level = 1;
         while level <= MAX_LEVEL {
-            let masks = level_masks(rows, features, level as u8, max_phy_addr);
-            if level > 1 && level <= levels as usize {
-                format.inverted |= masks.reserved[0] | masks.leaf;
-            }
-            format.level[level] = masks;
+            format.level[level] = level_masks(rows, features, level as u8, max_phy_addr);
             level += 1;
+        }
+        let mut does = 0;
+        while does <= Rights::RWX.bits() {
+            let access = Access { does: Rights::from_bits_truncate(does), user: false, ac: false };
+            // Without WP fewer accesses are denied: the exact walker knows.
+            format.asks[ask_index(access)] = format.demand(access, Controls::WP).all;
+            format.asks[ask_index(access.by_user())] = format.demand(access.by_user(), Controls::WP).all;
+            does += 1;
         }
         format
     }
@@ -238,8 +252,8 @@ impl Kind {
         }
     }
 
-    /// By right, lowest first: the bit that grants it in any format of this kind, once bits such as NX are
-    /// inverted; zero where there is no such right.
+    /// By right, lowest first: the bit that grants it in any format of this kind, by being set or, as NX, clear; zero
+    /// where there is no such right.
     pub(super) const fn grants(self) -> [u64; RIGHTS] {
         grants_of(self, Features::all())
     }
@@ -285,16 +299,28 @@ const fn well_formed(kind: Kind, features: Features) -> u64 {
     bitmap
 }
 
-/// The same, without what XU alone makes present and without what rule M5 may find fault with.
-const fn plain_leaf(present: u64, well_formed: u64, features: Features) -> u64 {
+/// The same by what is withheld, without what XU alone makes present and without what rule M5 may find fault with.
+const fn plain_leaf(format: &Format) -> u64 {
     let mut bitmap = 0;
     let mut low = 0;
     while low < 64 {
-        let readable = low & 0b001 != 0 || !features.contains(Features::PAGING_WRITE);
-        if low & present != 0 && readable {
-            bitmap |= 1 << low;
+        let readable = low & 0b001 != 0 || !format.features.contains(Features::PAGING_WRITE);
+        if low & format.present != 0 && readable && format.well_formed >> low & 1 != 0 {
+            bitmap |= 1 << (format.withheld(low) & 0x3f);
         }
         low += 1;
     }
-    bitmap & well_formed
+    bitmap
+}
+
+impl Offer {
+    const fn new(kind: Kind, grants: &[u64; RIGHTS]) -> Self {
+        let mut offer = if matches!(kind, Kind::Ept) { Self::EPT } else { 0 };
+        let mut right = 0;
+        while right < RIGHTS {
+            offer |= ((grants[right] != 0) as u8) << right;
+            right += 1;
+        }
+        Self(offer)
+    }
 }

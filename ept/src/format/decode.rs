@@ -3,8 +3,8 @@
 use memory_model::PageSize;
 
 use super::fields::{EPT, Features, IA32E, Role, bits_of};
-use super::{FRAME_HIGH_SHIFT, Format, Kind, RIGHTS};
-use crate::access::Rights;
+use super::{FRAME_HIGH_SHIFT, Format, Kind, Offer, RIGHTS, ask_index};
+use crate::access::{Access, Rights};
 use crate::walk::Leaf;
 
 /// What is wrong with a present entry. In EPT this is a misconfiguration, elsewhere a reserved-bit #PF.
@@ -70,19 +70,31 @@ impl Format {
     }
 
     /// Whether entries are for certain good table pointers down to one at that level, above 1; if not,
-    /// [`decode`](Self::decode) tells. `withheld` is the complement of their merged [`mergeable`](Self::mergeable)s.
+    /// [`decode`](Self::decode) tells. `withheld` is the OR of what they [withhold](Self::withheld).
     #[inline(always)]
     pub(crate) const fn are_plain_tables(&self, level: u8, withheld: u64) -> bool {
         withheld & self.level[level as usize].plain_table == 0
     }
 
-    /// Whether an entry is for certain a good leaf that has these flags. If not, [`decode`](Self::decode) tells.
+    /// Whether an entry is for certain a good leaf. If not, [`decode`](Self::decode) tells.
     #[inline(always)]
-    pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64, flags: u64) -> bool {
+    pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64) -> bool {
+        self.admits_leaf(level, self.withheld(entry), 0)
+    }
+
+    /// The same of the entry that [withholds](Self::withheld) so much, and that must not withhold these flags.
+    #[inline(always)]
+    pub(crate) const fn admits_leaf(&self, level: u8, withheld: u64, flags: u64) -> bool {
         let masks = &self.level[level as usize];
-        (level == 1 || entry & masks.leaf != 0)
-            && entry & (masks.reserved[1] | flags) == flags
-            && self.plain_leaf >> (entry & 0x3f) & 1 != 0
+        (level == 1 || withheld & masks.leaf != 0)
+            && withheld & (masks.reserved[1] | flags) == 0
+            && self.plain_leaf >> (withheld & 0x3f) & 1 != 0
+    }
+
+    /// The bits that no entry of a walk for that access may withhold, unless CR0.WP is clear.
+    #[inline(always)]
+    pub(crate) const fn asked(&self, access: Access) -> u64 {
+        self.asks[ask_index(access)]
     }
 
     /// Rule M5.
@@ -119,7 +131,13 @@ impl Format {
     /// An entry in the shape whose AND over a walk is what the walk grants (rule I4: NX is ORed).
     #[inline]
     pub(crate) const fn mergeable(&self, entry: u64) -> u64 {
-        entry ^ self.inverted
+        !self.withheld(entry)
+    }
+
+    /// The complement, whose OR over a walk is what the walk withholds, and its own inverse. It leaves frames as they are.
+    #[inline(always)]
+    pub(crate) const fn withheld(&self, entry: u64) -> u64 {
+        entry ^ self.good
     }
 
     /// The granting bits of a walk: of the AND of all its [`mergeable`](Self::mergeable) entries, and, where only leaves have
@@ -186,14 +204,29 @@ impl Format {
     }
 }
 
-impl Kind {
-    /// Whether these granting bits include USER, which EPT has not.
+impl Offer {
+    /// The rights of a walk that withholds so much, and ends at that leaf.
     #[inline]
-    pub(crate) const fn grants_user(self, granted: u64) -> bool {
-        const USER: u64 = bits_of(IA32E, Features::empty(), Role::User, 1, true);
-        !matches!(self, Self::Ept) && granted & USER != 0
+    pub(crate) const fn rights(self, withheld: u64, leaf: u64) -> Rights {
+        const LEAVES: u64 = bits_of(EPT, Features::all(), Role::SupervisorShadowStack, 1, true)
+            | bits_of(EPT, Features::all(), Role::PagingWrite, 1, true);
+        let rights = match self.is_ept() {
+            true => Kind::Ept.rights(!withheld & !LEAVES | leaf & LEAVES),
+            // In 32-bit entries, too, nothing withholds EXEC.
+            false => Kind::Ia32e.rights(!withheld),
+        };
+        rights.intersection(Rights::from_bits_truncate(self.0))
     }
 
+    /// Whether they contain USER, which EPT has not.
+    #[inline]
+    pub(crate) const fn grants_user(self, withheld: u64) -> bool {
+        const USER: u64 = bits_of(IA32E, Features::empty(), Role::User, 1, true);
+        !self.is_ept() && withheld & USER == 0
+    }
+}
+
+impl Kind {
     /// The rights that these granting bits stand for.
     #[inline]
     pub(crate) const fn rights(self, granted: u64) -> Rights {

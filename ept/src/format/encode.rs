@@ -35,7 +35,7 @@ impl Format {
         self.check_output(table, PageSize::Size4K)?;
         // P where there is one; NX is among the granting bits, and granting when clear.
         let present = self.bits(Role::Present, 1, true);
-        Ok(table | present | self.all_grants & !self.leaf_grants & !self.inverted)
+        Ok(table | present | self.all_grants & !self.leaf_grants & self.good)
     }
 
     /// A leaf of that size for the page at physical address `frame`.
@@ -65,7 +65,7 @@ impl Format {
                 granting |= bit & self.all_grants;
             }
         }
-        let entry = granting ^ self.inverted & self.all_grants;
+        let entry = granting ^ !self.good & self.all_grants;
         match self.decode(level, entry) {
             Entry::Leaf(..) if self.rights(entry) == rights => Ok(entry),
             _ => Err(Error::Rights { rights }),

@@ -12,6 +12,8 @@ mod root;
 
 use memory_model::PageSize;
 
+use crate::access::{Access, Rights};
+
 use fields::{Features, Field, bits_of};
 
 pub use build::{Ept, Ia32e, Legacy32, Pae};
@@ -71,10 +73,24 @@ pub enum Kind {
     Ept,
 }
 
+/// What of a format it takes to tell what a leaf means: the rights that there are, and whether it is EPT.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Offer(u8);
+
+impl Offer {
+    const EPT: u8 = 1 << RIGHTS;
+
+    #[inline]
+    pub(crate) const fn is_ept(self) -> bool {
+        self.0 & Self::EPT != 0
+    }
+}
+
 /// One table format on one processor.
 #[derive(Clone, Copy, Debug)]
 pub struct Format {
     kind: Kind,
+    offer: Offer,
     fields: &'static [Field],
     features: Features,
     levels: u8,
@@ -86,10 +102,11 @@ pub struct Format {
     input_last: u64,
     /// Any of these: present.
     present: u64,
-    /// Bits that are good when clear: NX, and those that no table pointer may have.
-    inverted: u64,
-    /// By [`Rights`](crate::Rights), lowest bit first: the bit that grants it, after `inverted`; zero where
-    /// there is no such right. Without EFER.NXE a good entry always grants EXEC, as NX is reserved.
+    /// Bits that are good when set: those that grant, but NX, and the flags. Of the others, what is no frame is good
+    /// when clear.
+    good: u64,
+    /// By [`Rights`], lowest bit first: the bit that grants it, where `good` has it by being set; zero where there is
+    /// no such right. Without EFER.NXE a good entry always grants EXEC, as NX is reserved.
     grants: [u64; RIGHTS],
     /// Those of `grants` that are in leaves alone.
     leaf_grants: u64,
@@ -102,8 +119,11 @@ pub struct Format {
     /// Bit `n` is set if a present entry whose low six bits are `n` is well formed, but for reserved bits (rules
     /// M1, M2, M4).
     well_formed: u64,
-    /// Bit `n` is set if any entry whose low six bits are `n` is present, and well formed whatever its high bits.
+    /// Bit `n` is set if any entry that [withholds](Format::withheld) `n` in its low six bits is present, and well formed
+    /// whatever its high bits.
     plain_leaf: u64,
+    /// By what an access does and who makes it, see [`ask_index`]: the bits that no entry of its walk may withhold.
+    asks: [u64; 16],
 }
 
 /// What differs from level to level.
@@ -113,7 +133,8 @@ struct LevelMasks {
     reserved: [u64; 2],
     /// A present entry with any of these is a leaf: PS, all bits at level 1, none where there are no leaves.
     leaf: u64,
-    /// An entry that withholds none of these is the plainest table pointer: P or R, and nothing reserved, no leaf.
+    /// An entry that [withholds](Format::withheld) none of these is the plainest table pointer: P or R, and nothing
+    /// reserved, no leaf.
     plain_table: u64,
     /// The frame of a leaf.
     frame: u64,
@@ -129,10 +150,21 @@ pub(crate) const MAX_LEVEL: usize = 5;
 /// From where a 4 MiB leaf keeps bits 39:32 of its frame (20:13) to their place.
 const FRAME_HIGH_SHIFT: u32 = 19;
 
-/// How many bits [`Rights`](crate::Rights) has.
+/// How many bits [`Rights`] has.
 const RIGHTS: usize = 7;
 
+/// The place of an access in [`Format::asks`].
+#[inline(always)]
+const fn ask_index(access: Access) -> usize {
+    (access.does.bits() & Rights::RWX.bits()) as usize | (access.user as usize) << 3
+}
+
 impl Format {
+    #[inline(always)]
+    pub(crate) const fn offer(&self) -> Offer {
+        self.offer
+    }
+
     /// Whose rules judge the entries.
     pub const fn kind(&self) -> Kind {
         self.kind

@@ -163,8 +163,7 @@ impl Protect {
             return Ok(entry);
         }
         let new = entry & !self.among | self.bits;
-        let good =
-            format.is_plain_leaf(level, new, 0) || matches!(format.decode(level, new), Entry::Leaf(..));
+        let good = format.is_plain_leaf(level, new) || matches!(format.decode(level, new), Entry::Leaf(..));
         if good { Ok(new) } else { Err(Error::Rights { rights: self.rights }) }
     }
 }

@@ -162,7 +162,7 @@ impl<'a, M: PhysMemory + FrameAllocator, C: Change> Operation<'a, M, C> {
             && index == last
         {
             let (spot, entry) = (top.spot(index, self.span), self.read(top, index)?);
-            if spot.whole || !self.format.are_plain_tables(spot.level, !self.format.mergeable(entry)) {
+            if spot.whole || !self.format.are_plain_tables(spot.level, self.format.withheld(entry)) {
                 break;
             }
             top = top.child(spot, entry & self.format.table_frame());
@@ -202,7 +202,7 @@ impl<'a, M: PhysMemory + FrameAllocator, C: Change> Operation<'a, M, C> {
     #[inline]
     fn page(&self, table: Table, index: u16, entry: u64) -> Result<u64, Error> {
         if self.format.is_present(entry)
-            && !self.format.is_plain_leaf(1, entry, 0)
+            && !self.format.is_plain_leaf(1, entry)
             && let Entry::Malformed(reason) = self.format.decode(1, entry)
         {
             return Err(Error::Malformed { level: 1, entry, reason });

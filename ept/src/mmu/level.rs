@@ -1,4 +1,4 @@
-//! How large a page a fault may map: rules L1 to L5.
+//! How large a page a fault may map: rules L1 to L4.
 
 use memory_model::PageSize;
 
@@ -6,8 +6,8 @@ use super::page_fault::{Faultin, PageFault};
 use crate::format::Format;
 
 /// The largest page that all of them allow and the format has: no dirty log (L1), inside the slot and GPA congruent to
-/// HVA (L2), no larger than the host's own mapping (L3) and than the fault allows (L4, L5). `allowed` says what else
-/// forbids a size: guest tables in the page that are tracked (L2).
+/// HVA (L2), no larger than the host's own mapping (L3) and than the fault allows (L4). `allowed` says what else forbids a
+/// size: guest tables in the page that are tracked (L2). What is executed may have to be smaller still (L5).
 pub(super) fn mapping_size(
     format: &Format,
     fault: &PageFault,

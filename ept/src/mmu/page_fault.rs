@@ -16,7 +16,7 @@ pub struct PageFault {
     pub gpa: Gpa,
     /// What the guest did.
     pub access: Access,
-    /// The largest page that may be mapped: the guest's own (rule L4), or 4 KiB for what may not be large (rule L5).
+    /// The largest page that may be mapped: the guest's own (rule L4).
     pub max_size: PageSize,
 }
 

@@ -116,19 +116,20 @@ impl<V: Copy> Cache<V> {
     }
 
     #[inline]
-    fn place(&mut self, key: Key) -> &mut (Key, Option<V>) {
-        &mut self.places[(key.hash() >> self.shift) as usize]
+    fn place(&self, key: Key) -> usize {
+        (key.hash() >> self.shift) as usize
     }
 
-    #[inline]
-    pub(super) fn get(&mut self, key: Key) -> Option<&mut V> {
-        let (known, value) = self.place(key);
-        if *known == key { value.as_mut() } else { None }
+    #[inline(always)]
+    pub(super) fn get(&self, key: Key) -> Option<&V> {
+        let (known, value) = &self.places[self.place(key)];
+        if *known == key { value.as_ref() } else { None }
     }
 
     #[inline]
     pub(super) fn insert(&mut self, key: Key, value: V) {
-        *self.place(key) = (key, Some(value));
+        let place = self.place(key);
+        self.places[place] = (key, Some(value));
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &V)> {
@@ -137,8 +138,8 @@ impl<V: Copy> Cache<V> {
 
     pub(super) fn remove(&mut self, key: Key) {
         let place = self.place(key);
-        if place.0 == key {
-            *place = (Key::FREE, None);
+        if self.places[place].0 == key {
+            self.places[place] = (Key::FREE, None);
         }
     }
 

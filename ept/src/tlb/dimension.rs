@@ -5,10 +5,10 @@ use crate::fault::Fault;
 use crate::paging::{Paging, Start};
 use crate::phys::PhysMemory;
 use crate::quick::Ask;
-use crate::walk::{Flags, Leaf, Path, walk_from};
+use crate::walk::{Flags, Leaf, Path, Step, walk_from};
 
 use super::cache::{Cache, Key, Space};
-use super::known::{Known, Passed, Use};
+use super::known::{Known, Use};
 
 /// Pages and the tables they are in. `V` is what is known of a page of 4 KiB; a larger one is remembered piece by piece.
 #[derive(Clone, Debug)]
@@ -37,8 +37,8 @@ impl<V: Copy, T: Copy> Dimension<V, T> {
     }
 
     /// The page around `address`: of that space, or global.
-    #[inline]
-    pub(super) fn page(&mut self, space: Space, address: u64) -> Option<&mut V> {
+    #[inline(always)]
+    pub(super) fn page(&self, space: Space, address: u64) -> Option<&V> {
         let mut key = page_key(space, address);
         if self.global_pages && self.pages.get(key).is_none() {
             key = page_key(space.global(), address);
@@ -46,9 +46,15 @@ impl<V: Copy, T: Copy> Dimension<V, T> {
         self.pages.get(key)
     }
 
+    /// The table of level 1 on the way to `address`.
+    #[inline(always)]
+    pub(super) fn lowest_table(&self, paging: &Paging, space: Space, address: u64) -> Option<T> {
+        self.tables.get(table_key(paging, space, 1, address)).copied()
+    }
+
     /// The lowest table on the way to `address`.
     #[inline]
-    pub(super) fn table(&mut self, paging: &Paging, space: Space, address: u64) -> Option<T> {
+    pub(super) fn table(&self, paging: &Paging, space: Space, address: u64) -> Option<T> {
         (1..paging.format.levels())
             .find_map(|level| self.tables.get(table_key(paging, space, level, address)).copied())
     }
@@ -89,36 +95,50 @@ impl<V: Copy, T: Copy> Dimension<V, T> {
     }
 }
 
-/// A remembered page of one dimension.
-pub(super) type Page = (Known, Passed);
-
-impl Dimension<Page, Start> {
-    /// The page around `address` if nothing about it is unusual: `None` leaves it to [`translate`](Self::translate),
-    /// and has forgotten nothing.
-    #[inline]
+impl Dimension<Known, Start> {
+    /// The translation of `address` and its page, if nothing about it is unusual: `None` leaves it to
+    /// [`translate`](Self::translate), and has forgotten nothing.
+    #[inline(always)]
     pub(super) fn quick<M: PhysMemory>(
         &mut self,
         memory: &M,
-        paging: &Paging,
+        ask: &Ask<'_>,
         (space, global_pages): (Space, bool),
         address: u64,
-        access: Access,
-        flags: Flags,
-    ) -> Option<Known> {
-        if let Some((known, passed)) = self.page(space, address) {
-            return passed.has(paging, access).then_some(*known);
+    ) -> Option<(Leaf, Known)> {
+        let paging = ask.paging;
+        if let Some(known) = self.page(space, address) {
+            return Some((known.quick(ask, address)?, *known));
         }
-        let from = self.table(paging, space, address);
-        let read = |entry| memory.read_entry(entry).ok();
-        let (leaf, table) = Ask::new(paging, access, flags)?.descend_from(from, address, read)?;
-        let known = Known::marked(leaf, table.tables);
-        if flags == Flags::Set {
-            self.remember(paging, (space, global_pages), address, known, access, (from, table));
+        let (leaf, table) = match self.lowest_table(paging, space, address) {
+            Some(from) => (ask.descend_lowest(from, address, |entry| memory.read_entry(entry).ok())?, from),
+            None => self.quick_from(memory, ask, space, address)?,
+        };
+        let known = Known::new(paging, &leaf, table.tables, ask.access);
+        if ask.flags == Flags::Set {
+            self.remember(paging, (space, global_pages), address, known);
         }
-        Some(known)
+        Some((leaf, known))
     }
 
-    /// Remembers a page that a walk from `from` has found, and the table it is in.
+    /// The translation of `address` from the lowest table remembered, or else from the root; and the table it is in.
+    #[inline(never)]
+    fn quick_from<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        ask: &Ask<'_>,
+        space: Space,
+        address: u64,
+    ) -> Option<(Leaf, Start)> {
+        let from = self.table(ask.paging, space, address);
+        let (leaf, table) = ask.descend_from(from, address, |entry| memory.read_entry(entry).ok())?;
+        if ask.flags == Flags::Set && from != Some(table) {
+            self.remember_table(ask.paging, space, address, (table.level, table));
+        }
+        Some((leaf, table))
+    }
+
+    /// Remembers a page that a walk has found.
     #[inline]
     fn remember(
         &mut self,
@@ -126,14 +146,9 @@ impl Dimension<Page, Start> {
         (space, global_pages): (Space, bool),
         address: u64,
         known: Known,
-        access: Access,
-        (from, table): (Option<Start>, Start),
     ) {
         let global = global_pages && paging.format.is_global(known.entry());
-        self.remember_page(space, address, (known, Passed::new(paging, access)), global);
-        if from != Some(table) {
-            self.remember_table(paging, space, address, (table.level, table));
-        }
+        self.remember_page(space, address, known, global);
     }
 
     /// A walk through what is remembered. `path` is that of the entries read, if any were.
@@ -149,14 +164,9 @@ impl Dimension<Page, Start> {
         flags: Flags,
     ) -> Result<Leaf, Fault> {
         *path = Path::default();
-        if let Some((known, passed)) = self.page(space, address) {
+        if let Some(known) = self.page(space, address) {
             match known.judged(paging, address, access, flags) {
-                Ok(Use::Done(leaf)) => {
-                    if flags == Flags::Set {
-                        passed.add(paging, access);
-                    }
-                    return Ok(leaf);
-                }
+                Ok(Use::Done(leaf)) => return Ok(leaf),
                 Ok(Use::Walk) => {}
                 Err(fault) => {
                     self.forget_address(paging, space, address);
@@ -170,8 +180,9 @@ impl Dimension<Page, Start> {
             // What a look finds is not remembered: its flags are not set.
             Ok(leaf) if flags == Flags::Set => {
                 if let Some(table) = lowest_table(paging, from, path) {
-                    let known = Known::new(paging, *leaf, table.tables, access);
-                    self.remember(paging, (space, global_pages), address, known, access, (from, table));
+                    let known = Known::new(paging, leaf, table.tables, access);
+                    self.remember(paging, (space, global_pages), address, known);
+                    self.remember_table(paging, space, address, (table.level, table));
                 }
             }
             Ok(_) => {}
@@ -181,10 +192,12 @@ impl Dimension<Page, Start> {
     }
 }
 
-/// The table of the last step of a walk that began at `from`, or at the root.
+/// The table of the last step of a walk that began at `from`, or at the root, and has set the flags on its way.
 pub(super) fn lowest_table(paging: &Paging, from: Option<Start>, path: &Path) -> Option<Start> {
     let (last, above) = path.split_last()?;
     let top = from.map_or(u64::MAX, |start| start.tables);
-    let tables = above.iter().fold(top, |tables, step| tables & paging.format.mergeable(step.entry));
+    let format = &paging.format;
+    let marked = |step: &Step| format.mergeable(format.marked(step.entry, false, false));
+    let tables = above.iter().fold(top, |tables, step| tables & marked(step));
     Some(Start { level: last.level, table: last.table, tables })
 }

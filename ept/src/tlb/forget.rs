@@ -140,7 +140,7 @@ impl Tlb {
     /// A large page goes whole, and tables go with any address.
     fn forget_linear_address(&mut self, address: u64, of: impl Fn(Space) -> bool) {
         let Self { linear, combined, .. } = self;
-        linear.pages.forget(|key, (known, _)| of(key.space()) && known.is_piece(key.address(), address));
+        linear.pages.forget(|key, known| of(key.space()) && known.is_piece(key.address(), address));
         combined.pages.forget(|key, known| of(key.space()) && known.guest.is_piece(key.address(), address));
         linear.tables.forget(|key, _| of(key.space()));
         combined.tables.forget(|key, _| of(key.space()));

@@ -1,18 +1,24 @@
 //! Remembered pages, and what they are to an access.
 
-use crate::access::{Access, Controls, ProtectionKeys, Rights};
+use memory_model::PageSize;
+
+use crate::access::Access;
 use crate::fault::{Fault, Stop};
+use crate::format::Format;
 use crate::judge::{Found, judge};
 use crate::paging::Paging;
+use crate::quick::Ask;
 use crate::walk::{Flags, Leaf};
 
-/// A remembered page.
+/// A remembered page: what of its walk the format cannot tell again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
-    /// Its leaf, with the flags that the access has set which found it.
-    leaf: Leaf,
-    /// AND of the table pointers above, for the rules that look at them alone.
-    tables: u64,
+    /// Its leaf, with the flags that accesses have set.
+    entry: u64,
+    /// Packed: the page's address in the bits of [`Format::FRAME`], and in all others what the table pointers above
+    /// [withhold](Format::withheld).
+    above: u64,
+    size: PageSize,
 }
 
 /// What a remembered page is to an access.
@@ -24,33 +30,37 @@ pub(super) enum Use {
 }
 
 impl Known {
+    /// The leaf that an access has found, and whose flags it has set; `tables` is as in [`Start`](crate::paging::Start).
     #[inline]
-    pub(super) fn new(paging: &Paging, mut leaf: Leaf, tables: u64, access: Access) -> Self {
-        leaf.entry = paging.format.marked(leaf.entry, true, access.writes());
-        Self::marked(leaf, tables)
-    }
-
-    /// A page whose flags were set before.
-    #[inline]
-    pub(super) const fn marked(leaf: Leaf, tables: u64) -> Self {
-        Self { leaf, tables }
+    pub(super) fn new(paging: &Paging, leaf: &Leaf, tables: u64, access: Access) -> Self {
+        let entry = paging.format.marked(leaf.entry, true, access.writes());
+        Self { entry, above: leaf.frame() | !tables & !Format::FRAME, size: leaf.size }
     }
 
     /// The leaf.
     #[inline]
     pub(super) const fn entry(&self) -> u64 {
-        self.leaf.entry
+        self.entry
     }
 
-    /// The translation of an access that is known to pass.
-    #[inline]
-    pub(super) const fn at(&self, address: u64) -> Leaf {
-        self.leaf.at(address)
+    /// Its translation of an address.
+    #[inline(always)]
+    pub(super) const fn at(&self, format: &Format, address: u64) -> Leaf {
+        let page = (self.above & Format::FRAME, self.size);
+        Leaf::new(format.offer(), address, page, self.entry, self.withheld(format))
     }
 
-    /// Its leaf, as translated for the access that found it.
-    pub(super) const fn leaf(&self) -> Leaf {
-        self.leaf
+    /// What all entries of its walk withhold.
+    #[inline(always)]
+    const fn withheld(&self, format: &Format) -> u64 {
+        self.above | format.withheld(self.entry)
+    }
+
+    /// Its translation of an address, if nothing about the access is unusual.
+    #[inline(always)]
+    pub(super) fn quick(&self, ask: &Ask<'_>, address: u64) -> Option<Leaf> {
+        let leaf = self.at(&ask.paging.format, address);
+        ask.allows(&leaf).then_some(leaf)
     }
 
     /// The rights that are remembered decide, whatever the tables now say.
@@ -61,56 +71,18 @@ impl Known {
         access: Access,
         flags: Flags,
     ) -> Result<Use, Fault> {
-        let Self { leaf, tables } = *self;
         let format = &paging.format;
-        let found = Found { tables, granted: leaf.granted(), leaf: leaf.entry };
+        let granted = format.granted(!self.withheld(format), self.entry);
+        let found = Found { tables: !self.above, granted, leaf: self.entry };
         if let Err(denial) = judge(paging, access, found) {
             return Err(Stop::Denied(denial).event(format, access, paging.controls));
         }
-        let unmarked = format.marked(leaf.entry, true, access.writes()) != leaf.entry;
-        Ok(if unmarked && flags == Flags::Set { Use::Walk } else { Use::Done(leaf.at(address)) })
+        let unmarked = format.marked(self.entry, true, access.writes()) != self.entry;
+        Ok(if unmarked && flags == Flags::Set { Use::Walk } else { Use::Done(self.at(format, address)) })
     }
 
     /// Whether it is a piece of the page around `address`. `piece` is the piece's own address.
     pub(super) const fn is_piece(&self, piece: u64, address: u64) -> bool {
-        (piece ^ address) & !(self.leaf.size.bytes() - 1) == 0
-    }
-}
-
-/// The accesses that a remembered page has already let through, so that they need not be judged again: under the
-/// control bits and keys of that time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Passed {
-    controls: Controls,
-    keys: ProtectionKeys,
-    /// One bit for each kind of access, see [`bit`].
-    accesses: u64,
-}
-
-/// The bit of an access; none for one to a shadow stack.
-#[inline]
-const fn bit(access: Access) -> u64 {
-    let Access { does, user, ac } = access;
-    let paging = does.contains(Rights::PAGING_WRITE);
-    let kind =
-        does.intersection(Rights::RWX).bits() | (user as u8) << 3 | (ac as u8) << 4 | (paging as u8) << 5;
-    if does.contains(Rights::SHADOW_STACK) { 0 } else { 1 << kind }
-}
-
-impl Passed {
-    #[inline]
-    pub(super) const fn new(paging: &Paging, access: Access) -> Self {
-        Self { controls: paging.controls, keys: paging.keys, accesses: bit(access) }
-    }
-
-    #[inline]
-    pub(super) fn has(&self, paging: &Paging, access: Access) -> bool {
-        self.accesses & bit(access) != 0 && self.controls == paging.controls && self.keys == paging.keys
-    }
-
-    pub(super) fn add(&mut self, paging: &Paging, access: Access) {
-        let now = Self::new(paging, access);
-        let same = self.controls == now.controls && self.keys == now.keys;
-        *self = Self { accesses: now.accesses | if same { self.accesses } else { 0 }, ..now };
+        (piece ^ address) & !(self.size.bytes() - 1) == 0
     }
 }

@@ -35,7 +35,8 @@ pub use stale::{Mapped, Stale, Staleness, Translation};
 
 use crate::paging::Start;
 use cache::Space;
-use dimension::{Dimension, Page};
+use dimension::Dimension;
+use known::Known;
 use translate::{Combined, GuestTable};
 
 /// The address space of linear addresses.
@@ -86,8 +87,8 @@ impl LinearSpace {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tlb {
-    linear: Dimension<Page, Start>,
-    physical: Dimension<Page, Start>,
+    linear: Dimension<Known, Start>,
+    physical: Dimension<Known, Start>,
     combined: Dimension<Combined, GuestTable>,
 }
 

@@ -134,13 +134,13 @@ impl Tlb {
     pub fn stale(&self, memory: &impl PhysMemory, spaces: &[Mapped]) -> Staleness {
         let Self { linear, physical, combined } = self;
         let mut found = Comparison { memory, spaces, result: Staleness::default() };
-        found.pages(&linear.pages, true, |(known, _), tables| Some(page(tables.guest?, known)));
+        found.pages(&linear.pages, true, |known, tables, at| Some(page(tables.guest?, known, at)));
         let start = |start: &Start| (*start, None);
         let guest_table = |table: &GuestTable| (table.start, Some(table.host));
         found.tables(&linear.tables, start, true, |tables| tables.guest);
-        found.pages(&physical.pages, false, |(known, _), tables| Some(page(tables.second?, known)));
+        found.pages(&physical.pages, false, |known, tables, at| Some(page(tables.second?, known, at)));
         found.tables(&physical.tables, start, false, |tables| tables.second);
-        found.pages(&combined.pages, true, |known, tables| known.translation(tables));
+        found.pages(&combined.pages, true, |known, tables, at| known.translation(tables, at));
         found.tables(&combined.tables, guest_table, true, |tables| tables.guest);
         let mut result = found.result;
         result.stale.sort_by_key(|stale| (stale.vpid, stale.pcid, stale.second, stale.linear, stale.address));
@@ -159,12 +159,12 @@ impl<M: PhysMemory> Comparison<'_, M> {
         &mut self,
         pages: &Cache<V>,
         linear: bool,
-        remembered: impl Fn(&V, &Mapped) -> Option<Translation>,
+        remembered: impl Fn(&V, &Mapped, u64) -> Option<Translation>,
     ) {
         for (key, value) in pages.iter() {
             let address = key.address();
             self.compare(key, linear, address, |memory, tables| {
-                Some((remembered(value, tables)?, tables.page(memory, linear, address)))
+                Some((remembered(value, tables, address)?, tables.page(memory, linear, address)))
             });
         }
     }
@@ -301,11 +301,11 @@ fn table(paging: &Paging, start: Start, host: Option<u64>) -> Translation {
     Translation::Table { level, table, host, rights }
 }
 
-/// A remembered page of one dimension.
-fn page(paging: Paging, known: &Known) -> Translation {
-    let leaf = known.leaf();
+/// A remembered page of one dimension, for an address at which 4 KiB of it begin.
+fn page(paging: Paging, known: &Known, address: u64) -> Translation {
+    let leaf = known.at(&paging.format, address);
     Translation::Page {
-        frame: leaf.address & !0xfff,
+        frame: leaf.address,
         rights: leaf.rights(),
         caching: leaf.caching(),
         accessed: true,
@@ -314,17 +314,17 @@ fn page(paging: Paging, known: &Known) -> Translation {
 }
 
 impl Combined {
-    fn translation(&self, tables: &Mapped) -> Option<Translation> {
+    fn translation(&self, tables: &Mapped, address: u64) -> Option<Translation> {
         let (guest, second) = (tables.guest?, tables.second?);
-        let gpa = self.guest.leaf().address;
-        let leaf = self.second.leaf().at(gpa);
+        let first = self.guest.at(&guest.format, address);
+        let leaf = self.second.at(&second.format, first.address);
         let dirty = |paging: &Paging, entry| paging.format.marked(entry, true, true) == entry;
         Some(Translation::Page {
-            frame: leaf.address & !0xfff,
-            rights: self.guest.leaf().rights() & (leaf.rights() | Rights::USER),
+            frame: leaf.address,
+            rights: first.rights() & (leaf.rights() | Rights::USER),
             caching: leaf.caching(),
             accessed: true,
-            dirty: dirty(&guest, self.guest.leaf().entry) && dirty(&second, leaf.entry),
+            dirty: dirty(&guest, first.entry) && dirty(&second, leaf.entry),
         })
     }
 }

@@ -12,8 +12,8 @@ use crate::quick::Ask;
 use crate::walk::{Flags, Leaf, Path};
 
 use super::cache::Space;
-use super::dimension::{Dimension, Page, lowest_table};
-use super::known::{Known, Passed, Use};
+use super::dimension::{Dimension, lowest_table};
+use super::known::{Known, Use};
 use super::{LinearSpace, Tlb};
 
 const FRAME: u64 = PageSize::Size4K.bytes();
@@ -23,7 +23,6 @@ const FRAME: u64 = PageSize::Size4K.bytes();
 pub(super) struct Combined {
     pub(super) guest: Known,
     pub(super) second: Known,
-    passed: Passed,
 }
 
 /// A remembered table of the guest.
@@ -55,8 +54,9 @@ impl Tlb {
         flags: Flags,
     ) -> Result<Leaf, Fault> {
         let of = (space.behind(None), space.global_pages);
-        match self.linear.quick(memory, paging, of, address, access, flags) {
-            Some(known) => Ok(known.at(address)),
+        let ask = Ask::new(paging, access, flags);
+        match ask.and_then(|ask| self.linear.quick(memory, &ask, of, address)) {
+            Some((leaf, _)) => Ok(leaf),
             None => self.linear.translate(&mut Path::default(), memory, paging, of, address, access, flags),
         }
     }
@@ -64,7 +64,7 @@ impl Tlb {
     /// Translates as [`nested_translate`](crate::nested_translate) does. While the guest has paging off (`guest` is
     /// `None`), its addresses are guest-physical, and so are the mappings used.
     #[expect(clippy::too_many_arguments, reason = "a nested walk's arguments, and the space they belong to")]
-    #[inline]
+    #[inline(always)]
     pub fn nested(
         &mut self,
         memory: &impl PhysMemory,
@@ -76,29 +76,51 @@ impl Tlb {
         flags: Flags,
     ) -> Result<NestedLeaf, NestedFault> {
         let Some(guest) = guest else {
-            let mut behind = Behind::new(memory, second, flags, Remembering(&mut self.physical));
-            return behind.nested(None, None, gva, access, &mut Path::default());
+            return self.unpaged(memory, second, gva, access, flags);
         };
         let LinearSpace { global_pages, .. } = space;
         let space = space.behind(Some(second.root));
-        let place = Place { guest, second, space, global_pages, gva };
         let known = self.combined.page(space, gva.raw());
-        if let Some(Combined { guest: first, second, passed }) = known
-            && passed.has(guest, access)
-        {
-            return Ok(nested_leaf(first, second, gva));
-        }
-        if known.is_none()
-            && let Some(leaf) = self.quick(memory, &place, access, flags)
-        {
+        if let Some(leaf) = known.and_then(|known| known.quick(guest, second, gva, access, flags)) {
             return Ok(leaf);
         }
-        self.exact(memory, &place, access, flags)
+        let place = Place { guest, second, space, global_pages, gva };
+        self.walk(known.is_some(), memory, &place, access, flags)
+    }
+
+    /// Translates while the guest has paging off.
+    #[inline(never)]
+    fn unpaged(
+        &mut self,
+        memory: &impl PhysMemory,
+        second: &Paging,
+        gva: Gva,
+        access: Access,
+        flags: Flags,
+    ) -> Result<NestedLeaf, NestedFault> {
+        let mut behind = Behind::new(memory, second, flags, Remembering(&mut self.physical));
+        behind.nested(None, None, gva, access, &mut Path::default())
+    }
+
+    /// Translates where a remembered page does not do, or there is none.
+    #[inline(never)]
+    fn walk(
+        &mut self,
+        known: bool,
+        memory: &impl PhysMemory,
+        place: &Place<'_>,
+        access: Access,
+        flags: Flags,
+    ) -> Result<NestedLeaf, NestedFault> {
+        if !known && let Some(leaf) = self.quick(memory, place, access, flags) {
+            return Ok(leaf);
+        }
+        self.exact(memory, place, access, flags)
     }
 
     /// The walk of which nothing is unusual, not even that something is remembered of its page; `None` leaves it to
     /// [`exact`](Self::exact), and has forgotten nothing.
-    #[inline]
+    #[inline(always)]
     fn quick<M: PhysMemory>(
         &mut self,
         memory: &M,
@@ -111,34 +133,50 @@ impl Tlb {
         if second.format.has_guest_paging_verification() {
             return None;
         }
+        let ask = Ask::new(guest, access, flags)?;
+        let (first, start) = match self.combined.lowest_table(guest, space, gva.raw()) {
+            Some(GuestTable { start, host }) => {
+                let read = |entry| memory.read_entry(host + entry % FRAME).ok();
+                (ask.descend_lowest(start, gva.raw(), read)?, start)
+            }
+            None => self.quick_from(memory, place, &ask)?,
+        };
+        let ask = Ask::new(second, final_access(&second.format, Some(&first), access), flags)?;
+        let (leaf, last) = self.physical.quick(memory, &ask, (physical(second), false), first.address)?;
+        if flags == Flags::Set {
+            let page = Combined { guest: Known::new(guest, &first, start.tables, access), second: last };
+            self.remember_page(place, page);
+        }
+        Some(nested_leaf(first, leaf))
+    }
+
+    /// The guest's walk from the lowest table remembered, or else from the root; and the table that the page is in.
+    #[inline(never)]
+    fn quick_from<M: PhysMemory>(
+        &mut self,
+        memory: &M,
+        place: &Place<'_>,
+        ask: &Ask<'_>,
+    ) -> Option<(Leaf, Start)> {
+        let Place { guest, second, space, gva, .. } = *place;
+        let tables = Ask::new(second, guest_table_access(&second.format), ask.flags)?;
         let from = self.combined.table(guest, space, gva.raw());
-        let table_access = guest_table_access(&second.format);
-        let of = (physical(second), false);
-        let physical = &mut self.physical;
         let mut remembered = from.map(|table| table.host);
         let mut host = 0;
-        let ask = Ask::new(guest, access, flags)?;
         let (leaf, start) = ask.descend_from(from.map(|table| table.start), gva.raw(), |entry| {
             host = match remembered.take() {
                 Some(host) => host,
                 None => {
-                    physical
-                        .quick(memory, second, of, entry, table_access, flags)?
-                        .at(entry & !(FRAME - 1))
-                        .address
+                    let of = (physical(second), false);
+                    self.physical.quick(memory, &tables, of, entry & !(FRAME - 1))?.0.address
                 }
             };
             memory.read_entry(host + entry % FRAME).ok()
         })?;
-        let first = Known::marked(leaf, start.tables);
-        let final_access = final_access(&second.format, Some(&leaf), access);
-        let last = physical.quick(memory, second, of, leaf.address, final_access, flags)?;
-        if flags == Flags::Set {
-            let known = from.is_some_and(|table| table.start == start);
-            let table = (!known).then_some(GuestTable { start, host });
-            self.remember(place, first, last, table, access);
+        if ask.flags == Flags::Set && from.is_none_or(|table| table.start != start) {
+            self.combined.remember_table(guest, space, gva.raw(), (start.level, GuestTable { start, host }));
         }
-        Some(nested_leaf(&first, &last, gva))
+        Some((leaf, start))
     }
 
     /// The walk for all that is unusual.
@@ -154,12 +192,7 @@ impl Tlb {
         if let Some(known) = self.combined.page(space, gva.raw()) {
             match known.judged(guest, second, gva, access, flags) {
                 Ok(None) => {}
-                Ok(Some(leaf)) => {
-                    if flags == Flags::Set {
-                        known.passed.add(guest, access);
-                    }
-                    return Ok(leaf);
-                }
+                Ok(Some(leaf)) => return Ok(leaf),
                 Err(fault) => {
                     self.forget_faulting(place, &fault);
                     return Err(fault);
@@ -175,13 +208,16 @@ impl Tlb {
             // What a look finds is not remembered: its flags are not set.
             Ok(NestedLeaf { guest: Some(leaf), .. }) if verified && flags == Flags::Set => {
                 let table = lowest_table(guest, from, &path);
-                let mut known = |gpa| self.physical.page(physical(second), gpa).map(|(known, _)| *known);
+                let known = |gpa| self.physical.page(physical(second), gpa).copied();
                 // The final translation has just left its page there.
                 if let (Some(start), Some(last)) = (table, known(leaf.address)) {
-                    let host = known(start.table).map(|known| known.at(start.table).address);
-                    let table = host.map(|host| GuestTable { start, host });
-                    let first = Known::new(guest, *leaf, start.tables, access);
-                    self.remember(place, first, last, table, access);
+                    let host = known(start.table).map(|known| known.at(&second.format, start.table).address);
+                    let first = Known::new(guest, leaf, start.tables, access);
+                    self.remember_page(place, Combined { guest: first, second: last });
+                    if let Some(host) = host {
+                        let table = (start.level, GuestTable { start, host });
+                        self.combined.remember_table(guest, space, gva.raw(), table);
+                    }
                 }
             }
             Ok(_) => {}
@@ -190,23 +226,12 @@ impl Tlb {
         outcome
     }
 
-    /// Remembers a page that a walk has found, and the guest's table it is in.
+    /// Remembers a page that a walk has found.
     #[inline]
-    fn remember(
-        &mut self,
-        place: &Place<'_>,
-        first: Known,
-        last: Known,
-        table: Option<GuestTable>,
-        access: Access,
-    ) {
+    fn remember_page(&mut self, place: &Place<'_>, page: Combined) {
         let Place { guest, space, global_pages, gva, .. } = *place;
-        let page = Combined { guest: first, second: last, passed: Passed::new(guest, access) };
-        let global = global_pages && guest.format.is_global(first.entry());
+        let global = global_pages && guest.format.is_global(page.guest.entry());
         self.combined.remember_page(space, gva.raw(), page, global);
-        if let Some(table) = table {
-            self.combined.remember_table(guest, space, gva.raw(), (table.start.level, table));
-        }
     }
 
     /// A fault drops what led to it (rule IV2; SDM vol. 3A, 4.10.4.1).
@@ -219,11 +244,8 @@ impl Tlb {
     }
 }
 
-/// The translation of an access that is known to pass.
-#[inline]
-fn nested_leaf(first: &Known, last: &Known, gva: Gva) -> NestedLeaf {
-    let guest = first.at(gva.raw());
-    let second = last.at(guest.address);
+#[inline(always)]
+const fn nested_leaf(guest: Leaf, second: Leaf) -> NestedLeaf {
     NestedLeaf { guest: Some(guest), gpa: Gpa(guest.address), second, hpa: Hpa(second.address) }
 }
 
@@ -234,7 +256,7 @@ const fn physical(second: &Paging) -> Space {
 }
 
 /// The second level, through guest-physical mappings.
-struct Remembering<'a>(&'a mut Dimension<Page, Start>);
+struct Remembering<'a>(&'a mut Dimension<Known, Start>);
 
 impl SecondLevel for Remembering<'_> {
     fn translate<M: PhysMemory>(
@@ -251,6 +273,22 @@ impl SecondLevel for Remembering<'_> {
 }
 
 impl Combined {
+    /// Its translation, if nothing about the access is unusual.
+    #[inline(always)]
+    fn quick(
+        &self,
+        guest: &Paging,
+        second: &Paging,
+        gva: Gva,
+        access: Access,
+        flags: Flags,
+    ) -> Option<NestedLeaf> {
+        let first = self.guest.quick(&Ask::new(guest, access, flags)?, gva.raw())?;
+        let access = final_access(&second.format, Some(&first), access);
+        let last = self.second.quick(&Ask::new(second, access, flags)?, first.address)?;
+        Some(nested_leaf(first, last))
+    }
+
     /// `None`: D must be set in memory first.
     fn judged(
         &self,
@@ -265,7 +303,7 @@ impl Combined {
         let (gpa, rights) = (leaf.address, leaf.rights());
         let access = final_access(&second.format, Some(&leaf), access);
         match self.second.judged(second, gpa, access, flags) {
-            Ok(Use::Done(_)) => Ok(Some(nested_leaf(&self.guest, &self.second, gva))),
+            Ok(Use::Done(second)) => Ok(Some(nested_leaf(leaf, second))),
             Ok(Use::Walk) => Ok(None),
             Err(fault) => Err(Target::Final(Some(rights)).fault(second, gpa, fault)),
         }

@@ -199,8 +199,8 @@ pub enum Violation {
         /// What forbids the rest.
         limit: Limit,
     },
-    /// 3: a large leaf in a slot whose writes are logged page by page.
-    #[error("a {size} leaf where writes are logged by the 4K page")]
+    /// 3: a large leaf that may be written, in a slot whose writes are logged page by page.
+    #[error("a writable {size} leaf where writes are logged by the 4K page")]
     LoggedLarge {
         /// Size of the leaf.
         size: PageSize,

@@ -337,14 +337,14 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
     /// What the slot and its dirty log allow.
     fn limits(&mut self, at: &At<'_>, gpa: Gpa, size: PageSize, slot: &Slot<'_>) {
         let seen = at.root().paging.format.rights(at.entry());
-        if slot.memslot.log_dirty && size != PageSize::Size4K {
-            at.found(at.address, 1, Violation::LoggedLarge { size }, &mut self.tally);
-        }
         if at.entry() & at.root().paging.format.bits(Role::SubPageWrite, at.table.level, true) != 0 {
             self.tally.unchecked(Unchecked::SubPages, 1);
         }
         if !seen.intersects(WRITES) {
             return;
+        }
+        if slot.memslot.log_dirty && size != PageSize::Size4K && !is_logged_whole(slot, gpa, size) {
+            at.found(at.address, 1, Violation::LoggedLarge { size }, &mut self.tally);
         }
         let limit = match slot.log {
             _ if slot.memslot.readonly => Some(Limit::ReadonlySlot),
@@ -498,6 +498,13 @@ impl Slot<'_> {
 fn in_log(log: Option<&[u64]>, page: u64) -> bool {
     let word = |words: &[u64]| words.get(usize::try_from(page / 64).ok()?).copied();
     log.is_none_or(|words| word(words).is_some_and(|word| word >> (page % 64) & 1 != 0))
+}
+
+/// Whether all of a large page is in the log already.
+fn is_logged_whole(slot: &Slot<'_>, gpa: Gpa, size: PageSize) -> bool {
+    let DirtyLog::Bitmap(words) = slot.log else { return false };
+    let first = gpa.align_down(size).raw().saturating_sub(slot.memslot.base.raw()) >> 12;
+    (first..first + (size.bytes() >> 12)).all(|page| in_log(Some(words), page))
 }
 
 fn slot_range(slot: &Slot<'_>) -> Option<AddrRange<Gpa>> {

@@ -87,7 +87,7 @@ fn seen(paging: &Paging, flags: u32) -> Seen {
         let _ = walk();
     }
     let end = match walk() {
-        Ok(leaf) => Ok(leaf.frame),
+        Ok(leaf) => Ok(leaf.frame()),
         Err(Fault::PageFault { code }) => Err(code.bits()),
         Err(other) => panic!("{flags:#x}: {other}"),
     };

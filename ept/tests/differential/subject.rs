@@ -129,7 +129,7 @@ pub fn reason(reason: Misconfiguration) -> Reason {
 pub fn end(outcome: Result<Leaf, Fault>) -> End {
     match outcome {
         Ok(leaf) => {
-            assert_eq!(leaf.frame, leaf.address & !(leaf.size.bytes() - 1));
+            assert_eq!(leaf.frame(), leaf.address & !(leaf.size.bytes() - 1));
             let memory = match leaf.caching() {
                 Caching::Ept { memory_type, ignore_pat } => Memory::Type(memory_type as u64, ignore_pat),
                 Caching::Pat(index) => Memory::Pat(index.into()),

@@ -46,7 +46,7 @@ fn i3_32_bit_tables_translate_4_kib_and_4_mib_pages() {
 
     let large = walk(&memory, &paging, 0x0056_789a, Access::WRITE, Flags::Keep);
     let leaf = large.outcome.unwrap();
-    assert_eq!((leaf.address, leaf.frame, leaf.size), (0xc_0056_789a, 0xc_0040_0000, PageSize::Size4M));
+    assert_eq!((leaf.address, leaf.frame(), leaf.size), (0xc_0056_789a, 0xc_0040_0000, PageSize::Size4M));
     assert_eq!((large.path.len(), large.path[0].entry_address(), large.path[0].index), (1, 0x1004, 1));
 
     let code = |bits| Err(Fault::PageFault { code: PageFaultCode::from_bits_retain(bits) });

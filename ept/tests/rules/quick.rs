@@ -3,9 +3,9 @@
 use std::cell::Cell;
 
 use ept::{
-    Access, Controls, Ept, EptCaps, Flags, Format, Ia32e, Kind, Leaf, Legacy32, Levels, MaxPhyAddr,
-    MemoryError, Pae, Paging, PhysMemory, ProtectionKeys, Rights, nested_translate, nested_walk, translate,
-    translate_many, walk,
+    Access, Attributes, Controls, Ept, EptCaps, Flags, Format, FrameAllocator, Ia32e, Kind, Leaf, Legacy32,
+    Levels, Mapper, MaxPhyAddr, MemoryError, Pae, Paging, PhysMemory, ProtectionKeys, Rights, SparseMemory,
+    nested_translate, nested_walk, translate, translate_many, walk,
 };
 use memory_model::{Gva, PageSize};
 use proptest::prelude::*;
@@ -215,5 +215,39 @@ fn a_plain_walk_is_quick_in_every_64_bit_format() {
             assert_eq!(leaf.size == PageSize::Size1G, large);
             assert_eq!(memory.reads.get(), u32::from(reads), "{:?}", format.kind());
         }
+    }
+}
+
+/// A nested walk that has read one guest table takes a short way to the next, if that lies in the same 2 MiB.
+#[test]
+fn guest_tables_are_found_near_each_other_and_far_apart() {
+    let orders = [
+        [0x1000, 0x2000, 0x3000, 0x4000, 0x5000],
+        [0x1000, 0x20_1000, 0x1_0000, 0x20_3000, 0x1000],
+        [0x20_1000, 0x4000_1000, 0x20_2000, 0x3000, 0x60_1000],
+    ];
+    for gpas in orders {
+        let mut memory = SparseMemory::allocating_from(0x100_0000);
+        let root = memory.allocate_table().unwrap();
+        let ept = Ept::new(Levels::Four, EptCaps::all(), MaxPhyAddr::MAX);
+        let second = Paging::new(Format::ept(ept), root);
+        let guest = Paging::new(Format::ia32e(Ia32e::new(Levels::Four, MaxPhyAddr::MAX)), gpas[0]);
+        // The tables of the guest, root first, and its page.
+        let hpas = [1, 2, 3, 4, 5].map(|n| 0x800_0000 + n * 0x1000);
+        let page = Attributes::ram(Kind::Ept, Rights::RWX);
+        for (n, (&gpa, &hpa)) in gpas.iter().zip(&hpas).enumerate() {
+            // The page may be one of the tables.
+            let _ = Mapper::new(&mut memory, second).map(gpa, hpa, PageSize::Size4K, page);
+            memory.add_frame(hpa);
+            if n < 4 {
+                memory.write_entry(hpa, gpas[n + 1] | 7).unwrap();
+            }
+        }
+        let gva = Gva(0x123);
+        let fast = nested_translate(&memory, Some(&guest), &second, gva, Access::READ, Flags::Keep);
+        let slow = nested_walk(&memory, Some(&guest), &second, gva, Access::READ, Flags::Keep).outcome;
+        assert_eq!(fast, slow);
+        let last = gpas.iter().position(|&gpa| gpa == gpas[4]).unwrap();
+        assert_eq!(fast.unwrap().hpa.raw(), hpas[last] | 0x123, "{gpas:x?}");
     }
 }

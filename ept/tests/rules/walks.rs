@@ -99,7 +99,7 @@ fn mappings_lists_every_page_in_order_with_merged_rights() {
     for page in mappings(&memory, &paging) {
         let walk = walk(&memory, &paging, page.address, Access::READ, Flags::Keep);
         let leaf = walk.outcome.unwrap();
-        assert_eq!((leaf.frame, leaf.rights(), leaf.size), (page.frame, page.rights, page.size));
+        assert_eq!((leaf.frame(), leaf.rights(), leaf.size), (page.frame, page.rights, page.size));
         assert_eq!(walk.path.last(), Some(&page.step));
     }
 }

@@ -32,9 +32,9 @@ pub use discard::{
     DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, RamDiscardListener, RamDiscardManager,
 };
 #[cfg(feature = "host")]
-pub use page::{RamPage, Word};
-#[cfg(feature = "host")]
 pub use options::{Backing, NumaPolicy, Pages, RamOptions};
+#[cfg(feature = "host")]
+pub use page::{RamPage, Word};
 
 use crate::{Hva, MemoryError, PageSize};
 

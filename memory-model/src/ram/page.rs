@@ -54,7 +54,8 @@ impl RamPage {
     pub fn new(block: &Arc<RamBlock>, offset: u64) -> Result<Self, MemoryError> {
         let first = offset & !(Self::BYTES as u64 - 1);
         let bytes = block.slice(first, Self::BYTES as u64)?;
-        let start = NonNull::new(bytes.ptr_guard_mut().as_ptr()).ok_or_else(|| block.out_of_block(first, 1))?;
+        let start =
+            NonNull::new(bytes.ptr_guard_mut().as_ptr()).ok_or_else(|| block.out_of_block(first, 1))?;
         Ok(Self { start, block: block.clone() })
     }
 

@@ -30,17 +30,19 @@ pub(super) fn system_from_kvm(sregs: &kvm_sregs) -> SystemRegs {
         gs: segment_from_kvm(&sregs.gs),
         ss: segment_from_kvm(&sregs.ss),
         tr: segment_from_kvm(&sregs.tr),
+        ldt: segment_from_kvm(&sregs.ldt),
         gdt: DescriptorTable { base: sregs.gdt.base, limit: sregs.gdt.limit },
         idt: DescriptorTable { base: sregs.idt.base, limit: sregs.idt.limit },
         cr0: sregs.cr0,
         cr2: sregs.cr2,
         cr3: sregs.cr3,
         cr4: sregs.cr4,
+        cr8: sregs.cr8,
         efer: sregs.efer,
     }
 }
 
-/// `system` in place of what `before` held; LDTR, CR8, the APIC base and pending interrupts stay.
+/// `system` in place of what `before` held; the APIC base and pending interrupts stay.
 pub(super) fn system_to_kvm(system: &SystemRegs, before: kvm_sregs) -> kvm_sregs {
     kvm_sregs {
         cs: segment_to_kvm(&system.cs),
@@ -50,12 +52,14 @@ pub(super) fn system_to_kvm(system: &SystemRegs, before: kvm_sregs) -> kvm_sregs
         gs: segment_to_kvm(&system.gs),
         ss: segment_to_kvm(&system.ss),
         tr: segment_to_kvm(&system.tr),
+        ldt: segment_to_kvm(&system.ldt),
         gdt: kvm_dtable { base: system.gdt.base, limit: system.gdt.limit, ..Default::default() },
         idt: kvm_dtable { base: system.idt.base, limit: system.idt.limit, ..Default::default() },
         cr0: system.cr0,
         cr2: system.cr2,
         cr3: system.cr3,
         cr4: system.cr4,
+        cr8: system.cr8,
         efer: system.efer,
         ..before
     }
@@ -131,18 +135,20 @@ mod tests {
             gs: segment(5),
             ss: segment(6),
             tr: segment(7),
+            ldt: segment(8),
             gdt: DescriptorTable { base: 0x1000, limit: 0x37 },
             idt: DescriptorTable { base: 0x2000, limit: 0xfff },
             cr0: 1,
             cr2: 2,
             cr3: 3,
             cr4: 4,
+            cr8: 6,
             efer: 5,
         };
-        let before = kvm_sregs { cr8: 9, apic_base: 0xfee0_0000, ..Default::default() };
+        let before = kvm_sregs { apic_base: 0xfee0_0000, ..Default::default() };
         let kvm = system_to_kvm(&system, before);
         assert_eq!(system_from_kvm(&kvm), system);
-        assert_eq!((kvm.cr8, kvm.apic_base), (9, 0xfee0_0000));
+        assert_eq!(kvm.apic_base, 0xfee0_0000);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Between the CPU and memory: what the CPU asks of the MMU, and how the MMU refuses.
 
+use ept::ProtectionKeys;
 use memory_model::{Gpa, Gva, RamPage};
 
 /// What an access is for. It decides rights and error codes.
@@ -20,10 +21,14 @@ pub struct Paging {
     pub cr0: u64,
     /// CR3: the root of the guest's tables.
     pub cr3: u64,
-    /// CR4 (LA57, SMEP, SMAP).
+    /// CR4 (PSE, PAE, LA57, SMEP, SMAP, PKE, PKS).
     pub cr4: u64,
-    /// EFER (NXE).
+    /// EFER (LME, NXE).
     pub efer: u64,
+    /// PKRU and IA32_PKRS.
+    pub keys: ProtectionKeys,
+    /// The page-directory pointers that PAE paging loaded with CR3.
+    pub pdptes: [u64; 4],
     /// Whether the access is a user access: CPL 3, and not an implicit one (GDT, IDT, TSS).
     pub user: bool,
     /// RFLAGS.AC, for SMAP.
@@ -55,6 +60,8 @@ pub enum BusFault {
         /// Where.
         gpa: Gpa,
     },
+    /// The second level leads where no guest memory is: it is broken.
+    Broken,
     /// The slot or the host's page is about to change: the access is to be made again later.
     Retry,
 }
@@ -67,17 +74,17 @@ pub trait Bus {
     /// Writes `data` at `gva`.
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
     /// The page of memory that such an access at `gva` reaches, whole: the access itself may then be made there, and
-    /// later ones too, until the page is invalidated or [`generation`](Self::generation) changes. `None` where `read` and
-    /// `write` are the only way.
+    /// later ones like it too, until [`generation`](Self::generation) changes. `None` where `read` and `write` are the
+    /// only way.
     fn page(&mut self, _paging: &Paging, _gva: Gva, _kind: AccessKind) -> Option<RamPage> {
         None
     }
-    /// Another number whenever a page that was given may have become another one, but by invalidations.
+    /// Another number after each invalidation, and whenever else a page that was given may have become another one.
     fn generation(&self) -> u64 {
         0
     }
     /// `INVLPG`.
     fn invalidate_page(&mut self, gva: Gva);
-    /// CR3, CR0, CR4 or EFER changed: no translation made before may be used again.
+    /// CR3, CR0, CR4, EFER or a protection key changed: no translation made before may be used again.
     fn invalidate_all(&mut self);
 }

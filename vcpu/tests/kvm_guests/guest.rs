@@ -153,9 +153,9 @@ pub fn long_mode(ring: u8) -> SystemRegs {
         gdt: DescriptorTable { base: GDT, limit: 7 * 8 - 1 },
         idt: DescriptorTable { base: 0, limit: 0 },
         cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
-        cr2: 0,
         cr3: PML4,
         cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
         efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
+        ..SystemRegs::default()
     }
 }

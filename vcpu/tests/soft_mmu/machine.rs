@@ -30,6 +30,7 @@ pub fn columns() -> Vec<SoftOptions> {
         ept(Levels::Four, false, true),
         SecondLevel::NPT,
         SecondLevel::Npt { levels: Levels::Five },
+        SecondLevel::Shadow,
     ];
     all.map(SoftOptions::of).to_vec()
 }

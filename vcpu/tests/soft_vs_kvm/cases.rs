@@ -42,18 +42,29 @@ pub const FORMS: &[Form] = forms! {
     OF => Rol Ror Rcl Rcr;
     OF | SF | AF | PF => Bt Bts Btr Btc Tzcnt Lzcnt;
     STATUS & !ZF => Bsf Bsr;
-    0 => Popcnt;
+    0 => Popcnt Adcx Adox;
+    AF | PF => Andn Blsi Blsmsk Blsr Bzhi;
+    AF | PF | SF => Bextr;
+    0 => Mulx Pdep Pext Rorx Sarx Shlx Shrx;
     0 => Clc Stc Cmc Cld Std Lahf Sahf;
     0 => Jo Jno Jb Jae Je Jne Jbe Ja Js Jns Jp Jnp Jl Jge Jle Jg Jmp Call Ret Loop Loope Loopne Jrcxz Jecxz;
     0 => Seto Setno Setb Setae Sete Setne Setbe Seta Sets Setns Setp Setnp Setl Setge Setle Setg;
     0 => Cmovo Cmovno Cmovb Cmovae Cmove Cmovne Cmovbe Cmova Cmovs Cmovns Cmovp Cmovnp Cmovl Cmovge Cmovle Cmovg;
     0 => Movsb Movsw Movsd Movsq Stosb Stosw Stosd Stosq Lodsb Lodsw Lodsd Lodsq;
     0 => Cmpsb Cmpsw Cmpsd Cmpsq Scasb Scasw Scasd Scasq;
+    0 => Enter;
     0 => Ud2 Int3 Hlt Clts Invlpg Rdmsr Wrmsr Wbinvd INVALID;
 };
 
 /// A KVM that emulates whatever raises #GP does not know these: they must not raise any.
-const NOT_EMULATED: [Mnemonic; 2] = [Mnemonic::Movbe, Mnemonic::Popcnt];
+#[rustfmt::skip]
+const NOT_EMULATED: [Mnemonic; 17] = {
+    use Mnemonic::*;
+    [
+        Movbe, Popcnt, Adcx, Adox, Andn, Bextr, Blsi, Blsmsk, Blsr, Bzhi, Mulx, Pdep, Pext, Rorx, Sarx, Shlx,
+        Shrx,
+    ]
+};
 
 /// SplitMix64.
 pub struct Random(u64);
@@ -165,16 +176,28 @@ impl Generator {
         while is_prefix(opcode) {
             opcode = random.next() as u8;
         }
-        match random.below(20) {
-            0..10 => bytes.push(opcode),
-            10..19 => bytes.extend([0x0f, random.next() as u8]),
-            _ => bytes.extend([0x0f, 0x38, 0xf0 | random.below(2) as u8]),
+        match random.below(40) {
+            0..20 => bytes.push(opcode),
+            20..36 => bytes.extend([0x0f, random.next() as u8]),
+            36..38 => bytes.extend([0x0f, 0x38, 0xf0 | random.below(8) as u8]),
+            _ => return self.random_vex(),
         }
         bytes.extend((0..12).map(|_| random.next() as u8));
         bytes
     }
 
+    /// The general-purpose corner of VEX: no vectors, three operands.
+    fn random_vex(&mut self) -> Vec<u8> {
+        let random = &mut self.random;
+        let (map, opcode) = random.pick(&[(2, 0xf2), (2, 0xf3), (2, 0xf5), (2, 0xf6), (2, 0xf7), (3, 0xf0)]);
+        let wide_vvvv_pp = random.next() as u8 & 0b1111_1011;
+        let mut bytes = vec![0xc4, random.next() as u8 & 0xe0 | map, wide_vvvv_pp, opcode];
+        bytes.extend((0..12).map(|_| random.next() as u8));
+        bytes
+    }
+
     fn complete(&mut self, mut bytes: Vec<u8>) -> Option<Case> {
+        make_frame_small(&mut bytes);
         let instruction = decode(&bytes)?;
         let form = FORMS.iter().find(|form| form.mnemonic == instruction.mnemonic())?;
         if !is_testable(&instruction, &bytes) {
@@ -302,6 +325,14 @@ impl Case {
     }
 }
 
+/// Of `ENTER`, no room and no levels: processors leave the first words of a frame behind if a later one faults.
+fn make_frame_small(bytes: &mut [u8]) {
+    let opcode = bytes.iter().position(|&byte| !is_prefix(byte)).unwrap_or(0);
+    if let [0xc8, room_and_level @ ..] = &mut bytes[opcode..] {
+        room_and_level[..3].fill(0);
+    }
+}
+
 fn decode(bytes: &[u8]) -> Option<Instruction> {
     let instruction = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
     (!instruction.is_invalid() || is_invalid_for_sure(bytes)).then_some(instruction)
@@ -353,6 +384,8 @@ fn is_testable(instruction: &Instruction, bytes: &[u8]) -> bool {
         Code::Call_m1616 | Code::Call_m1632 | Code::Call_m1664 => false,
         // With REX.B, AMD's processors see an `XCHG`.
         Code::Pause if (0x41..0x50).step_by(2).any(prefixed) => false,
+        // Of a 16-bit register, Intel's processors read 16 bits, AMD's 32.
+        Code::Movsxd_r16_rm16 => false,
         // The result is undefined.
         Code::Bswap_r16 => false,
         // Intel's processors ignore the operand-size prefix of a near branch, AMD's do not; and AMD's swap

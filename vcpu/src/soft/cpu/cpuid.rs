@@ -1,4 +1,6 @@
-//! `CPUID`: what this CPU has, and nothing else.
+//! `CPUID`: what the CPU says of itself. Instructions and control bits follow what it says.
+
+use std::collections::BTreeMap;
 
 use crate::{SystemRegs, cr4};
 
@@ -21,31 +23,149 @@ const fn text<const N: usize>(text: &[u8; N], at: usize) -> u32 {
 
 const NAME: &[u8; 12] = b"memvirt soft";
 
-/// CMPXCHG16B, MOVBE, POPCNT.
-const LEAF_1_ECX: u32 = bits([13, 22, 23]);
-/// PSE, TSC, MSR, PAE, CX8, PGE, CMOV, PAT, CLFSH.
-const LEAF_1_EDX: u32 = bits([3, 4, 5, 6, 8, 13, 15, 16, 19]);
-/// SMEP, SMAP.
-const LEAF_7_EBX: u32 = bits([7, 20]);
+/// MONITOR, CMPXCHG16B, PCID, MOVBE, POPCNT.
+const LEAF_1_ECX: u32 = bits([3, 13, 17, 22, 23]);
+/// DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH.
+const LEAF_1_EDX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 19]);
+/// FSGSBASE, BMI1, SMEP, BMI2, INVPCID, ADX, SMAP, CLFLUSHOPT.
+const LEAF_7_EBX: u32 = bits([0, 3, 7, 8, 10, 19, 20, 23]);
+/// UMIP, PKU, LA57, RDPID, PKS.
+const LEAF_7_ECX: u32 = bits([2, 3, 16, 22, 31]);
+/// LAM.
+const LEAF_7_1_EAX: u32 = bits([26]);
 /// LAHF in 64-bit mode, LZCNT, PREFETCHW.
 const LEAF_EXTENDED_ECX: u32 = bits([0, 5, 8]);
-/// NX, pages of 1 GiB, long mode.
-const LEAF_EXTENDED_EDX: u32 = bits([20, 26, 29]);
+/// SYSCALL, NX, pages of 1 GiB, RDTSCP, long mode.
+const LEAF_EXTENDED_EDX: u32 = bits([11, 20, 26, 27, 29]);
+/// The TSC never stops.
+const INVARIANT_TSC: u32 = bits([8]);
+/// Linear addresses have 57 bits, if CR4.LA57 asks for them.
+const LINEAR_ADDRESS_BITS: u32 = 57;
 
-/// EAX, EBX, ECX and EDX of a leaf; zeros where there is none.
-pub(super) fn cpuid(leaf: u32, subleaf: u32, system: &SystemRegs) -> [u32; 4] {
-    let five_levels = system.cr4 & cr4::LA57 != 0;
-    match (leaf, subleaf) {
-        (0, _) => [7, text(NAME, 0), text(NAME, 8), text(NAME, 4)],
-        // Family 6; CLFLUSH works on 8 * 8 bytes.
-        (1, _) => [0x600, 8 << 8, LEAF_1_ECX, LEAF_1_EDX],
-        (7, 0) => [0, LEAF_7_EBX, u32::from(five_levels) << 16, 0],
-        (0x8000_0000, _) => [0x8000_0008, 0, 0, 0],
-        (0x8000_0001, _) => [0, 0, LEAF_EXTENDED_ECX, LEAF_EXTENDED_EDX],
-        (0x8000_0008, _) => {
-            let linear = if five_levels { 57 } else { 48 };
-            [PHYSICAL_ADDRESS_BITS | linear << 8, 0, 0, 0]
+#[rustfmt::skip]
+const DEFAULT: [(u32, u32, [u32; 4]); 8] = [
+    (0, 0, [7, text(NAME, 0), text(NAME, 8), text(NAME, 4)]),
+    // Family 6; CLFLUSH works on 8 * 8 bytes.
+    (1, 0, [0x600, 8 << 8, LEAF_1_ECX, LEAF_1_EDX]),
+    (7, 0, [1, LEAF_7_EBX, LEAF_7_ECX, 0]),
+    (7, 1, [LEAF_7_1_EAX, 0, 0, 0]),
+    (0x8000_0000, 0, [0x8000_0008, 0, 0, 0]),
+    (0x8000_0001, 0, [0, 0, LEAF_EXTENDED_ECX, LEAF_EXTENDED_EDX]),
+    (0x8000_0007, 0, [0, 0, 0, INVARIANT_TSC]),
+    (0x8000_0008, 0, [PHYSICAL_ADDRESS_BITS | LINEAR_ADDRESS_BITS << 8, 0, 0, 0]),
+];
+
+/// Leaves that ECX selects in too.
+const WITH_SUBLEAVES: [u32; 11] = [4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1f];
+
+/// A bit of CPUID that an instruction or a control bit depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Feature {
+    leaf: u32,
+    subleaf: u32,
+    /// EAX, EBX, ECX or EDX.
+    register: usize,
+    bit: u32,
+}
+
+const EAX: usize = 0;
+const EBX: usize = 1;
+const ECX: usize = 2;
+const EDX: usize = 3;
+
+#[rustfmt::skip]
+impl Feature {
+    pub const MONITOR: Self = Self::new(1, ECX, 3);
+    pub const CX16: Self = Self::new(1, ECX, 13);
+    pub const PCID: Self = Self::new(1, ECX, 17);
+    pub const SSE4_2: Self = Self::new(1, ECX, 20);
+    pub const MOVBE: Self = Self::new(1, ECX, 22);
+    pub const POPCNT: Self = Self::new(1, ECX, 23);
+    pub const XSAVE: Self = Self::new(1, ECX, 26);
+    pub const DE: Self = Self::new(1, EDX, 2);
+    pub const PSE: Self = Self::new(1, EDX, 3);
+    pub const TSC: Self = Self::new(1, EDX, 4);
+    pub const PAE: Self = Self::new(1, EDX, 6);
+    pub const MCE: Self = Self::new(1, EDX, 7);
+    pub const SEP: Self = Self::new(1, EDX, 11);
+    pub const PGE: Self = Self::new(1, EDX, 13);
+    pub const FSGSBASE: Self = Self::new(7, EBX, 0);
+    pub const BMI1: Self = Self::new(7, EBX, 3);
+    pub const SMEP: Self = Self::new(7, EBX, 7);
+    pub const BMI2: Self = Self::new(7, EBX, 8);
+    pub const INVPCID: Self = Self::new(7, EBX, 10);
+    pub const ADX: Self = Self::new(7, EBX, 19);
+    pub const SMAP: Self = Self::new(7, EBX, 20);
+    pub const CLFLUSHOPT: Self = Self::new(7, EBX, 23);
+    pub const UMIP: Self = Self::new(7, ECX, 2);
+    pub const PKU: Self = Self::new(7, ECX, 3);
+    pub const LA57: Self = Self::new(7, ECX, 16);
+    pub const RDPID: Self = Self::new(7, ECX, 22);
+    pub const PKS: Self = Self::new(7, ECX, 31);
+    pub const LAM: Self = Self { subleaf: 1, ..Self::new(7, EAX, 26) };
+    pub const LZCNT: Self = Self::new(0x8000_0001, ECX, 5);
+    pub const RDTSCP: Self = Self::new(0x8000_0001, EDX, 27);
+}
+
+impl Feature {
+    const fn new(leaf: u32, register: usize, bit: u32) -> Self {
+        Self { leaf, subleaf: 0, register, bit }
+    }
+}
+
+/// The table that `CPUID` reads: EAX, EBX, ECX and EDX for each leaf and subleaf. It starts with all that this CPU
+/// has; without a feature here the guest has none. OSXSAVE and OSPKE come from CR4.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cpuid {
+    leaves: BTreeMap<(u32, u32), [u32; 4]>,
+}
+
+impl Default for Cpuid {
+    fn default() -> Self {
+        Self {
+            leaves: DEFAULT.into_iter().map(|(leaf, subleaf, values)| ((leaf, subleaf), values)).collect(),
         }
-        _ => [0; 4],
+    }
+}
+
+impl Cpuid {
+    /// Puts a leaf into the table. Of a leaf without subleaves, `subleaf` is 0.
+    pub fn set(&mut self, leaf: u32, subleaf: u32, registers: [u32; 4]) {
+        self.leaves.insert((leaf, subleaf), registers);
+    }
+
+    /// EAX, EBX, ECX and EDX of a leaf; zeros where there is none.
+    pub fn get(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let subleaf = if WITH_SUBLEAVES.contains(&leaf) { subleaf } else { 0 };
+        self.leaves.get(&(leaf, subleaf)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn has(&self, feature: Feature) -> bool {
+        let Feature { leaf, subleaf, register, bit } = feature;
+        self.get(leaf, subleaf)[register] >> bit & 1 != 0
+    }
+
+    pub(super) fn is_intel(&self) -> bool {
+        let [_, b, c, d] = self.get(0, 0);
+        [b, d, c].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    }
+
+    pub(super) fn physical_address_bits(&self) -> u32 {
+        match self.get(0x8000_0008, 0)[EAX] & 0xff {
+            bits @ 32..=52 => bits,
+            _ => PHYSICAL_ADDRESS_BITS,
+        }
+    }
+
+    /// What the instruction gives.
+    pub(super) fn execute(&self, leaf: u32, subleaf: u32, system: &SystemRegs) -> [u32; 4] {
+        let mut registers = self.get(leaf, subleaf);
+        let copies = [(1, 27, cr4::OSXSAVE), (7, 4, cr4::PKE)];
+        for (with_copy, bit, control) in copies {
+            if leaf == with_copy && (leaf == 1 || subleaf == 0) {
+                registers[ECX] = registers[ECX] & !(1 << bit) | u32::from(system.cr4 & control != 0) << bit;
+            }
+        }
+        registers
     }
 }

@@ -1,11 +1,13 @@
-//! Segment descriptors: reading the GDT, loading segment registers and TR (SDM vol. 3A, chapter 3.4.5).
+//! Segment descriptors: reading the GDT and the LDT, loading segment registers, TR and LDTR (SDM vol. 3A, 3.4.5
+//! and 3.5).
 
 use memory_model::Gva;
 
 use super::exceptions::Exception;
+use super::segments::{ACCESSED, CODE, CONFORMING, REAL_MODE_LIMIT, SegmentName, WRITABLE};
 use super::step::{Abort, Step};
 use crate::Segment;
-use crate::soft::Bus;
+use crate::soft::{AccessKind, Bus};
 
 /// A code, data or system descriptor. Of a 64-bit system descriptor this is the lower half.
 #[derive(Clone, Copy)]
@@ -15,11 +17,11 @@ pub(super) struct Descriptor {
     pub present: bool,
 }
 
-/// Accessed, in the type of a code or data descriptor.
-const ACCESSED: u8 = 1;
-/// Type of a 64-bit TSS nobody uses; busy is one more bit.
-const TSS_AVAILABLE: u8 = 9;
-const TSS_BUSY: u8 = 11;
+/// Types of system segments. A TSS of 16 bits has one bit less than one of 32 or 64; a busy one has one more.
+const LDT: u8 = 2;
+const TSS_16: u8 = 1;
+const TSS: u8 = 9;
+const TSS_BUSY: u8 = 2;
 
 impl Descriptor {
     fn new(raw: u64) -> Self {
@@ -35,28 +37,28 @@ impl Descriptor {
         self.raw >> bit & 1 != 0
     }
 
-    fn kind(&self) -> u8 {
+    pub fn kind(&self) -> u8 {
         (self.raw >> 40) as u8 & 0xf
     }
 
-    fn code_or_data(&self) -> bool {
+    pub fn code_or_data(&self) -> bool {
         self.bit(44)
     }
 
     pub fn is_code(&self) -> bool {
-        self.code_or_data() && self.kind() & 8 != 0
+        self.code_or_data() && self.kind() & CODE != 0
     }
 
     pub fn conforming(&self) -> bool {
-        self.is_code() && self.kind() & 4 != 0
+        self.is_code() && self.kind() & CONFORMING != 0
     }
 
     pub fn is_writable_data(&self) -> bool {
-        self.code_or_data() && self.kind() & 0b1010 == 0b0010
+        self.code_or_data() && self.kind() & (CODE | WRITABLE) == WRITABLE
     }
 
-    fn is_readable(&self) -> bool {
-        self.code_or_data() && self.kind() & 0b1010 != 0b1000
+    pub fn is_readable(&self) -> bool {
+        self.code_or_data() && self.kind() & (CODE | WRITABLE) != CODE
     }
 
     pub fn long(&self) -> bool {
@@ -67,14 +69,24 @@ impl Descriptor {
         self.bit(54)
     }
 
+    /// The upper half, as `LAR` sees it.
+    pub fn access_rights(&self) -> u64 {
+        self.raw >> 32 & 0x00f0_ff00
+    }
+
+    /// In bytes.
+    pub fn limit(&self) -> u32 {
+        let limit = (self.raw as u32 & 0xffff) | (self.raw >> 32) as u32 & 0xf_0000;
+        if self.bit(55) { limit << 12 | 0xfff } else { limit }
+    }
+
     /// The segment register that holds this descriptor.
     pub fn segment(&self, selector: u16) -> Segment {
-        let limit = (self.raw as u32 & 0xffff) | (self.raw >> 32) as u32 & 0xf_0000;
         let accessed = if self.code_or_data() { ACCESSED } else { 0 };
         Segment {
             selector,
             base: self.raw >> 16 & 0xff_ffff | self.raw >> 56 << 24,
-            limit: if self.bit(55) { limit << 12 | 0xfff } else { limit },
+            limit: self.limit(),
             kind: self.kind() | accessed,
             dpl: self.dpl,
             code_or_data: self.code_or_data(),
@@ -85,31 +97,49 @@ impl Descriptor {
     }
 }
 
-/// The segment registers a program can load by themselves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum SegmentName {
-    Es,
-    Ss,
-    Ds,
-    Fs,
-    Gs,
-}
-
 impl<B: Bus> Step<'_, B> {
-    /// The descriptor of a selector; `outside` is raised if the GDT does not reach so far, or if the
-    /// selector names the LDT, of which there is none.
-    pub(super) fn descriptor(&mut self, selector: u16, outside: Exception) -> Result<Descriptor, Abort> {
-        let gdt = self.cpu.system.gdt;
-        let offset = u64::from(selector & !7);
-        if selector & 4 != 0 || offset + 7 > u64::from(gdt.limit) {
-            return Err(outside.into());
-        }
-        let mut bytes = [0; 8];
-        self.read_system(gdt.base.wrapping_add(offset), &mut bytes, Exception::protection(0))?;
-        Ok(Descriptor::new(u64::from_le_bytes(bytes)))
+    /// Reads a descriptor table or the TSS: an implicit supervisor access.
+    pub(super) fn read_system(
+        &mut self,
+        address: u64,
+        buf: &mut [u8],
+        not_canonical: Exception,
+    ) -> Result<(), Abort> {
+        let (address, paging) = (self.system_address(address), self.cpu.implicit_paging());
+        self.bus
+            .read(&paging, address, buf, AccessKind::Read)
+            .map_err(|fault| Abort::from_system(fault, not_canonical))
     }
 
-    /// Sets the accessed bit in the GDT, as loading a segment register does.
+    fn system_address(&self, address: u64) -> Gva {
+        Gva(if self.cpu.in_long_mode() { address } else { u64::from(address as u32) })
+    }
+
+    /// Where a selector's descriptor is; `None` if its table does not reach so far.
+    fn descriptor_address(&self, selector: u16) -> Option<u64> {
+        let offset = u64::from(selector & !7);
+        let (base, limit) = match selector & 4 {
+            0 => (self.cpu.system.gdt.base, self.cpu.system.gdt.limit.into()),
+            _ if self.cpu.system.ldt.present => (self.cpu.system.ldt.base, self.cpu.system.ldt.limit),
+            _ => return None,
+        };
+        (offset + 7 <= u64::from(limit)).then_some(base.wrapping_add(offset))
+    }
+
+    /// The descriptor of a selector; `outside` is raised if there is none.
+    pub(super) fn descriptor(&mut self, selector: u16, outside: Exception) -> Result<Descriptor, Abort> {
+        Ok(self.find_descriptor(selector)?.ok_or(outside)?)
+    }
+
+    /// The descriptor of a selector, if there is one.
+    pub(super) fn find_descriptor(&mut self, selector: u16) -> Result<Option<Descriptor>, Abort> {
+        let Some(address) = self.descriptor_address(selector) else { return Ok(None) };
+        let mut bytes = [0; 8];
+        self.read_system(address, &mut bytes, Exception::protection(0))?;
+        Ok(Some(Descriptor::new(u64::from_le_bytes(bytes))))
+    }
+
+    /// Sets the accessed bit in the table, as loading a segment register does.
     pub(super) fn mark_accessed(&mut self, selector: u16, descriptor: &Descriptor) -> Result<(), Abort> {
         if descriptor.kind() & ACCESSED != 0 {
             return Ok(());
@@ -123,26 +153,26 @@ impl<B: Bus> Step<'_, B> {
         descriptor: &Descriptor,
         set: u8,
     ) -> Result<(), Abort> {
-        let address = self.cpu.system.gdt.base.wrapping_add(u64::from(selector & !7) + 5);
-        let paging = self.cpu.implicit_paging();
+        let Some(address) = self.descriptor_address(selector) else { return Ok(()) };
+        let (address, paging) = (self.system_address(address.wrapping_add(5)), self.cpu.implicit_paging());
         let byte = (descriptor.raw >> 40) as u8 | set;
         self.bus
-            .write(&paging, Gva(address), &[byte])
+            .write(&paging, address, &[byte])
             .map_err(|fault| Abort::from_system(fault, Exception::protection(0)))
     }
 
-    /// Loads a data segment register or SS (`MOV Sreg`, `POP FS/GS`).
+    /// Loads a data segment register or SS (`MOV`, `POP`, `LDS` and its kin).
     pub(super) fn load_segment(&mut self, name: SegmentName, selector: u16) -> Result<(), Abort> {
-        let segment = self.data_segment(name, selector)?;
-        let system = &mut self.cpu.system;
-        *match name {
-            SegmentName::Es => &mut system.es,
-            SegmentName::Ss => &mut system.ss,
-            SegmentName::Ds => &mut system.ds,
-            SegmentName::Fs => &mut system.fs,
-            SegmentName::Gs => &mut system.gs,
-        } = segment;
+        *self.cpu.system.segment_mut(name) = match self.cpu.in_protected_mode() {
+            true => self.data_segment(name, selector)?,
+            false => real_mode_segment(self.cpu.system.segment(name), selector),
+        };
         Ok(())
+    }
+
+    /// CS in real mode.
+    pub(super) fn set_real_mode_cs(&mut self, selector: u16) {
+        self.cpu.system.cs = real_mode_segment(&self.cpu.system.cs, selector);
     }
 
     fn data_segment(&mut self, name: SegmentName, selector: u16) -> Result<Segment, Abort> {
@@ -152,7 +182,9 @@ impl<B: Bus> Step<'_, B> {
         if selector & !3 == 0 {
             return match stack {
                 false => Ok(Segment { selector, ..Segment::default() }),
-                true if cpl < 3 && rpl == cpl => Ok(Segment { selector, ..Descriptor::null_stack(cpl) }),
+                true if self.cpu.in_64_bit_mode() && cpl < 3 && rpl == cpl => {
+                    Ok(Segment { selector, ..Descriptor::null_stack(cpl) })
+                }
                 true => Err(Exception::protection(0).into()),
             };
         }
@@ -174,27 +206,60 @@ impl<B: Bus> Step<'_, B> {
         Ok(descriptor.segment(selector))
     }
 
-    /// `LTR`: a 16-byte descriptor, marked busy in the GDT.
+    /// `LTR`: an available TSS, marked busy in the GDT.
     pub(super) fn load_task_register(&mut self, selector: u16) -> Result<(), Abort> {
         if selector & !3 == 0 {
             return Err(Exception::protection(0).into());
         }
-        let bad = Exception::protection((selector & !3).into());
-        let low = self.descriptor(selector, bad)?;
-        if low.code_or_data() || low.kind() != TSS_AVAILABLE {
-            return Err(bad.into());
-        }
-        if !low.present {
-            return Err(Exception::not_present((selector & !3).into()).into());
-        }
-        let high = self.descriptor(selector.wrapping_add(8), bad)?;
-        let segment = low.segment(selector);
-        let base = segment.base | high.raw << 32;
-        if !self.cpu.canonical(base) {
-            return Err(bad.into());
-        }
-        self.write_descriptor_type(selector, &low, TSS_BUSY)?;
-        self.cpu.system.tr = Segment { base, kind: TSS_BUSY, ..segment };
+        let kinds: &[u8] = if self.cpu.in_long_mode() { &[TSS] } else { &[TSS, TSS_16] };
+        let (descriptor, segment) = self.system_segment(selector, kinds)?;
+        self.write_descriptor_type(selector, &descriptor, TSS_BUSY)?;
+        self.cpu.system.tr = Segment { kind: segment.kind | TSS_BUSY, ..segment };
         Ok(())
     }
+
+    /// `LLDT`: without a table if the selector is null.
+    pub(super) fn load_local_table(&mut self, selector: u16) -> Result<(), Abort> {
+        self.cpu.system.ldt = match selector & !3 {
+            0 => Segment { selector, kind: LDT, ..Segment::default() },
+            _ => self.system_segment(selector, &[LDT])?.1,
+        };
+        Ok(())
+    }
+
+    /// A system segment of one of `kinds`, from the GDT. In long mode its descriptor has 16 bytes.
+    fn system_segment(&mut self, selector: u16, kinds: &[u8]) -> Result<(Descriptor, Segment), Abort> {
+        let code = u32::from(selector & !3);
+        let bad = Exception::protection(code);
+        if selector & 4 != 0 {
+            return Err(bad.into());
+        }
+        let descriptor = self.descriptor(selector, bad)?;
+        if descriptor.code_or_data() || !kinds.contains(&descriptor.kind()) {
+            return Err(bad.into());
+        }
+        if !descriptor.present {
+            return Err(Exception::not_present(code).into());
+        }
+        let mut segment = descriptor.segment(selector);
+        if self.cpu.in_long_mode() {
+            segment.base |= self.descriptor(selector.wrapping_add(8), bad)?.raw << 32;
+            if !self.cpu.canonical_if_widest(segment.base) {
+                return Err(bad.into());
+            }
+        }
+        Ok((descriptor, segment))
+    }
+}
+
+/// A segment register loaded in real mode: limit and attributes stay, but for those of no segment.
+fn real_mode_segment(before: &Segment, selector: u16) -> Segment {
+    let base = u64::from(selector) << 4;
+    if before.present {
+        return Segment { selector, base, dpl: 0, ..*before };
+    }
+    let kind = WRITABLE | ACCESSED;
+    let fresh =
+        Segment { kind, limit: REAL_MODE_LIMIT, code_or_data: true, present: true, ..Segment::default() };
+    Segment { selector, base, ..fresh }
 }

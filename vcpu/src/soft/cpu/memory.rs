@@ -9,6 +9,7 @@ use memory_model::{Gpa, Gva, PageSize};
 use super::CpuError;
 use super::alu::Width;
 use super::exceptions::Exception;
+use super::segments::Logical;
 use super::step::{Abort, Step};
 use crate::soft::{AccessKind, Bus, BusFault};
 use crate::{Entry, MmioData};
@@ -22,10 +23,6 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    fn offset(self, bytes: usize) -> Self {
-        Self { address: self.address.wrapping_add(bytes as u64), ..self }
-    }
-
     pub(super) fn not_canonical(self) -> Exception {
         if self.stack { Exception::stack(0) } else { Exception::protection(0) }
     }
@@ -168,22 +165,27 @@ fn device_is_in_next_page(at: Linear, gpa: Gpa, len: usize) -> bool {
 
 impl<B: Bus> Step<'_, B> {
     /// Reads an integer. `kind` is [`AccessKind::Write`] where the instruction will also write it.
-    pub(super) fn load(&mut self, at: Linear, width: Width, kind: AccessKind) -> Result<u64, Abort> {
+    pub(super) fn load(&mut self, at: Logical, width: Width, kind: AccessKind) -> Result<u64, Abort> {
         let mut bytes = [0; 8];
         self.load_bytes(at, &mut bytes[..width.bytes()], kind)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// Writes an integer. It is the last thing of its instruction that can fail.
-    pub(super) fn store(&mut self, at: Linear, width: Width, value: u64) -> Result<(), Abort> {
+    pub(super) fn store(&mut self, at: Logical, width: Width, value: u64) -> Result<(), Abort> {
         self.store_bytes(at, &value.to_le_bytes()[..width.bytes()])
     }
 
-    pub(super) fn load_bytes(&mut self, at: Linear, buf: &mut [u8], kind: AccessKind) -> Result<(), Abort> {
-        self.check_alignment(at, buf.len())?;
+    pub(super) fn load_bytes(&mut self, at: Logical, buf: &mut [u8], kind: AccessKind) -> Result<(), Abort> {
+        let first = self.linear(at, buf.len(), kind)?;
+        self.check_alignment(first, buf.len())?;
         let mut start = 0;
         while start < buf.len() {
-            let (at, rest) = (at.offset(start), &mut buf[start..]);
+            let at = self.behind(first, start);
+            let room = self.room(at);
+            let rest = &mut buf[start..];
+            let len = rest.len().min(room);
+            let rest = &mut rest[..len];
             start += match self.cpu.transactions.replay(Direction::Read, at.address, rest.len()) {
                 Some(done) => {
                     rest[..done.len.into()].copy_from_slice(&done.data[..done.len.into()]);
@@ -196,7 +198,24 @@ impl<B: Bus> Step<'_, B> {
                 }
             };
         }
+        self.watch_data(first, buf.len(), kind);
         Ok(())
+    }
+
+    /// The address `bytes` further on: outside 64-bit mode the last one is followed by the first.
+    fn behind(&self, at: Linear, bytes: usize) -> Linear {
+        let address = at.address.wrapping_add(bytes as u64);
+        let wide = self.cpu.in_64_bit_mode();
+        Linear { address: if wide { address } else { u64::from(address as u32) }, ..at }
+    }
+
+    /// How many bytes follow each other from `at` on.
+    fn room(&self, at: Linear) -> usize {
+        if self.cpu.in_64_bit_mode() {
+            MAX_ACCESS
+        } else {
+            ((1 << 32) - at.address).min(MAX_ACCESS as u64) as usize
+        }
     }
 
     /// Reads from memory all of `buf`, or what lies before a page of a device.
@@ -221,11 +240,18 @@ impl<B: Bus> Step<'_, B> {
         }
     }
 
-    pub(super) fn store_bytes(&mut self, at: Linear, data: &[u8]) -> Result<(), Abort> {
-        self.check_alignment(at, data.len())?;
+    pub(super) fn store_bytes(&mut self, at: Logical, data: &[u8]) -> Result<(), Abort> {
+        let first = self.linear(at, data.len(), AccessKind::Write)?;
+        self.check_alignment(first, data.len())?;
+        let room = self.room(first);
+        if room < data.len() {
+            self.check_linear(self.behind(first, room), data.len() - room, AccessKind::Write)?;
+        }
         let mut start = 0;
         while start < data.len() {
-            let (at, rest) = (at.offset(start), &data[start..]);
+            let at = self.behind(first, start);
+            let rest = &data[start..];
+            let rest = &rest[..rest.len().min(self.room(at))];
             start += match self.cpu.transactions.replay(Direction::Write, at.address, rest.len()) {
                 Some(done) => usize::from(done.len),
                 None => {
@@ -235,6 +261,7 @@ impl<B: Bus> Step<'_, B> {
                 }
             };
         }
+        self.watch_data(first, data.len(), AccessKind::Write);
         Ok(())
     }
 
@@ -268,11 +295,16 @@ impl<B: Bus> Step<'_, B> {
         if len <= first {
             return Ok(());
         }
-        self.check_access(at.offset(first), len - first, kind)
+        self.check_linear(self.behind(at, first), len - first, kind)
     }
 
     /// Fails as an access would, but reads nothing from a device.
-    pub(super) fn check_access(&mut self, at: Linear, len: usize, kind: AccessKind) -> Result<(), Abort> {
+    pub(super) fn check_access(&mut self, at: Logical, len: usize, kind: AccessKind) -> Result<(), Abort> {
+        let at = self.linear(at, len, kind)?;
+        self.check_linear(at, len, kind)
+    }
+
+    fn check_linear(&mut self, at: Linear, len: usize, kind: AccessKind) -> Result<(), Abort> {
         let paging = self.cpu.paging();
         match self.bus.read(&paging, Gva(at.address), &mut [0; MAX_ACCESS][..len], kind) {
             Ok(()) | Err(BusFault::Mmio { .. }) => Ok(()),
@@ -291,7 +323,10 @@ impl<B: Bus> Step<'_, B> {
     /// Reads an I/O port. Permission is checked elsewhere.
     pub(super) fn read_port(&mut self, port: u16, width: Width) -> Result<u64, Abort> {
         match self.cpu.transactions.replay(Direction::Port, port.into(), width.bytes()) {
-            Some(done) => Ok(u64::from_le_bytes(std::array::from_fn(|i| done.data[i]))),
+            Some(done) => {
+                self.watch_port(port, width.bytes());
+                Ok(u64::from_le_bytes(std::array::from_fn(|i| done.data[i])))
+            }
             None => {
                 let request = Request::PortRead { port, size: width.bytes() as u8 };
                 Err(self.cpu.transactions.wait(Direction::Port, port.into(), width.bytes(), request))

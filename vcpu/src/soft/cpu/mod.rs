@@ -1,6 +1,7 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
-//! 64-bit mode, rings 0 and 3, integer instructions. It is uncached: each instruction is fetched,
+//! All integer and system instructions in real mode, 16- and 32-bit protected mode, compatibility mode and 64-bit
+//! mode, without virtual-8086 mode, call gates and task switches. It is uncached: each instruction is fetched,
 //! translated and decoded anew, so a guest that changes its code or its tables is always seen right.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!
@@ -10,29 +11,42 @@
 
 mod alu;
 mod cpuid;
+mod debug;
 mod descriptors;
 mod exceptions;
 mod exec;
+mod far;
+mod frames;
+mod interrupts;
 mod memory;
+mod modes;
 mod msr;
 mod operands;
 mod quick;
+mod returns;
+mod segments;
 mod step;
+mod system_calls;
 #[cfg(test)]
 mod tests;
+mod tss;
 
 use std::time::Instant;
 
+use ept::ProtectionKeys;
 use iced_x86::Instruction;
 
+use self::debug::DebugRegs;
+use self::exec::control_registers::LoadedPdptes;
+use self::exec::x87::CONTROL_WORD;
 use self::memory::Transactions;
 use self::msr::Msrs;
 use self::quick::{Quick, Then};
 use self::step::Step;
 use super::{Bus, Paging};
-use crate::{Budget, Entry, Exit, Limit, Regs, SystemRegs, cr0, cr4, efer, rflags};
+use crate::{Budget, Entry, Exit, Limit, Regs, SystemRegs, cr0, rflags};
 
-pub use self::cpuid::PHYSICAL_ADDRESS_BITS;
+pub use self::cpuid::{Cpuid, PHYSICAL_ADDRESS_BITS};
 
 /// An [`Entry`] that does not answer the last [`Exit`]. The CPU has not run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,7 +74,14 @@ pub struct Cpu {
     pub regs: Regs,
     /// Control, segment and table registers.
     pub system: SystemRegs,
+    /// What `CPUID` tells, and what is there because of it.
+    pub cpuid: Cpuid,
     msrs: Msrs,
+    debug: DebugRegs,
+    pkru: u32,
+    xcr0: u64,
+    x87_control: u16,
+    pdptes: LoadedPdptes,
     retired: u64,
     transactions: Transactions,
     /// The instruction to go on with: it waits for a device, or repeats.
@@ -74,7 +95,13 @@ impl Cpu {
         Self {
             regs: Regs { rflags: regs.rflags | rflags::FIXED, ..regs },
             system,
+            cpuid: Cpuid::default(),
             msrs: Msrs::default(),
+            debug: DebugRegs::default(),
+            pkru: 0,
+            xcr0: 1,
+            x87_control: CONTROL_WORD,
+            pdptes: LoadedPdptes::default(),
             retired: 0,
             transactions: Transactions::new(),
             unfinished: None,
@@ -93,9 +120,10 @@ impl Cpu {
     /// whose handler faults for ever comes back too.
     pub fn run<B: Bus>(&mut self, bus: &mut B, entry: &Entry, budget: &Budget) -> Result<Exit, CpuError> {
         self.transactions.answer(entry)?;
-        if !self.in_64_bit_mode() {
-            let instruction = "any outside 64-bit mode".to_owned();
-            return Ok(Exit::Unimplemented { rip: self.regs.rip, instruction });
+        if self.has_pae_paging() && self.pdptes.cr3 != Some(self.system.cr3) {
+            // The VMM has set CR3. Pointers that it could not have loaded lead nowhere.
+            self.pdptes = LoadedPdptes { cr3: Some(self.system.cr3), ..LoadedPdptes::default() };
+            let _ = Step::new(self, bus).load_pdptes();
         }
         let (mut steps, mut clock) = (0, 0);
         while steps < budget.instructions {
@@ -103,16 +131,14 @@ impl Cpu {
                 return Ok(Exit::BudgetExceeded(Limit::WallClock));
             }
             clock = clock.max(steps + 1).next_multiple_of(CLOCK_PERIOD);
-            let mut next = None;
             if self.may_be_quick() {
                 let ran = quick::run(self, bus, budget.instructions.min(clock) - steps);
                 steps += ran.count;
-                match ran.then {
-                    Then::Nothing => continue,
-                    Then::Exact(instruction) => next = instruction,
+                if ran.then == Then::Nothing {
+                    continue;
                 }
             }
-            if let Some(exit) = Step::new(self, bus).run(next) {
+            if let Some(exit) = Step::new(self, bus).run() {
                 return Ok(exit);
             }
             steps += 1;
@@ -120,25 +146,23 @@ impl Cpu {
         Ok(Exit::BudgetExceeded(Limit::Instructions))
     }
 
-    /// Whether nothing must be looked at between two instructions.
+    /// Whether it is in 64-bit mode, and nothing must be looked at between two instructions.
     fn may_be_quick(&self) -> bool {
-        self.regs.rflags & (rflags::TF | rflags::RF) == 0
+        self.in_64_bit_mode()
+            && self.regs.rflags & (rflags::TF | rflags::RF) == 0
             && self.unfinished.is_none()
             && self.transactions.is_empty()
             && !self.checks_alignment()
-    }
-
-    fn in_64_bit_mode(&self) -> bool {
-        let system = &self.system;
-        let paged = cr0::PE | cr0::PG;
-        system.cr0 & paged == paged && system.efer & efer::LMA != 0 && system.cs.long
+            && !self.debug.enabled()
     }
 
     /// For the program's own accesses.
     fn paging(&self) -> Paging {
         let SystemRegs { cr0, cr3, cr4, efer, .. } = self.system;
         let ac = self.regs.rflags & rflags::AC != 0;
-        Paging { cr0, cr3, cr4, efer, user: self.system.cpl() == 3, ac }
+        let keys = ProtectionKeys { pkru: self.pkru, pkrs: self.msrs.pkrs as u32 };
+        let pdptes = if self.has_pae_paging() { self.pdptes.entries } else { [0; 4] };
+        Paging { cr0, cr3, cr4, efer, keys, pdptes, user: self.system.cpl() == 3, ac }
     }
 
     /// For the processor's accesses to descriptor tables and the TSS.
@@ -148,12 +172,6 @@ impl Cpu {
 
     fn checks_alignment(&self) -> bool {
         self.regs.rflags & rflags::AC != 0 && self.system.cr0 & cr0::AM != 0 && self.system.cpl() == 3
-    }
-
-    /// Whether all bits above the linear address width copy its top bit.
-    fn canonical(&self, address: u64) -> bool {
-        let unused = if self.system.cr4 & cr4::LA57 != 0 { 64 - 57 } else { 64 - 48 };
-        ((address << unused) as i64 >> unused) as u64 == address
     }
 
     /// The time-stamp counter: it ticks once an instruction.

@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, MemorySize, OpKind, Register};
 
 use super::alu::Width;
-use super::memory::Linear;
+use super::segments::{Logical, SegmentName};
 use super::step::{Abort, Step};
 use crate::soft::{AccessKind, Bus};
 use crate::{Gpr, Regs};
@@ -74,7 +74,7 @@ fn in_range(register: Register, first: Register, last: Register) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
     Gpr(GprPart),
-    Memory(Linear, Width),
+    Memory(Logical, Width),
 }
 
 impl Place {
@@ -97,12 +97,13 @@ pub(super) fn memory_width(instruction: &Instruction) -> Result<Width, Abort> {
     })
 }
 
-/// The width of addresses: 32 bits with the address-size prefix.
+/// The width of the addresses of a memory operand.
 pub(super) fn address_width(instruction: &Instruction) -> Width {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let register = if base == Register::None { index } else { base };
     match register {
         Register::EIP => Width::Dword,
+        Register::None if instruction.memory_displ_size() == 2 => Width::Word,
         Register::None if instruction.memory_displ_size() == 4 => Width::Dword,
         _ => GprPart::of(register).map_or(Width::Qword, |part| part.width),
     }
@@ -129,22 +130,31 @@ impl<B: Bus> Step<'_, B> {
             & address_width(instruction).mask()
     }
 
-    /// The linear address for an address within the segment of the memory operand. In 64-bit mode only FS
-    /// and GS have a base; an override with CS, DS or ES is ignored, one with SS decides the exception.
-    pub(super) fn linear(&self, effective: u64) -> Linear {
+    /// The segment of the memory operand. In 64-bit mode an override with CS, DS or ES is ignored.
+    pub(super) fn operand_segment(&self) -> SegmentName {
         use Register::{EBP, ESP, RBP, RSP};
-        let (base, stack) = match self.instruction.segment_prefix() {
-            Register::FS => (self.cpu.system.fs.base, false),
-            Register::GS => (self.cpu.system.gs.base, false),
-            Register::SS => (0, true),
-            _ => (0, matches!(self.instruction.memory_base(), RBP | RSP | EBP | ESP)),
-        };
-        Linear { address: base.wrapping_add(effective), stack }
+        let instruction = &self.instruction;
+        if !self.cpu.in_64_bit_mode() {
+            return SegmentName::of(instruction.memory_segment()).unwrap_or(SegmentName::Ds);
+        }
+        match instruction.segment_prefix() {
+            Register::FS => SegmentName::Fs,
+            Register::GS => SegmentName::Gs,
+            Register::SS => SegmentName::Ss,
+            _ if matches!(instruction.memory_base(), RBP | RSP | EBP | ESP) => SegmentName::Ss,
+            _ => SegmentName::Ds,
+        }
     }
 
-    /// The memory operand's linear address.
-    pub(super) fn memory_operand(&self) -> Linear {
-        self.linear(self.effective_address())
+    /// Where the memory operand is.
+    pub(super) fn memory_operand(&self) -> Logical {
+        Logical { segment: self.operand_segment(), offset: self.effective_address() }
+    }
+
+    /// The part of a memory operand that starts `bytes` behind its first.
+    pub(super) fn memory_operand_at(&self, bytes: u64) -> Logical {
+        let offset = self.effective_address().wrapping_add(bytes) & address_width(&self.instruction).mask();
+        Logical { offset, ..self.memory_operand() }
     }
 
     /// Where operand `operand` is, if it can be read and written as an integer.
@@ -198,16 +208,24 @@ impl<B: Bus> Step<'_, B> {
 
     /// Pushes onto the stack.
     pub(super) fn push(&mut self, width: Width, value: u64) -> Result<(), Abort> {
-        let rsp = self.cpu.regs[Gpr::Rsp].wrapping_sub(width.bytes() as u64);
-        self.store(Linear { address: rsp, stack: true }, width, value)?;
-        self.cpu.regs[Gpr::Rsp] = rsp;
+        let stack = self.cpu.stack_width();
+        let pointer = self.gpr(Gpr::Rsp, stack).wrapping_sub(width.bytes() as u64) & stack.mask();
+        self.store(Logical::stack(pointer), width, value)?;
+        self.set_gpr(Gpr::Rsp, stack, pointer);
         Ok(())
     }
 
     pub(super) fn pop(&mut self, width: Width) -> Result<u64, Abort> {
-        let rsp = self.cpu.regs[Gpr::Rsp];
-        let value = self.load(Linear { address: rsp, stack: true }, width, AccessKind::Read)?;
-        self.cpu.regs[Gpr::Rsp] = rsp.wrapping_add(width.bytes() as u64);
+        let pointer = self.gpr(Gpr::Rsp, self.cpu.stack_width());
+        let value = self.load(Logical::stack(pointer), width, AccessKind::Read)?;
+        self.release(width.bytes() as u64);
         Ok(value)
+    }
+
+    /// Moves the stack pointer up.
+    pub(super) fn release(&mut self, bytes: u64) {
+        let stack = self.cpu.stack_width();
+        let pointer = self.gpr(Gpr::Rsp, stack).wrapping_add(bytes);
+        self.set_gpr(Gpr::Rsp, stack, pointer);
     }
 }

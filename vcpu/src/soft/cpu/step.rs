@@ -1,14 +1,16 @@
 //! One instruction: fetch, execute, and what follows if it can't be finished.
 
+use std::ops::Range;
+
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FastFormatter, Instruction};
 use memory_model::{Gpa, Gva};
 
 use super::Cpu;
+use super::debug::dr6;
 use super::exceptions::Exception;
 use super::memory::{Linear, Request, bytes_in_page};
-use crate::rflags;
 use crate::soft::{AccessKind, Bus, BusFault};
-use crate::{Exit, Limit, Regs};
+use crate::{Exit, Limit, Regs, rflags};
 
 /// Why an instruction was not finished.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +23,7 @@ pub(super) enum Abort {
     HostMemory(Gpa),
     /// Memory is about to change, and the instruction is to be started again.
     Retry,
-    /// Code, or a table of the processor, lies where no memory is.
+    /// Code, or a table of the processor, lies where no memory is; or the second level is broken.
     Emulation,
     /// Not an instruction of this CPU.
     Unimplemented,
@@ -44,7 +46,7 @@ impl Abort {
         match fault {
             BusFault::PageFault { error_code, address } => Exception::page_fault(error_code, address).into(),
             BusFault::NotCanonical => not_canonical.into(),
-            BusFault::Mmio { .. } => Self::Emulation,
+            BusFault::Mmio { .. } | BusFault::Broken => Self::Emulation,
             BusFault::HostMemory { gpa } => Self::HostMemory(gpa),
             BusFault::Retry => Self::Retry,
         }
@@ -63,22 +65,38 @@ pub(super) struct Step<'a, B> {
     pub cpu: &'a mut Cpu,
     pub bus: &'a mut B,
     pub instruction: Instruction,
+    /// What was fetched for it, and perhaps more.
+    bytes: [u8; MAX_INSTRUCTION],
     /// Set where the VMM must hear of a finished instruction (`OUT`, `HLT`).
     pub exit: Option<Exit>,
     /// Set where the next step is another iteration of the same instruction.
     pub repeat: bool,
+    /// Data breakpoints that the instruction has met, as in DR6.
+    pub breakpoints: u64,
+    /// Set where no trap follows the instruction: it has entered a handler, or loaded SS.
+    pub no_trap: bool,
 }
 
 impl<'a, B: Bus> Step<'a, B> {
     pub fn new(cpu: &'a mut Cpu, bus: &'a mut B) -> Self {
-        Self { cpu, bus, instruction: Instruction::default(), exit: None, repeat: false }
+        Self {
+            cpu,
+            bus,
+            instruction: Instruction::default(),
+            bytes: [0; MAX_INSTRUCTION],
+            exit: None,
+            repeat: false,
+            breakpoints: 0,
+            no_trap: false,
+        }
     }
 
-    /// Executes one instruction, up to and with the delivery of an exception. `next` is it, if it is decoded already.
-    pub fn run(mut self, next: Option<Instruction>) -> Option<Exit> {
+    /// Executes one instruction, up to and with the delivery of an exception.
+    pub fn run(mut self) -> Option<Exit> {
         let before = self.cpu.regs;
         self.cpu.transactions.restart();
-        match self.fetch(next).and_then(|()| self.execute_fetched()) {
+        let started = self.code_breakpoint().and_then(|()| self.fetch());
+        match started.and_then(|()| self.execute_fetched()) {
             Ok(()) => self.retire(&before),
             Err(abort) => {
                 self.cpu.regs = before;
@@ -88,7 +106,10 @@ impl<'a, B: Bus> Step<'a, B> {
     }
 
     fn execute_fetched(&mut self) -> Result<(), Abort> {
-        self.cpu.regs.rip = self.instruction.next_ip();
+        self.cpu.regs.rip = match self.cpu.in_64_bit_mode() {
+            true => self.instruction.next_ip(),
+            false => self.instruction.next_ip32().into(),
+        };
         self.cpu.regs.rflags &= !rflags::RF;
         self.execute()
     }
@@ -97,13 +118,27 @@ impl<'a, B: Bus> Step<'a, B> {
         self.cpu.retired += 1;
         self.cpu.transactions.clear();
         self.cpu.unfinished = self.repeat.then_some(self.instruction);
-        let entered_handler = matches!(self.instruction.code(), Code::Int3 | Code::Int_imm8);
-        if before.rflags & rflags::TF != 0 && !entered_handler {
+        let mut causes = self.breakpoints;
+        if self.traced(before) {
+            causes |= dr6::BS;
+        }
+        if causes != 0 && !self.no_trap {
             self.cpu.unfinished = None;
-            let failed = self.raise(Exception::SINGLE_STEP);
+            self.cpu.debug.report(causes);
+            let failed = self.raise(Exception::DEBUG);
             return self.exit.or(failed);
         }
         self.exit
+    }
+
+    /// Whether TF asks for a trap behind this instruction: as it was before, but for `SYSCALL` and `SYSRET`,
+    /// which are traced as what they lead to.
+    fn traced(&self, before: &Regs) -> bool {
+        let flags = match self.instruction.code() {
+            Code::Syscall | Code::Sysretd | Code::Sysretq => self.cpu.regs.rflags,
+            _ => before.rflags,
+        };
+        flags & rflags::TF != 0
     }
 
     fn abandon(mut self, abort: Abort) -> Option<Exit> {
@@ -134,64 +169,73 @@ impl<'a, B: Bus> Step<'a, B> {
             Abort::Unimplemented => {
                 let mut instruction = String::new();
                 FastFormatter::new().format(&self.instruction, &mut instruction);
-                Exit::Unimplemented { rip: self.instruction.ip(), instruction }
+                let bytes = self.bytes[..self.instruction.len()].to_vec();
+                Exit::Unimplemented { rip: self.instruction.ip(), bytes, instruction }
             }
         }
     }
 
     /// Decodes the instruction at RIP into `self.instruction`, unless it is the one left unfinished. The
     /// second page of an instruction is read only if the first does not hold all of it.
-    fn fetch(&mut self, decoded: Option<Instruction>) -> Result<(), Abort> {
+    fn fetch(&mut self) -> Result<(), Abort> {
         let rip = self.cpu.regs.rip;
         if let Some(unfinished) = self.cpu.unfinished.take_if(|unfinished| unfinished.ip() == rip) {
             self.instruction = unfinished;
             return Ok(());
         }
         self.cpu.transactions.clear();
-        if let Some(instruction) = decoded {
-            self.instruction = instruction;
-            return Ok(());
+        // How much of CS is left, and how much of the page.
+        let left = match self.cpu.in_64_bit_mode() {
+            true => MAX_INSTRUCTION,
+            false => {
+                (u64::from(self.cpu.system.cs.limit) + 1).saturating_sub(rip).min(MAX_INSTRUCTION as u64)
+                    as usize
+            }
+        };
+        if left == 0 {
+            return Err(Exception::protection(0).into());
         }
-        let mut bytes = [0; MAX_INSTRUCTION];
-        let first = bytes_in_page(rip).min(MAX_INSTRUCTION);
-        self.fetch_bytes(rip, &mut bytes[..first])?;
-        let mut error = self.decode(&bytes[..first]);
-        if error == DecoderError::NoMoreBytes && first < MAX_INSTRUCTION {
-            self.fetch_bytes(rip.wrapping_add(first as u64), &mut bytes[first..])?;
-            error = self.decode(&bytes);
+        let linear = self.linear_rip();
+        let first = bytes_in_page(linear).min(left);
+        self.fetch_bytes(linear, 0..first)?;
+        let mut error = self.decode(first);
+        if error == DecoderError::NoMoreBytes && first < left {
+            self.fetch_bytes(linear, first..left)?;
+            error = self.decode(left);
         }
         match error {
             DecoderError::None => Ok(()),
-            // Too long, or so long that it makes no difference.
+            // Past the end of CS; too long, or so long that it makes no difference.
+            DecoderError::NoMoreBytes if left < MAX_INSTRUCTION => Err(Exception::protection(0).into()),
             _ if self.instruction.len() == MAX_INSTRUCTION => Err(Exception::protection(0).into()),
             _ => Err(Exception::INVALID_OPCODE.into()),
         }
     }
 
-    fn fetch_bytes(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Abort> {
+    /// The linear address of the instruction at RIP.
+    pub(super) fn linear_rip(&self) -> u64 {
+        let rip = self.cpu.regs.rip;
+        match self.cpu.in_64_bit_mode() {
+            true => rip,
+            false => u64::from(self.cpu.system.cs.base.wrapping_add(rip) as u32),
+        }
+    }
+
+    /// Reads the bytes `part` of the instruction at `linear`.
+    fn fetch_bytes(&mut self, linear: u64, part: Range<usize>) -> Result<(), Abort> {
         let paging = self.cpu.paging();
+        let address = Gva(linear.wrapping_add(part.start as u64));
         self.bus
-            .read(&paging, Gva(address), buf, AccessKind::Fetch)
+            .read(&paging, address, &mut self.bytes[part], AccessKind::Fetch)
             .map_err(|fault| Abort::from_system(fault, Exception::protection(0)))
     }
 
-    fn decode(&mut self, bytes: &[u8]) -> DecoderError {
-        let mut decoder = Decoder::with_ip(64, bytes, self.cpu.regs.rip, DecoderOptions::NONE);
+    /// Decodes the first `len` bytes.
+    fn decode(&mut self, len: usize) -> DecoderError {
+        let bits = self.cpu.code_width().bits();
+        let bytes = &self.bytes[..len];
+        let mut decoder = Decoder::with_ip(bits, bytes, self.cpu.regs.rip, DecoderOptions::NONE);
         decoder.decode_out(&mut self.instruction);
         decoder.last_error()
-    }
-}
-
-impl<B: Bus> Step<'_, B> {
-    /// `INVLPG`.
-    pub(super) fn invalidate_page(&mut self, gva: Gva) {
-        self.cpu.quick.forget_all();
-        self.bus.invalidate_page(gva);
-    }
-
-    /// After changes of CR3, CR0, CR4 and EFER.
-    pub(super) fn invalidate_all(&mut self) {
-        self.cpu.quick.forget_all();
-        self.bus.invalidate_all();
     }
 }

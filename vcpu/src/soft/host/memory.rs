@@ -133,6 +133,7 @@ impl Host {
         let retired = self.bytes.with_free(|free| std::mem::take(&mut free.retired));
         for frame in retired {
             if let Use::Retired(bytes) = self.zones.record(frame).usage() {
+                self.bytes.at(bytes).clear();
                 self.zones.free(frame);
                 self.bytes.free(bytes);
             }
@@ -145,13 +146,11 @@ impl Host {
         Some(frame * FRAME)
     }
 
-    /// Clears it: a walker beside finds nothing there, until nobody can be one any more. It stays clear: an accessed flag
-    /// that a walker was about to set is exchanged for what it read.
+    /// Its entries stay as they are, and nobody can change them, until no walker can be on its way to them any more.
     pub(super) fn retire_table_frame(&self, address: u64) {
         let frame = address / FRAME;
         if let Use::Table(bytes) = self.zones.record(frame).usage() {
             self.zones.set_record(frame, Record::retired(bytes));
-            self.bytes.at(bytes).clear();
             self.bytes.with_free(|free| free.retired.push(frame));
         }
     }

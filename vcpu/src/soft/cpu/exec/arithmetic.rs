@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use crate::soft::cpu::alu::{self, Binary, Divide, Multiply, STATUS, Width};
+use crate::soft::cpu::cpuid::Feature;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::operands::Place;
 use crate::soft::cpu::step::Step;
@@ -156,8 +157,9 @@ impl<B: Bus> Step<'_, B> {
     }
 
     pub(super) fn cmpxchg16b(&mut self) -> Outcome {
+        self.requires(Feature::CX16)?;
         let at = self.memory_operand();
-        if at.address & 15 != 0 {
+        if self.linear(at, 16, AccessKind::Write)?.address & 15 != 0 {
             return Err(Exception::protection(0).into());
         }
         let regs = self.cpu.regs;

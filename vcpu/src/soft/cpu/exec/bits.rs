@@ -6,7 +6,7 @@ use super::Outcome;
 use crate::rflags;
 use crate::soft::Bus;
 use crate::soft::cpu::alu::{self, STATUS, Width};
-use crate::soft::cpu::operands::{Place, address_width, memory_width};
+use crate::soft::cpu::operands::{Place, memory_width};
 use crate::soft::cpu::step::{Abort, Step};
 
 impl<B: Bus> Step<'_, B> {
@@ -31,8 +31,7 @@ impl<B: Bus> Step<'_, B> {
         let offset = width.sign_extend(self.source(1, width)?) as i64;
         let words = offset.div_euclid(width.bits().into());
         let bytes = words.wrapping_mul(width.bytes() as i64) as u64;
-        let mask = address_width(&self.instruction).mask();
-        Ok(Place::Memory(self.linear(self.effective_address().wrapping_add(bytes) & mask), width))
+        Ok(Place::Memory(self.memory_operand_at(bytes), width))
     }
 
     /// `BSF`, `BSR`: of zero the SDM leaves the destination undefined; processors leave it alone.

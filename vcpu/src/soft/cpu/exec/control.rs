@@ -5,6 +5,7 @@ use iced_x86::{Code, Mnemonic as M, OpKind};
 use super::Outcome;
 use crate::soft::Bus;
 use crate::soft::cpu::alu::{STATUS, Width, flag};
+use crate::soft::cpu::cpuid::Feature;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::step::{Abort, Step};
 use crate::{Gpr, rflags};
@@ -85,8 +86,13 @@ impl<B: Bus> Step<'_, B> {
     pub(super) fn conditional(&mut self, condition: Condition) -> Outcome {
         let holds = condition.holds(self.cpu.regs.rflags);
         match (self.instruction.op_kind(0), self.instruction.op_count()) {
-            (OpKind::NearBranch64, _) if holds => self.jump(self.instruction.near_branch64()),
-            (OpKind::NearBranch64, _) => Ok(()),
+            (OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64, _) => {
+                if holds {
+                    self.jump(self.instruction.near_branch_target())
+                } else {
+                    Ok(())
+                }
+            }
             (_, 1) => {
                 let place = self.place(0)?;
                 self.write(place, holds.into())
@@ -101,57 +107,64 @@ impl<B: Bus> Step<'_, B> {
         }
     }
 
-    /// Sets RIP, which must be canonical.
+    /// Sets RIP, which must be canonical, or within CS.
     fn jump(&mut self, target: u64) -> Outcome {
-        if !self.cpu.canonical(target) {
-            return Err(Exception::protection(0).into());
-        }
+        self.check_target(&self.cpu.system.cs, target)?;
         self.cpu.regs.rip = target;
         Ok(())
     }
 
-    fn near_target(&mut self) -> Result<u64, Abort> {
-        match self.instruction.code() {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Call_rel32_64 => {
-                Ok(self.instruction.near_branch64())
+    /// Where a near branch leads, and the size of its return address.
+    fn near_target(&mut self) -> Result<(u64, Width), Abort> {
+        let width = match self.instruction.op_kind(0) {
+            OpKind::NearBranch16 => Width::Word,
+            OpKind::NearBranch32 => Width::Dword,
+            OpKind::NearBranch64 => Width::Qword,
+            _ => {
+                let place = self.place(0)?;
+                return Ok((self.read(place)?, place.width()));
             }
-            Code::Jmp_rm64 | Code::Call_rm64 => self.source(0, Width::Qword),
-            _ => Err(Abort::Unimplemented),
-        }
+        };
+        Ok((self.instruction.near_branch_target(), width))
     }
 
     pub(super) fn jmp(&mut self) -> Outcome {
-        let target = self.near_target()?;
+        let (target, _) = self.near_target()?;
         self.jump(target)
     }
 
     pub(super) fn call(&mut self) -> Outcome {
-        let target = self.near_target()?;
+        let (target, width) = self.near_target()?;
         let next = self.cpu.regs.rip;
         self.jump(target)?;
-        self.push(Width::Qword, next)
+        self.push(width, next)
     }
 
     pub(super) fn ret(&mut self) -> Outcome {
-        let released = match self.instruction.code() {
-            Code::Retnq => 0,
-            Code::Retnq_imm16 => self.instruction.immediate16(),
-            _ => return Err(Abort::Unimplemented),
+        let (width, released) = match self.instruction.code() {
+            Code::Retnw => (Width::Word, 0),
+            Code::Retnd => (Width::Dword, 0),
+            Code::Retnq => (Width::Qword, 0),
+            Code::Retnw_imm16 => (Width::Word, self.instruction.immediate16()),
+            Code::Retnd_imm16 => (Width::Dword, self.instruction.immediate16()),
+            _ => (Width::Qword, self.instruction.immediate16()),
         };
-        let target = self.pop(Width::Qword)?;
+        let target = self.pop(width)?;
         self.jump(target)?;
-        let rsp = &mut self.cpu.regs[Gpr::Rsp];
-        *rsp = rsp.wrapping_add(released.into());
+        self.release(released.into());
         Ok(())
     }
 
-    /// The counter of `LOOP` and `JRCXZ`: ECX with the address-size prefix.
+    /// The counter of `LOOP` and `JRCXZ` is as wide as addresses are.
     fn counter_width(&self) -> Width {
+        use Code::*;
         match self.instruction.code() {
-            Code::Loop_rel8_64_ECX
-            | Code::Loope_rel8_64_ECX
-            | Code::Loopne_rel8_64_ECX
-            | Code::Jecxz_rel8_64 => Width::Dword,
+            Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX => Width::Word,
+            Loopne_rel8_16_CX | Loopne_rel8_32_CX | Jcxz_rel8_16 | Jcxz_rel8_32 => Width::Word,
+            Loop_rel8_16_ECX | Loop_rel8_32_ECX | Loop_rel8_64_ECX => Width::Dword,
+            Loope_rel8_16_ECX | Loope_rel8_32_ECX | Loope_rel8_64_ECX => Width::Dword,
+            Loopne_rel8_16_ECX | Loopne_rel8_32_ECX | Loopne_rel8_64_ECX => Width::Dword,
+            Jecxz_rel8_16 | Jecxz_rel8_32 | Jecxz_rel8_64 => Width::Dword,
             _ => Width::Qword,
         }
     }
@@ -161,21 +174,28 @@ impl<B: Bus> Step<'_, B> {
         let count = self.gpr(Gpr::Rcx, width).wrapping_sub(1) & width.mask();
         self.set_gpr(Gpr::Rcx, width, count);
         if count != 0 && goes_on(self.cpu.regs.rflags) {
-            self.jump(self.instruction.near_branch64())?;
+            self.jump(self.instruction.near_branch_target())?;
         }
         Ok(())
     }
 
     pub(super) fn jump_if_count_zero(&mut self) -> Outcome {
         if self.gpr(Gpr::Rcx, self.counter_width()) == 0 {
-            self.jump(self.instruction.near_branch64())?;
+            self.jump(self.instruction.near_branch_target())?;
         }
         Ok(())
     }
 
-    /// `INT n` and `INT3`: RIP is already past the instruction, as a handler must see it.
+    /// `INT n`, `INT3` and `INTO`: RIP is already past the instruction, as a handler must see it.
     pub(super) fn interrupt(&mut self, vector: u8) -> Outcome {
+        self.no_trap = true;
         self.deliver(&Exception::software(vector))
+    }
+
+    /// `INT1`: a #DB that no register reports, and that no DPL keeps out.
+    pub(super) fn icebp(&mut self) -> Outcome {
+        self.no_trap = true;
+        self.deliver(&Exception::DEBUG)
     }
 
     pub(super) fn lahf(&mut self) -> Outcome {
@@ -189,22 +209,21 @@ impl<B: Bus> Step<'_, B> {
         self.change_flags(LOW_FLAGS, self.cpu.regs[Gpr::Rax] >> 8)
     }
 
-    fn flags_width(&self) -> Result<Width, Abort> {
+    fn flags_width(&self) -> Width {
         match self.instruction.code() {
-            Code::Pushfq | Code::Popfq => Ok(Width::Qword),
-            Code::Pushfw | Code::Popfw => Ok(Width::Word),
-            _ => Err(Abort::Unimplemented),
+            Code::Pushfw | Code::Popfw => Width::Word,
+            Code::Pushfd | Code::Popfd => Width::Dword,
+            _ => Width::Qword,
         }
     }
 
     /// RF is already clear, as it is in what `PUSHF` stores.
     pub(super) fn pushf(&mut self) -> Outcome {
-        let width = self.flags_width()?;
-        self.push(width, self.cpu.regs.rflags)
+        self.push(self.flags_width(), self.cpu.regs.rflags)
     }
 
     pub(super) fn popf(&mut self) -> Outcome {
-        let width = self.flags_width()?;
+        let width = self.flags_width();
         let flags = self.pop(width)?;
         let always = STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
         let interrupt = flag(rflags::IF, self.has_io_privilege());
@@ -222,6 +241,7 @@ impl<B: Bus> Step<'_, B> {
 
     /// `CLAC`, `STAC`.
     pub(super) fn set_alignment_flag(&mut self, value: u64) -> Outcome {
+        self.requires(Feature::SMAP)?;
         if self.cpu.system.cpl() != 0 {
             return Err(Exception::INVALID_OPCODE.into());
         }

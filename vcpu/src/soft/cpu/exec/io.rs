@@ -3,12 +3,11 @@
 use iced_x86::OpKind;
 
 use super::Outcome;
-use super::strings::port_write;
 use crate::soft::Bus;
 use crate::soft::cpu::alu::Width;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::step::{Abort, Step};
-use crate::{Gpr, rflags};
+use crate::{Exit, Gpr, rflags};
 
 /// Where the TSS says how far into it the I/O permission bitmap starts.
 const IO_MAP_BASE: u64 = 102;
@@ -24,8 +23,14 @@ impl<B: Bus> Step<'_, B> {
     pub(super) fn port_out(&mut self) -> Outcome {
         let (place, port) = (self.place(1)?, self.port(0));
         self.check_port(port, place.width())?;
-        self.exit = Some(port_write(port, place.width(), self.gpr(Gpr::Rax, place.width())));
+        self.write_port(port, place.width(), self.gpr(Gpr::Rax, place.width()));
         Ok(())
+    }
+
+    pub(super) fn write_port(&mut self, port: u16, width: Width, value: u64) {
+        let data = value.to_le_bytes()[..width.bytes()].to_vec();
+        self.exit = Some(Exit::IoOut { port, size: width.bytes() as u8, data });
+        self.watch_port(port, width.bytes());
     }
 
     fn port(&self, operand: u32) -> u16 {
@@ -53,12 +58,8 @@ impl<B: Bus> Step<'_, B> {
 
     /// Two bytes of the TSS; #GP(0) past its limit.
     fn tss_word(&mut self, offset: u64) -> Result<u16, Abort> {
-        let tr = self.cpu.system.tr;
-        if !tr.present || offset + 1 > u64::from(tr.limit) {
-            return Err(Exception::protection(0).into());
-        }
         let mut bytes = [0; 2];
-        self.read_system(tr.base.wrapping_add(offset), &mut bytes, Exception::protection(0))?;
+        self.read_tss(offset, &mut bytes, Exception::protection(0))?;
         Ok(u16::from_le_bytes(bytes))
     }
 }

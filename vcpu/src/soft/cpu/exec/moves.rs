@@ -5,36 +5,34 @@ use iced_x86::{Code, OpKind, Register};
 use super::Outcome;
 use crate::Gpr;
 use crate::soft::cpu::alu::Width;
-use crate::soft::cpu::descriptors::SegmentName;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::operands::{Place, memory_width};
+use crate::soft::cpu::segments::SegmentName;
 use crate::soft::cpu::step::{Abort, Step};
 use crate::soft::{AccessKind, Bus};
 
-fn segment_name(register: Register) -> Result<SegmentName, Abort> {
-    Ok(match register {
-        Register::ES => SegmentName::Es,
-        Register::SS => SegmentName::Ss,
-        Register::DS => SegmentName::Ds,
-        Register::FS => SegmentName::Fs,
-        Register::GS => SegmentName::Gs,
-        _ => return Err(Exception::INVALID_OPCODE.into()),
-    })
+/// A segment register as a destination: anything but CS.
+fn loadable(register: Register) -> Result<SegmentName, Abort> {
+    let name = SegmentName::of(register).filter(|&name| name != SegmentName::Cs);
+    name.ok_or(Exception::INVALID_OPCODE.into())
 }
 
 impl<B: Bus> Step<'_, B> {
     pub(super) fn mov(&mut self) -> Outcome {
         match self.instruction.code() {
-            Code::Mov_r64_cr => self.mov_from_cr(),
-            Code::Mov_cr_r64 => self.mov_to_cr(),
+            Code::Mov_r32_cr | Code::Mov_r64_cr => self.mov_from_cr(),
+            Code::Mov_cr_r32 | Code::Mov_cr_r64 => self.mov_to_cr(),
+            Code::Mov_r32_dr | Code::Mov_r64_dr => self.mov_from_dr(),
+            Code::Mov_dr_r32 | Code::Mov_dr_r64 => self.mov_to_dr(),
             Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
                 let selector = self.selector(self.instruction.op_register(1))?;
                 let place = self.place(0)?;
                 self.write(place, selector.into())
             }
             Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
-                let name = segment_name(self.instruction.op_register(0))?;
+                let name = loadable(self.instruction.op_register(0))?;
                 let selector = self.source(1, Width::Word)?;
+                self.no_trap = name == SegmentName::Ss;
                 self.load_segment(name, selector as u16)
             }
             _ => {
@@ -46,16 +44,8 @@ impl<B: Bus> Step<'_, B> {
     }
 
     fn selector(&self, register: Register) -> Result<u16, Abort> {
-        let system = &self.cpu.system;
-        Ok(match register {
-            Register::CS => system.cs.selector,
-            Register::ES => system.es.selector,
-            Register::SS => system.ss.selector,
-            Register::DS => system.ds.selector,
-            Register::FS => system.fs.selector,
-            Register::GS => system.gs.selector,
-            _ => return Err(Abort::Unimplemented),
-        })
+        let name = SegmentName::of(register).ok_or(Abort::Unimplemented)?;
+        Ok(self.cpu.system.segment(name).selector)
     }
 
     pub(super) fn movzx(&mut self) -> Outcome {
@@ -113,18 +103,31 @@ impl<B: Bus> Step<'_, B> {
         Ok(())
     }
 
+    /// The size of a `PUSH` or `POP` without an operand to tell it.
+    fn stack_operand_width(&self) -> Option<Width> {
+        use Code::*;
+        Some(match self.instruction.code() {
+            Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS | Pushw_GS | Push_imm16 | Pushw_imm8 => {
+                Width::Word
+            }
+            Pushd_ES | Pushd_CS | Pushd_SS | Pushd_DS | Pushd_FS | Pushd_GS | Pushd_imm32 | Pushd_imm8 => {
+                Width::Dword
+            }
+            Pushq_FS | Pushq_GS | Pushq_imm32 | Pushq_imm8 => Width::Qword,
+            Popw_ES | Popw_SS | Popw_DS | Popw_FS | Popw_GS => Width::Word,
+            Popd_ES | Popd_SS | Popd_DS | Popd_FS | Popd_GS => Width::Dword,
+            Popq_FS | Popq_GS => Width::Qword,
+            _ => return None,
+        })
+    }
+
     pub(super) fn push_operand(&mut self) -> Outcome {
-        let code = self.instruction.code();
-        let (width, value) = match code {
-            Code::Pushq_FS | Code::Pushq_GS => {
-                (Width::Qword, self.selector(self.instruction.op_register(0))?.into())
+        let (width, value) = match self.stack_operand_width() {
+            Some(width) if self.instruction.op_kind(0) == OpKind::Register => {
+                (width, self.selector(self.instruction.op_register(0))?.into())
             }
-            Code::Pushw_FS | Code::Pushw_GS => {
-                (Width::Word, self.selector(self.instruction.op_register(0))?.into())
-            }
-            Code::Push_imm16 | Code::Pushw_imm8 => (Width::Word, self.source(0, Width::Word)?),
-            Code::Pushq_imm32 | Code::Pushq_imm8 => (Width::Qword, self.source(0, Width::Qword)?),
-            _ => {
+            Some(width) => (width, self.source(0, width)?),
+            None => {
                 let place = self.place(0)?;
                 (place.width(), self.read(place)?)
             }
@@ -133,14 +136,10 @@ impl<B: Bus> Step<'_, B> {
     }
 
     pub(super) fn pop_operand(&mut self) -> Outcome {
-        let segment_width = match self.instruction.code() {
-            Code::Popq_FS | Code::Popq_GS => Some(Width::Qword),
-            Code::Popw_FS | Code::Popw_GS => Some(Width::Word),
-            _ => None,
-        };
-        if let Some(width) = segment_width {
+        if let Some(width) = self.stack_operand_width() {
             let selector = self.pop(width)?;
-            let name = segment_name(self.instruction.op_register(0))?;
+            let name = loadable(self.instruction.op_register(0))?;
+            self.no_trap = name == SegmentName::Ss;
             return self.load_segment(name, selector as u16);
         }
         let width = match self.instruction.op_kind(0) {
@@ -155,11 +154,12 @@ impl<B: Bus> Step<'_, B> {
 
     pub(super) fn leave(&mut self) -> Outcome {
         let width = match self.instruction.code() {
-            Code::Leaveq => Width::Qword,
             Code::Leavew => Width::Word,
-            _ => return Err(Abort::Unimplemented),
+            Code::Leaved => Width::Dword,
+            _ => Width::Qword,
         };
-        self.cpu.regs[Gpr::Rsp] = self.cpu.regs[Gpr::Rbp];
+        let stack = self.cpu.stack_width();
+        self.set_gpr(Gpr::Rsp, stack, self.gpr(Gpr::Rbp, stack));
         let frame = self.pop(width)?;
         self.set_gpr(Gpr::Rbp, width, frame);
         Ok(())

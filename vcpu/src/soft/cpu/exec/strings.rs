@@ -4,11 +4,11 @@ use iced_x86::{Code, OpKind};
 
 use super::Outcome;
 use crate::soft::cpu::alu::{self, STATUS, Width};
-use crate::soft::cpu::memory::Linear;
 use crate::soft::cpu::operands::memory_width;
-use crate::soft::cpu::step::{Abort, Step};
+use crate::soft::cpu::segments::{Logical, SegmentName};
+use crate::soft::cpu::step::Step;
 use crate::soft::{AccessKind, Bus};
-use crate::{Exit, Gpr, rflags};
+use crate::{Gpr, rflags};
 
 /// What one iteration does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,9 +52,12 @@ impl Operation {
 }
 
 impl<B: Bus> Step<'_, B> {
-    /// Any string instruction; anything else is not known here.
-    pub(super) fn string(&mut self) -> Outcome {
-        let operation = Operation::of(self.instruction.code()).ok_or(Abort::Unimplemented)?;
+    /// Any string instruction; `None` for anything else.
+    pub(super) fn string(&mut self) -> Option<Outcome> {
+        Operation::of(self.instruction.code()).map(|operation| self.repeatable(operation))
+    }
+
+    fn repeatable(&mut self, operation: Operation) -> Outcome {
         let width = memory_width(&self.instruction)?;
         let addresses = self.string_address_width();
         let repeats = self.instruction.has_rep_prefix() || self.instruction.has_repne_prefix();
@@ -85,9 +88,9 @@ impl<B: Bus> Step<'_, B> {
     }
 
     fn iteration(&mut self, operation: Operation, width: Width, addresses: Width) -> Outcome {
-        // Only the source's segment can be overridden, and ES has no base.
-        let source = self.linear(self.gpr(Gpr::Rsi, addresses));
-        let destination = Linear { address: self.gpr(Gpr::Rdi, addresses), stack: false };
+        // Only the source's segment can be overridden.
+        let source = Logical { segment: self.operand_segment(), offset: self.gpr(Gpr::Rsi, addresses) };
+        let destination = Logical { segment: SegmentName::Es, offset: self.gpr(Gpr::Rdi, addresses) };
         let accumulator = self.gpr(Gpr::Rax, width);
         match operation {
             Operation::Move => {
@@ -117,16 +120,22 @@ impl<B: Bus> Step<'_, B> {
             }
             Operation::Output => {
                 let value = self.load(source, width, AccessKind::Read)?;
-                self.exit = Some(port_write(self.port_in_dx(), width, value));
+                self.write_port(self.port_in_dx(), width, value);
                 Ok(())
             }
         }
     }
 
     fn string_address_width(&self) -> Width {
-        let narrow =
-            |operand| matches!(self.instruction.op_kind(operand), OpKind::MemorySegESI | OpKind::MemoryESEDI);
-        if narrow(0) || narrow(1) { Width::Dword } else { Width::Qword }
+        for operand in 0..self.instruction.op_count() {
+            return match self.instruction.op_kind(operand) {
+                OpKind::MemorySegSI | OpKind::MemoryESDI => Width::Word,
+                OpKind::MemorySegESI | OpKind::MemoryESEDI => Width::Dword,
+                OpKind::MemorySegRSI | OpKind::MemoryESRDI => Width::Qword,
+                _ => continue,
+            };
+        }
+        Width::Qword
     }
 
     fn advance(&mut self, pointer: Gpr, width: Width, addresses: Width) {
@@ -139,10 +148,4 @@ impl<B: Bus> Step<'_, B> {
     pub(super) fn port_in_dx(&self) -> u16 {
         self.gpr(Gpr::Rdx, Width::Word) as u16
     }
-}
-
-/// The exit of an `OUT`.
-pub(super) fn port_write(port: u16, width: Width, value: u64) -> Exit {
-    let data = value.to_le_bytes()[..width.bytes()].to_vec();
-    Exit::IoOut { port, size: width.bytes() as u8, data }
 }

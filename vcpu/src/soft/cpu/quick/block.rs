@@ -1,6 +1,6 @@
 //! Straight stretches of code, decoded once.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
 use memory_model::RamPage;
 
 use super::op::Op;
@@ -15,8 +15,8 @@ pub(super) struct Block {
     code: Vec<u8>,
     /// The bytes after its last whole word.
     part: Option<Part>,
-    /// The instruction after the last, if it is what ended the block: the exact interpreter need not decode it again.
-    pub exact: Option<Instruction>,
+    /// What follows is for the exact interpreter.
+    pub ends_at_exact: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -43,11 +43,12 @@ impl Block {
         let first = rip as usize & 0xfff;
         let bytes: Vec<u8> = (first..0x1000.min(first + MAX_OPS * 15)).map(|at| page.load(at)).collect();
         let mut decoder = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE);
-        let mut block = Self { rip, ops: Vec::new(), code: Vec::new(), part: None, exact: None };
+        let mut block = Self { rip, ops: Vec::new(), code: Vec::new(), part: None, ends_at_exact: false };
         let mut length = 0;
         while block.ops.len() < MAX_OPS && decoder.can_decode() {
             let instruction = decoder.decode();
             if decoder.last_error() != DecoderError::None {
+                block.ends_at_exact = true;
                 break;
             }
             let end = decoder.position();
@@ -59,7 +60,7 @@ impl Block {
                     break;
                 }
                 Translated::Exact => {
-                    block.exact = Some(instruction);
+                    block.ends_at_exact = true;
                     break;
                 }
             }

@@ -17,7 +17,6 @@ mod pages;
 mod translate;
 mod wide;
 
-use iced_x86::Instruction;
 use memory_model::{Gva, RamPage};
 
 use self::block::Blocks;
@@ -50,11 +49,6 @@ impl std::fmt::Debug for Quick {
 }
 
 impl Quick {
-    /// No page given before may be used again. So it is after INVLPG too: one page of the guest's can be many here.
-    pub fn forget_all(&mut self) {
-        self.paging = None;
-    }
-
     /// Makes sure that the pages hold for accesses under `paging`.
     fn hold_for(&mut self, paging: &Paging, generation: u64) {
         let now = Some((Paging { user: false, ..*paging }, generation));
@@ -73,11 +67,12 @@ pub(super) struct Ran {
 }
 
 /// What comes after a stretch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Then {
     /// The budget is spent.
     Nothing,
-    /// An instruction for the exact interpreter, decoded if that has been done already.
-    Exact(Option<Instruction>),
+    /// An instruction for the exact interpreter.
+    Exact,
 }
 
 /// Runs up to `budget` instructions in 64-bit mode; fewer if the next one is for the exact interpreter.
@@ -89,12 +84,8 @@ pub(super) fn run<B: Bus>(cpu: &mut Cpu, bus: &mut B, budget: u64) -> Ran {
     let bases = [system.fs.base, system.gs.base];
     let width = if system.cr4 & cr4::LA57 != 0 { 57 } else { 48 };
     let mut core = Core::new(regs, bases, width, &mut pages[usize::from(paging.user)]);
-    let mut source = Source { bus, paging: &paging, is_stale: false };
-    let ran = run_blocks(&mut core, blocks, &mut source, budget);
+    let ran = run_blocks(&mut core, blocks, &mut Source { bus, paging: &paging }, budget);
     core.leave(regs);
-    if source.is_stale {
-        quick.forget_all();
-    }
     cpu.retired += ran.count;
     ran
 }
@@ -103,7 +94,7 @@ fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<
     let mut left = budget;
     while left > 0 {
         let Some(page) = fetch_page(core.pages, core.rip, source) else {
-            return Ran { count: budget - left, then: Then::Exact(None) };
+            return Ran { count: budget - left, then: Then::Exact };
         };
         let (rip, code) = (core.rip, page.hva());
         let block = blocks.get(rip, page);
@@ -114,13 +105,13 @@ fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<
         if end != End::Branch {
             core.rip = core.rip.wrapping_add(done.checked_sub(1).map_or(0, |last| ops[last].end.into()));
         }
-        let next = match end {
-            End::Refused => None,
-            End::Through if done == block.ops.len() && (block.exact.is_some() || done == 0) => block.exact,
-            _ => continue,
+        let is_exact = match end {
+            End::Refused => true,
+            End::Through => done == block.ops.len() && block.ends_at_exact,
+            End::Branch => false,
         };
-        if left > 0 {
-            return Ran { count: budget - left, then: Then::Exact(next) };
+        if is_exact && left > 0 {
+            return Ran { count: budget - left, then: Then::Exact };
         }
     }
     Ran { count: budget, then: Then::Nothing }
@@ -175,8 +166,6 @@ fn run_ops<B: Bus>(core: &mut Core, ops: &[Op], source: &mut Source<'_, B>) -> (
 struct Source<'a, B> {
     bus: &'a mut B,
     paging: &'a Paging,
-    /// The bus has taken pages back meanwhile.
-    is_stale: bool,
 }
 
 impl<B: Bus> Source<'_, B> {
@@ -186,8 +175,8 @@ impl<B: Bus> Source<'_, B> {
         let before = self.bus.generation();
         let page = self.bus.page(self.paging, Gva(address), kind);
         if self.bus.generation() != before {
+            // Those for the other privilege go before they are used.
             pages.forget_all();
-            self.is_stale = true;
         }
         let Some(page) = page else { return false };
         pages.of(kind).put(address, page);

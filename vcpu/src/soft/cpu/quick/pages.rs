@@ -25,7 +25,6 @@ impl Pages {
     pub fn forget_all(&mut self) {
         [&mut self.read, &mut self.write, &mut self.fetch].into_iter().for_each(PageTable::forget_all);
     }
-
 }
 
 const ENTRIES: usize = 256;

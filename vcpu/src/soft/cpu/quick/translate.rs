@@ -181,7 +181,9 @@ impl<'a> Form<'a> {
         let number = |register| match register {
             // The decoder has added RIP to the displacement.
             Name::None | Name::RIP => Some(ZERO),
-            register => GprPart::of(register)?.number().filter(|part| part.1 == Width::Qword).map(|part| part.0),
+            register => {
+                GprPart::of(register)?.number().filter(|part| part.1 == Width::Qword).map(|part| part.0)
+            }
         };
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
         if base == Name::None && index == Name::None && instruction.memory_displ_size() == 4 {
@@ -399,7 +401,9 @@ impl<'a> Form<'a> {
         }
         let source = self.kinds[1]?;
         if self.instruction.op_count() == 2 {
-            return Some(self.with(by_source!(source, S => from_dword!(self.width, W => multiply::imul::<W, S>))));
+            return Some(
+                self.with(by_source!(source, S => from_dword!(self.width, W => multiply::imul::<W, S>))),
+            );
         }
         let immediate = self.instruction.try_immediate(2).ok()? & self.width.mask();
         let run = by_source!(source, S => from_dword!(self.width, W => multiply::imul_immediate::<W, S>));
@@ -425,9 +429,9 @@ impl<'a> Form<'a> {
 
     fn bit_test(&self) -> Option<Op> {
         match (self.kinds[0]?, self.kinds[1]?) {
-            (Kind::Register(..), source @ (Kind::Register(..) | Kind::Immediate)) => Some(self.with(
-                by_source!(source, S => by_width!(self.width, W => alu::bit_test::<W, S>)),
-            )),
+            (Kind::Register(..), source @ (Kind::Register(..) | Kind::Immediate)) => {
+                Some(self.with(by_source!(source, S => by_width!(self.width, W => alu::bit_test::<W, S>))))
+            }
             _ => None,
         }
     }

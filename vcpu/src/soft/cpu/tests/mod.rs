@@ -2,12 +2,21 @@
 
 mod alu;
 mod atomicity;
+mod debug;
 mod exceptions;
+mod extensions;
 mod instructions;
 mod io;
+mod legacy;
 mod mmio;
+mod mode_switches;
+mod old_instructions;
 mod programs;
+mod real_mode;
+mod segmentation;
 mod system;
+mod system_calls;
+mod transfers;
 
 use std::time::Duration;
 

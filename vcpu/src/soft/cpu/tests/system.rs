@@ -48,6 +48,7 @@ fn control_registers_take_legal_values_and_translations_are_dropped() {
         (TO_CR0, cr0 | cr0::NW, false),
         (TO_CR0, cr0 | cr0::NW | cr0::CD, true),
         (TO_CR0, cr0 | 1 << 32, false),
+        (TO_CR3, 0x5018 | crate::cr3::LAM_U48, true),
         (TO_CR3, 0x5018, true),
         (TO_CR3, 1 << 46, false),
         (TO_CR4, cr4 | cr4::SMEP | cr4::PGE, true),
@@ -101,7 +102,7 @@ fn msrs_keep_what_they_may_hold() {
     assert_eq!(write(efer, 0x8000_0500), None);
     for base in [fs, gs, kernel_gs] {
         assert_eq!(write(base, 0xffff_8000_0000_1234), Some(0xffff_8000_0000_1234));
-        assert_eq!(write(base, 1 << 47), None);
+        assert_eq!(write(base, 1 << 56), None);
     }
     assert_eq!(write(0x277, 0x0706_0504_0100_0706), Some(0x0706_0504_0100_0706));
     assert_eq!(write(0x277, 2), None);

@@ -126,4 +126,3 @@ pub(in super::super) fn cmov<const CODE: u8, W: Wide, S: Source>(core: &mut Core
     core.write::<W>(op.target, value);
     Flow::Next
 }
-

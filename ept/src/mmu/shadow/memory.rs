@@ -1,0 +1,75 @@
+//! The guest's memory, as the walk through its tables sees it.
+
+use core::cell::Cell;
+
+use memory_model::{Gpa, PageSize};
+
+use crate::mmu::{FaultOutcome, HostFrames, Memslots, SlotLookup};
+use crate::phys::{MemoryError, PhysMemory};
+
+/// Guest-physical memory: through the slots to the host's frames.
+pub(super) struct GuestMemory<'a, S, H> {
+    slots: &'a S,
+    host: &'a H,
+    /// Why the last access failed, if it is no matter of the guest.
+    refusal: Cell<Option<FaultOutcome>>,
+}
+
+impl<'a, S: Memslots, H: HostFrames> GuestMemory<'a, S, H> {
+    pub fn new(slots: &'a S, host: &'a H) -> Self {
+        Self { slots, host, refusal: Cell::new(None) }
+    }
+
+    /// The host that all of it lies in.
+    pub fn host(&self) -> &'a H {
+        self.host
+    }
+
+    /// What the fault came to if a table could not be read for a reason that the guest has no part in: its slot is
+    /// about to go, or the host has no frame there.
+    pub fn refusal(&self) -> Option<FaultOutcome> {
+        self.refusal.get()
+    }
+
+    fn hpa(&self, address: u64, write: bool) -> Result<u64, MemoryError> {
+        let (gpa, absent) = (Gpa(address), MemoryError::Absent { address });
+        let slot = match self.slots.slot(gpa) {
+            SlotLookup::Slot(slot) => slot,
+            SlotLookup::Invalid => {
+                self.refusal.set(Some(FaultOutcome::Retry));
+                return Err(absent);
+            }
+            SlotLookup::Hole => return Err(absent),
+        };
+        if write && slot.readonly {
+            return Err(MemoryError::ReadOnly { address });
+        }
+        let hva = slot.hva_of(gpa).ok_or(absent)?;
+        match self.host.host_frame(hva, write) {
+            Ok(frame) => Ok(frame.hpa.raw() | gpa.page_offset(PageSize::Size4K)),
+            Err(fault) => {
+                self.refusal.set(Some(FaultOutcome::HostFault { gpa, hva, fault }));
+                Err(absent)
+            }
+        }
+    }
+}
+
+impl<S: Memslots, H: HostFrames> PhysMemory for GuestMemory<'_, S, H> {
+    fn read_entry(&self, address: u64) -> Result<u64, MemoryError> {
+        self.host.read_entry(self.hpa(address, false)?)
+    }
+
+    fn read_table(&self, table: u64, entries: &mut [u64; 512]) -> Result<(), MemoryError> {
+        self.host.read_table(self.hpa(table, false)?, entries)
+    }
+
+    fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        let hpa = self.hpa(address, true)?;
+        let done = self.host.compare_exchange(hpa, current, new)?;
+        if done {
+            self.slots.mark_page_dirty(Gpa(address));
+        }
+        Ok(done)
+    }
+}

@@ -1,0 +1,6 @@
+//! The shadow MMU: each rule by number, and random guests against the walker.
+
+mod faults;
+mod random;
+mod tables;
+mod world;
