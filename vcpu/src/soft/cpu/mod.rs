@@ -1,7 +1,7 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
-//! 64-bit mode, rings 0 and 3, integer instructions. It is uncached: each instruction is fetched,
-//! translated and decoded anew, so a guest that changes its code or its tables is always seen right.
+//! 64-bit mode, rings 0 and 3, integer instructions. Each instruction is fetched and decoded
+//! anew, so a guest that changes its code is always seen right; translations are the [`Bus`]'s to remember.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!
 //! Every instruction is atomic: if it faults, registers and memory are as before it. An instruction that
