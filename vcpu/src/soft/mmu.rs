@@ -59,12 +59,15 @@ impl Bus for Mmu<'_> {
     }
 
     fn page(&mut self, paging: &Paging, gva: Gva, kind: AccessKind) -> Option<RamPage> {
-        let (_, hpa) = self.translate(paging, gva, 1, kind).ok()?;
-        self.kernel.host.page(hpa, kind == AccessKind::Write)
+        match self.translate(paging, gva, 1, kind) {
+            Ok(Place::Frame(hpa)) => self.kernel.host.page(hpa, kind == AccessKind::Write),
+            // The access itself will fault again, or is emulated.
+            Ok(Place::GuestTable(_)) | Err(_) => None,
+        }
     }
 
     fn generation(&self) -> u64 {
-        self.kernel.vcpus()[self.vcpu as usize].tlb.generation(self.kernel.flushes())
+        self.kernel.vcpus[self.vcpu as usize].tlb.generation(self.kernel.flushes())
     }
 
     fn invalidate_page(&mut self, gva: Gva) {

@@ -1,7 +1,8 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
 //! All integer and system instructions in real mode, 16- and 32-bit protected mode, compatibility mode and 64-bit
-//! mode, without virtual-8086 mode, call gates and task switches. Each instruction is fetched and decoded anew, so a
+//! mode, without virtual-8086 mode, call gates and task switches. The exact interpreter (`step`, `exec`) fetches and
+//! decodes each instruction anew; in 64-bit mode most instructions take a quick path, which does the same (`quick`). A
 //! guest that changes its code is always seen right; translations are the [`Bus`]'s to remember.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!

@@ -122,8 +122,8 @@ impl Host {
     pub(in crate::soft) fn page(&self, hpa: Hpa, write: bool) -> Option<RamPage> {
         let record = self.zones.record(hpa.page_number());
         let Use::Page(id) = record.usage() else { return None };
-        let reachable = !record.is_no_access() && !(write && record.is_read_only());
-        let block = self.block(id).filter(|_| reachable)?;
+        let refused = record.is_no_access() || write && record.is_read_only();
+        let block = self.block(id).filter(|_| !refused)?;
         RamPage::new(&block.ram, id.page * FRAME).ok()
     }
 

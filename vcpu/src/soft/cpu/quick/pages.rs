@@ -60,7 +60,7 @@ impl PageTable {
     pub fn get(&self, address: u64, bytes: u64) -> Option<&RamPage> {
         let entry = &self.entries[Self::place(address)];
         // Aligned accesses take one comparison.
-        if entry.address == address & (!0xfff | bytes - 1) || entry.reaches(address, bytes) {
+        if entry.address == address & (!0xfff | (bytes - 1)) || entry.reaches(address, bytes) {
             entry.page.as_ref()
         } else {
             None
