@@ -1,46 +1,80 @@
 //! The soft CPU in ring 3, with the code and the arenas at the addresses they have in this process.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_model::{Gpa, Gva};
+use memory_model::{Gpa, Gva, RamBlock, RamPage};
 use vcpu::soft::cpu::Cpu;
 use vcpu::soft::{AccessKind, Bus, BusFault, Paging};
 use vcpu::{Budget, DescriptorTable, Entry, Exit, Gpr, Limit, Regs, Segment, SystemRegs, rflags};
 
 use crate::case::{Case, End, Memory, Outcome};
 use crate::draw::MAX_ITERATIONS;
-use crate::layout::{BREAKPOINT, CODE, CODE_SIZE, GS_BASE, IDT};
+use crate::layout::{BREAKPOINT, CODE, CODE_SIZE, GS_BASE, HIGH, HIGH_PAGES, IDT, LOW, LOW_PAGES, PAGE};
 use crate::native::Processor;
 
-/// Linear memory: code, arenas, and nothing else.
+/// Linear memory: code, the pages of the arenas, and nothing else.
 struct Flat {
-    code: Box<[u8; CODE_SIZE]>,
-    memory: Memory,
+    stretches: [(u64, Arc<RamBlock>); 3],
+    /// Whether the CPU gets whole pages, and so takes its quick path.
+    quick: bool,
 }
 
 impl Flat {
-    fn bytes(&mut self, address: u64, len: usize, kind: AccessKind) -> Result<&mut [u8], BusFault> {
+    fn new() -> Self {
+        let stretch = |base| (base, RamBlock::anonymous("memory", 2 * PAGE).expect("two pages"));
+        Self { stretches: [CODE, LOW_PAGES, HIGH_PAGES].map(stretch), quick: false }
+    }
+
+    /// Where the bytes at `address` are.
+    fn find(&self, address: u64, kind: AccessKind) -> Result<(&Arc<RamBlock>, u64), BusFault> {
         if address >= IDT {
             return Err(BusFault::HostMemory { gpa: Gpa(address - IDT) });
         }
-        let fault = BusFault::PageFault { error_code: 4, address: Gva(address) };
-        if kind == AccessKind::Fetch {
-            let start = address.checked_sub(CODE).ok_or(fault)? as usize;
-            return self.code.get_mut(start..start + len).ok_or(fault);
+        let inside = |(base, block): &'_ (u64, Arc<RamBlock>)| {
+            (*base..base + block.size()).contains(&address) && (*base == CODE) == (kind == AccessKind::Fetch)
+        };
+        let found = self.stretches.iter().find(|stretch| inside(stretch));
+        let (base, block) = found.ok_or(BusFault::PageFault { error_code: 4, address: Gva(address) })?;
+        Ok((block, address - base))
+    }
+
+    fn put(&self, address: u64, bytes: &[u8], kind: AccessKind) {
+        let (block, offset) = self.find(address, kind).expect("an address of the layout");
+        block.write(offset, bytes).expect("inside");
+    }
+
+    fn set_memory(&self, memory: &Memory) {
+        self.put(LOW, &memory.low, AccessKind::Write);
+        self.put(HIGH, &memory.high, AccessKind::Write);
+    }
+
+    fn memory(&self) -> Memory {
+        let mut memory = Memory { low: [0; _], high: [0; _] };
+        for (address, bytes) in [(LOW, &mut memory.low), (HIGH, &mut memory.high)] {
+            let (block, offset) = self.find(address, AccessKind::Read).expect("an arena");
+            block.read(offset, bytes).expect("inside");
         }
-        self.memory.bytes(address, len).ok_or(fault)
+        memory
     }
 }
 
 impl Bus for Flat {
     fn read(&mut self, _: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault> {
-        buf.copy_from_slice(self.bytes(gva.raw(), buf.len(), kind)?);
-        Ok(())
+        let (block, offset) = self.find(gva.raw(), kind)?;
+        let fault = BusFault::PageFault { error_code: 4, address: gva };
+        block.read(offset, buf).map_err(|_| fault)
     }
 
     fn write(&mut self, _: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault> {
-        self.bytes(gva.raw(), data.len(), AccessKind::Write)?.copy_from_slice(data);
-        Ok(())
+        let (block, offset) = self.find(gva.raw(), AccessKind::Write)?;
+        let fault = BusFault::PageFault { error_code: 4, address: gva };
+        block.write(offset, data).map_err(|_| fault)
+    }
+
+    fn page(&mut self, _: &Paging, gva: Gva, kind: AccessKind) -> Option<RamPage> {
+        let (block, offset) = self.find(gva.raw(), kind).ok().filter(|_| self.quick)?;
+        RamPage::new(block, offset).ok()
     }
 
     fn invalidate_page(&mut self, _: Gva) {}
@@ -74,34 +108,34 @@ impl Machine {
             efer: 0xd01,
             ..SystemRegs::default()
         };
-        let memory = Memory { low: [0; _], high: [0; _] };
-        let bus = Flat { code: Box::new([BREAKPOINT; CODE_SIZE]), memory };
+        let bus = Flat::new();
+        bus.put(CODE, &[BREAKPOINT; CODE_SIZE], AccessKind::Fetch);
         Self { system, bus, deadline: Instant::now() + Duration::from_secs(24 * 3600) }
     }
 
     /// `None` if the CPU does not have the instruction.
-    pub fn run(&mut self, case: &Case) -> Option<Outcome> {
-        let at = (case.regs.rip - CODE) as usize..(case.regs.rip - CODE) as usize + case.bytes.len();
-        self.bus.code[at.clone()].copy_from_slice(&case.bytes);
-        self.bus.memory.clone_from(&case.memory);
+    pub fn run(&mut self, case: &Case, quick: bool) -> Option<Outcome> {
+        self.bus.quick = quick;
+        self.bus.put(case.regs.rip, &case.bytes, AccessKind::Fetch);
+        self.bus.set_memory(&case.memory);
         let regs = Regs { rflags: case.regs.rflags | rflags::IF, ..case.regs };
         let mut cpu = Cpu::new(regs, self.system);
         let end = self.step(&mut cpu, case);
-        self.bus.code[at].fill(BREAKPOINT);
-        Some(Outcome { end: end?, regs: cpu.regs, memory: self.bus.memory.clone() })
+        self.bus.put(case.regs.rip, &vec![BREAKPOINT; case.bytes.len()], AccessKind::Fetch);
+        Some(Outcome { end: end?, regs: cpu.regs, memory: self.bus.memory() })
     }
 
     /// What the soft CPU says it is: EAX, EBX, ECX and EDX of a leaf's first subleaf.
     pub fn cpuid(&mut self, leaf: u32) -> [u32; 4] {
         const CPUID: [u8; 2] = [0x0f, 0xa2];
-        self.bus.code[..2].copy_from_slice(&CPUID);
+        self.bus.put(CODE, &CPUID, AccessKind::Fetch);
         let mut regs = Regs { rip: CODE, ..Regs::default() };
         regs[Gpr::Rax] = leaf.into();
         let mut cpu = Cpu::new(regs, self.system);
         let budget = self.budget();
         let end = cpu.run(&mut self.bus, &Entry::Resume, &budget);
         assert_eq!(end, Ok(Exit::BudgetExceeded(Limit::Instructions)));
-        self.bus.code[..2].fill(BREAKPOINT);
+        self.bus.put(CODE, &[BREAKPOINT; 2], AccessKind::Fetch);
         [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|register| cpu.regs[register] as u32)
     }
 
