@@ -63,11 +63,9 @@ impl Flags {
     /// Those of INC and DEC: CF stays.
     #[inline(always)]
     pub fn counted<W: Wide>(&mut self, result: u64, carries: u64) {
-        let kept = self.carry();
-        self.arithmetic::<W>(result, carries);
-        let overflow = self.overflow();
-        let tops = u64::from(kept) << 63 | u64::from(kept != overflow) << 62;
-        self.carries = self.carries << 2 >> 2 | tops;
+        let (kept, tops) = (self.carry(), carries << (64 - W::BITS));
+        let overflow = (tops ^ tops << 1) >> 63 != 0;
+        self.put::<W>(result, u64::from(kept) << 63 | u64::from(kept != overflow) << 62 | carries & 8);
     }
 
     #[inline(always)]

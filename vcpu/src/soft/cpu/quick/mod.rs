@@ -141,9 +141,11 @@ enum End {
 #[inline(always)]
 fn run_ops<B: Bus>(core: &mut Core, ops: &[Op], source: &mut Source<'_, B>) -> (usize, End) {
     let (mut done, mut missed) = (0, None);
-    while let Some(op) = ops.get(done) {
-        match (op.run)(core, op) {
-            Flow::Next => done += 1,
+    loop {
+        let (more, flow) = run_straight(core, &ops[done..]);
+        done += more;
+        match flow {
+            Flow::Next => return (done, End::Through),
             Flow::Branch => return (done + 1, End::Branch),
             Flow::Stale => return (done + 1, End::Through),
             Flow::Missed => {
@@ -159,7 +161,18 @@ fn run_ops<B: Bus>(core: &mut Core, ops: &[Op], source: &mut Source<'_, B>) -> (
             }
         }
     }
-    (done, End::Through)
+}
+
+/// Does instructions as long as each is followed by the next: how many were, and what came of the one after.
+#[inline(always)]
+fn run_straight(core: &mut Core, ops: &[Op]) -> (usize, Flow) {
+    for (done, op) in ops.iter().enumerate() {
+        let flow = (op.run)(core, op);
+        if flow != Flow::Next {
+            return (done, flow);
+        }
+    }
+    (ops.len(), Flow::Next)
 }
 
 /// Where pages come from.
