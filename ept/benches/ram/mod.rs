@@ -30,10 +30,6 @@ impl Ram {
         Self { cells, bytes: cells.len() as u64 * 8, next: FRAME }
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     #[inline]
     fn cell(&self, address: u64) -> Result<&AtomicU64, MemoryError> {
         self.cells.get((address / 8) as usize).ok_or(MemoryError::Absent { address })

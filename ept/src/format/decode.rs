@@ -167,11 +167,13 @@ impl Format {
 }
 
 impl Format {
+    /// Where an IA-32e leaf has its protection key.
+    pub(crate) const PROTECTION_KEY: u64 = bits_of(IA32E, Features::empty(), Role::ProtectionKey, 1, true);
+
     /// The protection key of an IA-32e leaf.
     #[inline]
     pub(crate) const fn protection_key(leaf: u64) -> u64 {
-        const KEY: u64 = bits_of(IA32E, Features::empty(), Role::ProtectionKey, 1, true);
-        (leaf & KEY) >> KEY.trailing_zeros()
+        (leaf & Self::PROTECTION_KEY) >> Self::PROTECTION_KEY.trailing_zeros()
     }
 
     /// G of a leaf outside EPT.

@@ -102,6 +102,7 @@ pub(super) struct SpteMaker {
     /// X, or what is set to withhold it.
     execute: u64,
     no_execute: u64,
+    user: u64,
     /// R and X of formats without A: what rule D3 takes away, with W.
     tracked: u64,
 }
@@ -132,6 +133,7 @@ impl SpteMaker {
             accessed,
             execute,
             no_execute: format.bits(Role::NoExecute, 1, true),
+            user: format.bits(Role::User, 1, true),
             tracked: if accessed == 0 { read | execute } else { 0 },
         }
     }
@@ -176,6 +178,11 @@ impl SpteMaker {
     /// The entry, which no guest can execute.
     pub fn without_exec(&self, spte: u64) -> u64 {
         spte & !self.execute | self.no_execute
+    }
+
+    /// The entry, which is the supervisor's alone.
+    pub fn without_user(&self, spte: u64) -> u64 {
+        spte & !self.user
     }
 
     /// The entry, which guests can execute (`make_spte_executable`).

@@ -8,7 +8,8 @@ use super::page::{Held, PageId, SpteRef};
 use super::role::PageRole;
 use crate::access::Rights;
 use crate::error::Error;
-use crate::format::{Attributes, Format, Kind, Role};
+use crate::format::{Kind, Role};
+use crate::mmu::spte::{SpteMaker, Writable};
 use crate::mmu::{HostFrames, Memslots, SpteBits};
 
 /// The software bits of shadow entries.
@@ -34,14 +35,22 @@ pub(super) struct NewLeaf {
 }
 
 impl NewLeaf {
-    fn spte(&self, format: &Format) -> Result<u64, Error> {
-        let mut rights = Rights::READ | self.access & (Rights::EXEC | Rights::USER);
-        rights.set(Rights::WRITE, self.writable);
-        let mut software = BITS.mmu_present | format.marked(0, true, self.writable);
-        software |= if self.host_writable { BITS.host_writable } else { 0 };
-        software |= if self.mmu_writable { BITS.mmu_writable } else { 0 };
-        let attributes = Attributes { software, ..Attributes::ram(Kind::Ia32e, rights) };
-        Ok(format.leaf(self.size, self.hpa.raw(), attributes)? | self.key)
+    #[inline]
+    fn spte(&self, sptes: &SpteMaker) -> Result<u64, Error> {
+        let writable = match self {
+            Self { writable: true, .. } => Writable::Yes,
+            Self { mmu_writable: true, .. } => Writable::AfterLogging,
+            Self { host_writable: true, .. } => Writable::NotInGuest,
+            _ => Writable::NotInHost,
+        };
+        let mut spte = sptes.leaf(self.size, self.hpa, writable)? | self.key;
+        if !self.access.contains(Rights::EXEC) {
+            spte = sptes.without_exec(spte);
+        }
+        if !self.access.contains(Rights::USER) {
+            spte = sptes.without_user(spte);
+        }
+        Ok(spte)
     }
 }
 
@@ -75,7 +84,7 @@ impl Shadow {
         more: u64,
         host: &impl HostFrames,
     ) -> Result<bool, Error> {
-        let write = self.format.bits(Role::Write, 1, true);
+        let write = self.sptes.format.bits(Role::Write, 1, true);
         let old = self.clear_bits(at, write | more, host)?;
         // Rule D4 leaves the flush to the caller of a write protection for the log; it is counted all the same.
         self.flushes += u64::from(old & write != 0);
@@ -110,7 +119,7 @@ impl Shadow {
         host: &impl HostFrames,
     ) -> Result<PageId, Error> {
         let table = host.allocate_table().ok_or(Error::OutOfTables)?;
-        if let Err(refused) = self.format.table(table) {
+        if let Err(refused) = self.sptes.format.table(table) {
             host.free_table(table);
             return Err(refused);
         }
@@ -123,8 +132,8 @@ impl Shadow {
 
     /// Links a page at an absent entry (`link_shadow_page`).
     pub(super) fn link(&mut self, at: SpteRef, child: PageId, host: &impl HostFrames) -> Result<(), Error> {
-        let table = self.format.table(self.pages[child].table)?;
-        self.exchange(at, table | BITS.mmu_present | self.format.marked(0, false, false), host)?;
+        let table = self.sptes.table(self.pages[child].table)?;
+        self.exchange(at, table, host)?;
         self.pages[at.page].hold(at.index, Held::Table(child));
         self.pages[child].parents.push(at);
         if self.pages[child].unsync || self.pages[child].has_unsync_children() {
@@ -140,24 +149,26 @@ impl Shadow {
         leaf: &NewLeaf,
         host: &impl HostFrames,
     ) -> Result<bool, Error> {
-        let spte = leaf.spte(&self.format)?;
-        let level = leaf.size.level();
-        let held = self.pages[at.page].held(at.index);
-        if let Held::Leaf { gfn, .. } = held
-            && gfn != leaf.gfn
+        let spte = leaf.spte(&self.sptes)?;
+        let held = Held::Leaf { gfn: leaf.gfn, access: leaf.access };
+        // An entry of zero holds nothing. To ask the page as well would cost a cache miss.
+        let mut absent = host.read_entry(self.pages[at.page].entry_address(at.index))? == 0;
+        if !absent && matches!(self.pages[at.page].held(at.index), Held::Leaf { gfn, .. } if gfn != leaf.gfn)
         {
             self.drop_spte(at, host)?;
+            absent = true;
         }
         let old = self.exchange(at, spte, host)?;
-        let flags = self.format.flags(true, true);
-        match self.pages[at.page].held(at.index) {
-            Held::Leaf { .. } => self.flushes += u64::from(takes_rights(old & !flags, spte & !flags)),
-            _ => {
-                self.rmap.add(level, leaf.gfn, at);
-                self.leaves[usize::from(level - 1)] += 1;
-            }
+        let flags = self.sptes.format.flags(true, true);
+        if absent {
+            let level = leaf.size.level();
+            self.pages[at.page].hold_first(at.index, held);
+            self.rmap.add(level, leaf.gfn, at);
+            self.leaves[usize::from(level - 1)] += 1;
+        } else {
+            self.pages[at.page].hold(at.index, held);
+            self.flushes += u64::from(takes_rights(old & !flags, spte & !flags));
         }
-        self.pages[at.page].hold(at.index, Held::Leaf { gfn: leaf.gfn, access: leaf.access });
         Ok((old ^ spte) & !flags != 0)
     }
 

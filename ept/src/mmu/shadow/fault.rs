@@ -14,15 +14,15 @@ use crate::fault::{Fault, PageFaultCode};
 use crate::format::{Format, Kind};
 use crate::mmu::level::mapping_size;
 use crate::mmu::{FaultOutcome, Faultin, HostFrames, Memslots, PageFault};
-use crate::walk::{Flags, Path, walk};
+use crate::walk::{Flags, Path, walk_into};
 
 /// What the guest's tables say of the address (`guest_walker`).
-struct Guest {
+struct Guest<'a> {
     gva: u64,
     gpa: Gpa,
     mode: Mode,
     /// Format and entries of the walk; `None` with paging off.
-    walk: Option<(Format, Path)>,
+    walk: Option<(&'a Format, &'a Path)>,
     /// The level of the table that holds the guest's leaf; with paging off, that of the root.
     level: u8,
     /// The largest shadow page that the guest's page can have (rule L4).
@@ -74,7 +74,8 @@ impl Shadow {
         }
         let seq = self.invalidations.seq();
         let memory = GuestMemory::new(slots, host);
-        let guest = match self.walk_guest(context, gva, access, &memory) {
+        let mut path = Path::default();
+        let guest = match self.walk_guest(context, gva, access, &memory, &mut path) {
             Ok(guest) => guest,
             Err(Fault::PageFault { code }) => return Ok(FaultOutcome::Guest(code)),
             // A table where the guest has no memory has no entries, as KVM sees it.
@@ -100,13 +101,14 @@ impl Shadow {
     }
 
     /// Walks the guest's tables; sets their flags as hardware would (`FNAME(walk_addr)`).
-    fn walk_guest<S: Memslots, H: HostFrames>(
+    fn walk_guest<'a, S: Memslots, H: HostFrames>(
         &self,
-        context: &ShadowContext,
+        context: &'a ShadowContext,
         gva: u64,
         access: Access,
         memory: &GuestMemory<'_, S, H>,
-    ) -> Result<Guest, Fault> {
+        path: &'a mut Path,
+    ) -> Result<Guest<'a>, Fault> {
         let mode = context.current.key.mode;
         let (Some(paging), Some(rules)) = (&context.guest, self.modes.get(mode)) else {
             return Ok(Guest {
@@ -114,15 +116,14 @@ impl Shadow {
                 gpa: Gpa(gva),
                 mode,
                 walk: None,
-                level: self.format.levels(),
+                level: self.sptes.format.levels(),
                 size: PageSize::Size1G,
                 access: PageRole::ALL,
                 key: 0,
                 emulate: false,
             });
         };
-        let found = walk(memory, paging, gva, access, Flags::Set);
-        let leaf = found.outcome?;
+        let leaf = walk_into(path, memory, paging, gva, access, Flags::Set)?;
         let format = &paging.format;
         let granted = leaf.rights();
         let mut rights = granted & PageRole::ALL;
@@ -147,7 +148,7 @@ impl Shadow {
             gva,
             gpa: Gpa(leaf.address),
             mode,
-            walk: Some((*format, found.path)),
+            walk: Some((format, path)),
             level,
             size,
             access: rights,
@@ -161,7 +162,7 @@ impl Shadow {
     fn fetch<S: Memslots, H: HostFrames>(
         &mut self,
         root: PageId,
-        guest: &Guest,
+        guest: &Guest<'_>,
         fault: &PageFault,
         faultin: &Faultin,
         memory: &GuestMemory<'_, S, H>,
@@ -169,7 +170,7 @@ impl Shadow {
         let host = memory.host();
         let (mut page, mut linked) = (root, false);
         self.pages[page].write_flooding_count = 0;
-        if let Some((format, path)) = &guest.walk {
+        if let Some((format, path)) = guest.walk {
             let mut tables = u64::MAX;
             for level in (guest.level..self.pages[root].role.level).rev() {
                 let (role, gfn) = self.shadowed_child(guest, (format, path), level, &mut tables);
@@ -178,7 +179,8 @@ impl Shadow {
             }
         }
         // Only now all tables on the way are tracked (rule L2).
-        let size = mapping_size(&self.format, fault, faultin, |size| !self.shadows_any(guest.gpa, size));
+        let size =
+            mapping_size(&self.sptes.format, fault, faultin, |size| !self.shadows_any(guest.gpa, size));
         if self.invalidations.retry(faultin.seq, AddrRange::page_of(guest.gpa, size)) {
             return Ok(FaultOutcome::Retry);
         }
@@ -195,7 +197,7 @@ impl Shadow {
             let gfn = guest.gpa.page_number() & !span;
             linked |= self.link_child(&mut page, guest.gva, role, gfn, memory)?;
         }
-        let at = SpteRef { page, index: self.format.index(size.level(), guest.gva) };
+        let at = SpteRef { page, index: self.sptes.format.index(size.level(), guest.gva) };
         let gfn = guest.gpa.align_down(size).page_number();
         let mmu_writable = guest.access.contains(Rights::WRITE)
             && faultin.host.writable
@@ -204,7 +206,9 @@ impl Shadow {
         if fault.access.writes() && !mmu_writable {
             return Ok(FaultOutcome::WriteProtected { gpa: guest.gpa });
         }
-        if let Held::Table(_) = self.pages[page].held(at.index) {
+        if size > PageSize::Size4K
+            && let Held::Table(_) = self.pages[page].held(at.index)
+        {
             self.zap_entry(at, host)?;
         }
         let leaf = NewLeaf {
@@ -225,7 +229,7 @@ impl Shadow {
     /// and takes in one more.
     fn shadowed_child(
         &self,
-        guest: &Guest,
+        guest: &Guest<'_>,
         (format, path): (&Format, &Path),
         level: u8,
         tables: &mut u64,
@@ -264,7 +268,7 @@ impl Shadow {
         gfn: u64,
         memory: &GuestMemory<'_, S, H>,
     ) -> Result<bool, Error> {
-        let at = SpteRef { page: *page, index: self.format.index(role.level + 1, gva) };
+        let at = SpteRef { page: *page, index: self.sptes.format.index(role.level + 1, gva) };
         if let Held::Table(child) = self.pages[at.page].held(at.index)
             && self.pages[child].role == role
             && self.pages[child].gfn == gfn

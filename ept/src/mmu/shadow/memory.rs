@@ -2,22 +2,24 @@
 
 use core::cell::Cell;
 
-use memory_model::{Gpa, PageSize};
+use memory_model::{Gpa, Hva, PageSize};
 
-use crate::mmu::{FaultOutcome, HostFrames, Memslots, SlotLookup};
+use crate::mmu::{FaultOutcome, HostFrames, Memslot, Memslots, SlotLookup};
 use crate::phys::{MemoryError, PhysMemory};
 
 /// Guest-physical memory: through the slots to the host's frames.
 pub(super) struct GuestMemory<'a, S, H> {
     slots: &'a S,
     host: &'a H,
+    /// The slot of the last access: a guest's tables mostly lie in one.
+    last: Cell<Option<Memslot>>,
     /// Why the last access failed, if it is no matter of the guest.
     refusal: Cell<Option<FaultOutcome>>,
 }
 
 impl<'a, S: Memslots, H: HostFrames> GuestMemory<'a, S, H> {
     pub fn new(slots: &'a S, host: &'a H) -> Self {
-        Self { slots, host, refusal: Cell::new(None) }
+        Self { slots, host, last: Cell::new(None), refusal: Cell::new(None) }
     }
 
     /// The host that all of it lies in.
@@ -31,20 +33,32 @@ impl<'a, S: Memslots, H: HostFrames> GuestMemory<'a, S, H> {
         self.refusal.get()
     }
 
-    fn hpa(&self, address: u64, write: bool) -> Result<u64, MemoryError> {
-        let (gpa, absent) = (Gpa(address), MemoryError::Absent { address });
-        let slot = match self.slots.slot(gpa) {
-            SlotLookup::Slot(slot) => slot,
+    /// The slot, and where it has that address.
+    fn slot(&self, gpa: Gpa) -> Option<(Memslot, Hva)> {
+        if let Some(slot) = self.last.get()
+            && let Some(hva) = slot.hva_of(gpa)
+        {
+            return Some((slot, hva));
+        }
+        match self.slots.slot(gpa) {
+            SlotLookup::Slot(slot) => {
+                self.last.set(Some(slot));
+                Some((slot, slot.hva_of(gpa)?))
+            }
             SlotLookup::Invalid => {
                 self.refusal.set(Some(FaultOutcome::Retry));
-                return Err(absent);
+                None
             }
-            SlotLookup::Hole => return Err(absent),
-        };
+            SlotLookup::Hole => None,
+        }
+    }
+
+    fn hpa(&self, address: u64, write: bool) -> Result<u64, MemoryError> {
+        let (gpa, absent) = (Gpa(address), MemoryError::Absent { address });
+        let (slot, hva) = self.slot(gpa).ok_or(absent)?;
         if write && slot.readonly {
             return Err(MemoryError::ReadOnly { address });
         }
-        let hva = slot.hva_of(gpa).ok_or(absent)?;
         match self.host.host_frame(hva, write) {
             Ok(frame) => Ok(frame.hpa.raw() | gpa.page_offset(PageSize::Size4K)),
             Err(fault) => {

@@ -92,6 +92,7 @@ mod zap;
 
 use memory_model::Gpa;
 
+use super::spte::SpteMaker;
 use super::{Invalidations, Stats};
 use crate::format::{Format, Ia32e, Levels, MaxPhyAddr};
 
@@ -132,8 +133,8 @@ pub struct ShadowStats {
 #[derive(Debug)]
 pub struct Shadow {
     options: ShadowOptions,
-    /// Of all entries; [`Format::levels`] is that of most roots.
-    format: Format,
+    /// Makes all entries; [`Format::levels`] of its format is that of most roots.
+    sptes: SpteMaker,
     /// With one level more, for the roots of guests with CR4.LA57.
     format_5: Format,
     modes: Modes,
@@ -154,7 +155,7 @@ impl Shadow {
         let max_tables = options.max_tables.max(zap::LEAST_TABLES);
         Self {
             options: ShadowOptions { max_tables, ..options },
-            format: format(Levels::Four),
+            sptes: SpteMaker::new(format(Levels::Four)),
             format_5: format(Levels::Five),
             modes: Modes::default(),
             pages: Pages::default(),

@@ -188,6 +188,13 @@ impl ShadowPage {
         *slot = new;
     }
 
+    /// The same for an entry that is known to hold nothing.
+    #[inline]
+    pub(super) fn hold_first(&mut self, index: u16, held: Held) {
+        self.used += 1;
+        self.held[usize::from(index)] = Packed::pack(held);
+    }
+
     /// The first entry in use, from that one on.
     pub(super) fn next_in_use(&self, from: u16) -> Option<u16> {
         let rest = self.held.get(usize::from(from)..)?;

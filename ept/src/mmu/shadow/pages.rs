@@ -1,6 +1,7 @@
 //! All shadow pages: by number, by guest page, and oldest first.
 
 use alloc::boxed::Box;
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::{Index, IndexMut, RangeInclusive};
@@ -14,9 +15,9 @@ pub(super) struct Pages {
     arena: Vec<Option<Box<ShadowPage>>>,
     free: Vec<PageId>,
     /// Those that shadow a guest table, by its page number.
-    shadowing: BTreeSet<(u64, PageId)>,
+    shadowing: ByGfn,
     /// Those that translate directly.
-    direct: BTreeSet<(u64, PageId)>,
+    direct: ByGfn,
     /// All that are not invalid, by age.
     active: BTreeMap<u64, PageId>,
     /// How many have been made.
@@ -69,7 +70,7 @@ impl Pages {
         self.arena[id.0 as usize] = Some(Box::new(ShadowPage::new(role, gfn, table, self.born)));
         self.active.insert(self.born, id);
         if let Some(known) = self.known(role) {
-            known.insert((gfn, id));
+            known.insert(gfn, id);
         }
         id
     }
@@ -79,7 +80,7 @@ impl Pages {
         let ShadowPage { role, gfn, born, .. } = self[id];
         self.active.remove(&born);
         if let Some(known) = self.known(role) {
-            known.remove(&(gfn, id));
+            known.remove(gfn, id);
         }
     }
 
@@ -96,12 +97,12 @@ impl Pages {
             PageRole { direct: true, .. } => &self.direct,
             _ => &self.shadowing,
         };
-        within(known, gfn..=gfn).find(|&id| self[id].role == role)
+        known.within(gfn..=gfn).find(|&id| self[id].role == role)
     }
 
     /// Those that shadow a guest table in these pages.
     pub fn shadowing(&self, gfns: RangeInclusive<u64>) -> impl Iterator<Item = PageId> + '_ {
-        within(&self.shadowing, gfns)
+        self.shadowing.within(gfns)
     }
 
     /// A page for that guest table which is unsync, or one which is not.
@@ -119,7 +120,7 @@ impl Pages {
         self.active.values().copied()
     }
 
-    fn known(&mut self, role: PageRole) -> Option<&mut BTreeSet<(u64, PageId)>> {
+    fn known(&mut self, role: PageRole) -> Option<&mut ByGfn> {
         match role {
             PageRole { pae_root: true, .. } => None,
             PageRole { direct: true, .. } => Some(&mut self.direct),
@@ -128,6 +129,29 @@ impl Pages {
     }
 }
 
-fn within(set: &BTreeSet<(u64, PageId)>, gfns: RangeInclusive<u64>) -> impl Iterator<Item = PageId> + '_ {
-    set.range((*gfns.start(), PageId(0))..=(*gfns.end(), PageId(u32::MAX))).map(|&(_, id)| id)
+/// Pages by the number of their guest page. Those of 2 MiB of guest memory are together: most have none.
+#[derive(Debug, Default)]
+struct ByGfn(BTreeMap<u64, BTreeSet<(u64, PageId)>>);
+
+impl ByGfn {
+    fn insert(&mut self, gfn: u64, id: PageId) {
+        self.0.entry(gfn >> 9).or_default().insert((gfn, id));
+    }
+
+    fn remove(&mut self, gfn: u64, id: PageId) {
+        if let Entry::Occupied(mut stretch) = self.0.entry(gfn >> 9) {
+            stretch.get_mut().remove(&(gfn, id));
+            if stretch.get().is_empty() {
+                stretch.remove();
+            }
+        }
+    }
+
+    fn within(&self, gfns: RangeInclusive<u64>) -> impl Iterator<Item = PageId> + '_ {
+        let (first, last) = gfns.into_inner();
+        let stretches = self.0.range(first >> 9..=last >> 9);
+        stretches
+            .flat_map(move |(_, pages)| pages.range((first, PageId(0))..=(last, PageId(u32::MAX))))
+            .map(|&(_, id)| id)
+    }
 }

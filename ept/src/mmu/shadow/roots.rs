@@ -131,7 +131,7 @@ impl Shadow {
     /// How hardware walks below that root. W counts for the supervisor too, whatever the guest's CR0.WP says (rule H3).
     fn paging_of(&self, root: PageId, guest: Option<&Paging>) -> Paging {
         let page = &self.pages[root];
-        let format = if page.role.level == 5 { self.format_5 } else { self.format };
+        let format = if page.role.level == 5 { self.format_5 } else { self.sptes.format };
         let paging = Paging::new(format, page.table);
         match guest {
             Some(guest) => Paging { controls: guest.controls | Controls::WP, keys: guest.keys, ..paging },

@@ -12,7 +12,7 @@ use super::page::{Held, PageId, SpteRef};
 use super::role::GuestMode;
 use crate::access::Rights;
 use crate::error::Error;
-use crate::format::{Entry, Kind, Role};
+use crate::format::{Entry, Format, Kind};
 use crate::mmu::{HostFrames, Memslots};
 use crate::phys::PhysMemory;
 
@@ -37,7 +37,7 @@ impl Shadow {
         let mut id = context.root();
         loop {
             let page = &self.pages[id];
-            let at = SpteRef { page: id, index: self.format.index(page.role.level, gva) };
+            let at = SpteRef { page: id, index: self.sptes.format.index(page.role.level, gva) };
             if page.unsync {
                 let address = self.guest_entry_address(at);
                 return match self.read_guest_entry(at, address, &memory) {
@@ -171,8 +171,7 @@ impl Shadow {
         let Some(now) = self.mode_of(at.page).and_then(|mode| mode.page_of(entry, page.role.access)) else {
             return Ok(false);
         };
-        let key =
-            host.read_entry(page.entry_address(at.index))? & self.format.bits(Role::ProtectionKey, 1, true);
+        let key = host.read_entry(page.entry_address(at.index))? & Format::PROTECTION_KEY;
         // Without U a leaf grants a supervisor what SMEP and SMAP would refuse.
         let same_user = !(access ^ now.access).contains(Rights::USER);
         Ok(gfn == now.gfn && same_user && now.access.contains(access) && key == now.key)
@@ -199,7 +198,7 @@ impl GuestMode {
     /// processors with and without.
     pub fn key_of(&self, entry: u64) -> u64 {
         match self.format.kind() {
-            Kind::Ia32e => entry & self.format.bits(Role::ProtectionKey, 1, true),
+            Kind::Ia32e => entry & Format::PROTECTION_KEY,
             _ => 0,
         }
     }

@@ -95,7 +95,7 @@ impl Shadow {
 
     /// Whether any page of `range` was accessed since the last time (`kvm_age_gfn`, rule D3). TLBs are not flushed for it.
     pub fn age(&mut self, range: AddrRange<Gpa>, host: &impl HostFrames) -> Result<bool, Error> {
-        let accessed = self.format.bits(Role::Accessed, 1, true);
+        let accessed = self.sptes.format.bits(Role::Accessed, 1, true);
         let mut young = false;
         for at in self.rmap.leaves_in(range) {
             young |= self.clear_bits(at, accessed, host)? & accessed != 0;
@@ -105,7 +105,7 @@ impl Shadow {
 
     /// The same, without forgetting it (`kvm_test_age_gfn`).
     pub fn test_age(&self, range: AddrRange<Gpa>, host: &impl HostFrames) -> Result<bool, Error> {
-        let accessed = self.format.bits(Role::Accessed, 1, true);
+        let accessed = self.sptes.format.bits(Role::Accessed, 1, true);
         for at in self.rmap.leaves_in(range) {
             if host.read_entry(self.pages[at.page].entry_address(at.index))? & accessed != 0 {
                 return Ok(true);
