@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use ept::mmu::{
     FaultOutcome, HostFault, HostFrame, HostFrames, Memslot, Memslots, SlotLookup, Tdp, TdpOptions,
 };
-use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Policy, Slot, verify};
+use ept::verify::{DirtyLog, Guest, HostMap, HostPage, Policy, Slot, Violation, verify};
 use ept::{Access, EptCaps, Error, Flags, Format, Levels, MemoryError, PhysMemory, translate};
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 use proptest::prelude::*;
@@ -386,12 +386,13 @@ impl Machine {
         let memslots: Vec<Memslot> = self.slots.slots.into_iter().flatten().collect();
         let log = self.slots.log.lock().unwrap();
         let bitmaps: Vec<Vec<u64>> = memslots.iter().map(|slot| bitmap(slot, &log)).collect();
+        let by_d = self.options.dirty_bits && format.has_accessed_dirty();
         let slots: Vec<Slot<'_>> = memslots
             .iter()
             .zip(&bitmaps)
-            .map(|(&memslot, bitmap)| {
-                let by_d = self.options.dirty_bits && format.has_accessed_dirty();
-                Slot { memslot, log: if by_d { DirtyLog::Pml } else { DirtyLog::Bitmap(bitmap) } }
+            .map(|(&memslot, bitmap)| Slot {
+                memslot,
+                log: if by_d { DirtyLog::Pml } else { DirtyLog::Bitmap(bitmap) },
             })
             .collect();
         let guest = Guest {
@@ -408,7 +409,11 @@ impl Machine {
         };
         let ram = AddrRange::new(Hpa(0), RAM.into()).unwrap();
         let report = verify(&self.host, &[guest], ram, 10).unwrap();
-        assert!(report.is_clean(), "{report}");
+        // What a log kept by D has all of from its start is not known to the verifier: there a large page may stay.
+        let wrong = |found: &&ept::verify::Finding| {
+            !(by_d && matches!(found.violation, Violation::LoggedLarge { .. }))
+        };
+        assert!(report.findings.iter().find(wrong).is_none(), "{report}");
     }
 }
 
