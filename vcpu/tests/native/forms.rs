@@ -63,7 +63,14 @@ fn is_tried(code: Code) -> bool {
     let loads_segment =
         form.op0_kind() == K::seg_reg || code.mnemonic() == M::Pop && is_segment(form.op0_kind());
     // Of MOVSXD with a 16-bit destination, Intel reads 16 bits and AMD 32.
-    let vendors_differ = code == Code::Movsxd_r16_rm16;
+    // PREFETCHW of a register is nothing on Intel's and #UD on AMD's.
+    let vendors_differ = matches!(
+        code,
+        Code::Movsxd_r16_rm16
+            | Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D
+    );
     let left_out = LEFT_OUT.iter().any(|(_, mnemonics)| mnemonics.contains(&code.mnemonic()));
     in_ring_3
         && encoding

@@ -107,7 +107,6 @@ fn system(setting: &Setting) -> SystemRegs {
         gdt: DescriptorTable { base: GDT, limit: GDT_ENTRIES.len() as u16 * 8 - 1 },
         idt: DescriptorTable { base: IDT, limit: (u16::from(RETURN_VECTOR) + 1) * 16 - 1 },
         cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
-        cr2: 0,
         cr3: setting.root(0),
         cr4: cr4::PAE
             | cr4::PGE
@@ -115,6 +114,7 @@ fn system(setting: &Setting) -> SystemRegs {
             | choice(setting.smep, cr4::SMEP)
             | choice(setting.smap, cr4::SMAP),
         efer: efer::LME | efer::LMA | choice(setting.no_execute, efer::NXE),
+        ..SystemRegs::default()
     }
 }
 

@@ -88,7 +88,7 @@ fn syscall_in_32_bit_code_has_targets_of_its_own() {
     let mut legacy = Machine::protected(3, SYSCALL);
     legacy.cpu.system.efer = efer::SCE;
     legacy.cpu.regs.rflags |= rflags::IF;
-    legacy.cpu.msrs.star = 0x001b_0008_0000_0000 | CODE + 0x40;
+    legacy.cpu.msrs.star = 0x001b_0008_0000_0000 | (CODE + 0x40);
     legacy.step();
     let system = legacy.cpu.system;
     assert_eq!(
