@@ -13,19 +13,22 @@ pub enum Mmu {
     Ept,
     /// The same over 4-level nested page tables.
     Npt,
+    /// The same over shadows of the guest's own tables.
+    Shadow,
     /// KVM, with whatever second level the host has.
     Kvm,
 }
 
 impl Mmu {
     /// All columns.
-    pub const ALL: [Self; 3] = [Self::Ept, Self::Npt, Self::Kvm];
+    pub const ALL: [Self; 4] = [Self::Ept, Self::Npt, Self::Shadow, Self::Kvm];
 
     /// The name on the command line, in test names and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ept => "ept",
             Self::Npt => "npt",
+            Self::Shadow => "shadow",
             Self::Kvm => "kvm",
         }
     }
@@ -33,7 +36,7 @@ impl Mmu {
     /// Why this column cannot run here, if it cannot.
     pub fn unavailable(self) -> Option<String> {
         match self {
-            Self::Ept | Self::Npt => None,
+            Self::Ept | Self::Npt | Self::Shadow => None,
             Self::Kvm => vcpu::kvm::KvmHost::probe().err().map(|why| why.to_string()),
         }
     }
@@ -43,6 +46,7 @@ impl Mmu {
         Ok(match self {
             Self::Ept => soft(SecondLevel::EPT)?,
             Self::Npt => soft(SecondLevel::NPT)?,
+            Self::Shadow => soft(SecondLevel::Shadow)?,
             Self::Kvm => Box::new(KvmVm::new()?),
         })
     }

@@ -9,20 +9,24 @@ use memory_model::{AddrRange, Gpa, Gva, Hva};
 use slot_manager::{DirtyLog, DirtyMethod, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
 use vcpu::SecondLevelLeaf;
-use vcpu::soft::SoftVm;
+use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 
 fn image(name: &str) -> Image {
     let guest = guest_tests::built_in().find(|guest| guest.name == name).expect("a built-in guest");
     Image::parse(guest.elf).expect("a good ELF file")
 }
 
-/// Runs a guest, lets `break_it` loose on the VM, then judges.
-fn judged(name: &str, break_it: impl FnOnce(&SoftVm, &Machine)) -> Report {
-    let vm = SoftVm::new().unwrap();
-    let mut machine = Machine::build(image(name), Box::new(vm.clone())).unwrap();
-    let run = machine.run().unwrap();
-    break_it(&vm, &machine);
-    judge(name, Mmu::Ept, &mut machine, run).unwrap()
+/// Runs a guest on each second level, lets `break_it` loose on the VM, then judges.
+fn judged(name: &str, break_it: impl Fn(&SoftVm, &Machine)) -> [Report; 3] {
+    let columns =
+        [(Mmu::Ept, SecondLevel::EPT), (Mmu::Npt, SecondLevel::NPT), (Mmu::Shadow, SecondLevel::Shadow)];
+    columns.map(|(mmu, second_level)| {
+        let vm = SoftVm::with(&SoftOptions::of(second_level)).unwrap();
+        let mut machine = Machine::build(image(name), Box::new(vm.clone())).unwrap();
+        let run = machine.run().unwrap();
+        break_it(&vm, &machine);
+        judge(name, mmu, &mut machine, run).unwrap()
+    })
 }
 
 /// The links with something wrong, and what is said of the first.
@@ -55,81 +59,82 @@ const PAGE: Gpa = Gpa(0x10_4000);
 
 #[test]
 fn nothing_broken_passes() {
-    let report = judged("first_touch", |_, _| {});
-    assert_eq!((report.verdict, wrong(&report).0), (Verdict::Pass, vec![]));
+    for report in judged("first_touch", |_, _| {}) {
+        assert_eq!((report.verdict, wrong(&report).0), (Verdict::Pass, vec![]));
+    }
 }
 
 #[test]
 fn a_wrong_frame_fails_at_the_second_level() {
-    let report = judged("first_touch", |vm, _| {
+    for report in judged("first_touch", |vm, _| {
         let (own, other) = (leaf(vm, PAGE).hpa, leaf(vm, Gpa(0x10_5000)).hpa);
         change_leaf(vm, PAGE, |leaf| leaf ^ own.0 ^ other.0);
-    });
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
-    assert!(first.starts_with("page 0x104000, second level, frame: expected 0x"), "{first}");
+    }) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.starts_with("page 0x104000, second level, frame: expected 0x"), "{first}");
+    }
 }
 
 #[test]
 fn a_lost_right_fails_at_the_second_level() {
     const WRITE: u64 = 1 << 1;
-    let report = judged("first_touch", |vm, _| change_leaf(vm, PAGE, |leaf| leaf & !WRITE));
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
-    assert!(first.ends_with("the guest did -w-, the entry allows r-x"), "{first}");
+    for report in judged("first_touch", |vm, _| change_leaf(vm, PAGE, |leaf| leaf & !WRITE)) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.ends_with("the guest did -w-, the entry allows r-x"), "{first}");
+    }
 }
 
 #[test]
 fn a_right_too_many_fails_at_the_second_level() {
     const WRITE: u64 = 1 << 1;
-    let report = judged("rom_write", |vm, _| change_leaf(vm, Gpa(0x80_0000), |leaf| leaf | WRITE));
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
-    assert!(first.contains("read-only memory is not writable"), "{first}");
+    for report in judged("rom_write", |vm, _| change_leaf(vm, Gpa(0x80_0000), |leaf| leaf | WRITE)) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.contains("read-only memory is not writable"), "{first}");
+    }
 }
 
 #[test]
 fn a_lost_leaf_fails_at_the_second_level() {
-    let report = judged("first_touch", |vm, _| change_leaf(vm, PAGE, |_| 0));
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
-    assert!(first.ends_with("no leaf maps 0x104000"), "{first}");
+    for report in judged("first_touch", |vm, _| change_leaf(vm, PAGE, |_| 0)) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.ends_with("no leaf maps 0x104000"), "{first}");
+    }
 }
-
-/// The boot's page tables, of which no manifest knows.
-const TABLES: Gpa = Gpa(0x8000);
 
 #[test]
 fn a_wrong_entry_that_no_page_of_the_manifest_needs_fails_the_verification_of_all_tables() {
-    let report = judged("first_touch", |vm, _| {
-        let (own, other) = (leaf(vm, TABLES).hpa, leaf(vm, PAGE).hpa);
-        change_leaf(vm, TABLES, |leaf| leaf ^ own.0 ^ other.0);
-    });
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
-    assert!(
-        first.starts_with("all second-level tables: guest 0, root 0, GPA 0x8000: 0x8000 is at 0x"),
-        "{first}"
-    );
-    // The frame is mapped twice now.
-    assert!(report.reasons[1].contains(", and so does GPA 0x8000"), "{:?}", report.reasons);
+    for report in judged("first_touch", |vm, _| {
+        let (own, other) = (leaf(vm, CODE).hpa, leaf(vm, PAGE).hpa);
+        change_leaf(vm, CODE, |leaf| leaf ^ own.0 ^ other.0);
+    }) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
+        assert!(first.starts_with("all second-level tables: guest 0, root 0, G"), "{first}");
+        assert!(first.contains(" 0x100000 is at 0x"), "{first}");
+    }
 }
 
 #[test]
 fn a_processor_that_was_not_flushed_fails_the_verification() {
-    let report = judged("first_touch", |vm, _| {
+    for report in judged("first_touch", |vm, _| {
         // The end of the guest's program is in its processor's cache.
         change_leaf(vm, CODE, |_| 0);
-    });
-    let (links, first) = wrong(&report);
-    assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
-    let stale = report.reasons.iter().any(|reason| reason.contains("vCPU 0 remembers GVA 0x100000 at 0x"));
-    assert!(stale, "{:?}", report.reasons);
+    }) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![]), "{first}");
+        let stale =
+            report.reasons.iter().any(|reason| reason.contains("vCPU 0 remembers GVA 0x100000 at 0x"));
+        assert!(stale, "{:?}", report.reasons);
+    }
 }
 
 #[test]
 fn a_changed_guest_entry_fails_at_the_guests_tables() {
-    let report = judged("first_touch", |_, machine| {
+    for report in judged("first_touch", |_, machine| {
         let view = machine.view();
         let tables = vcpu::GuestTables(&view);
         // The identity map's entry of that page, where the boot puts the first page table of the guest.
@@ -139,11 +144,12 @@ fn a_changed_guest_entry_fails_at_the_guests_tables() {
         let (at, entry) =
             at.map(|at| (at, tables.read_entry(at).unwrap())).expect("the guest's tables map it");
         assert_eq!(tables.compare_exchange(at, entry, entry + 0x1000), Ok(true));
-    });
-    let (links, first) = wrong(&report);
-    assert_eq!(report.verdict, Verdict::Fail);
-    assert_eq!(links[0], LinkKind::GvaToGpa, "{first}");
-    assert!(first.ends_with("guest-physical address: expected 0x104000, found 0x105000"), "{first}");
+    }) {
+        let (links, first) = wrong(&report);
+        assert_eq!(report.verdict, Verdict::Fail);
+        assert_eq!(links[0], LinkKind::GvaToGpa, "{first}");
+        assert!(first.ends_with("guest-physical address: expected 0x104000, found 0x105000"), "{first}");
+    }
 }
 
 /// Sets the slot of `region` to an address a page too high, as a VMM with an off-by-one would.

@@ -46,7 +46,7 @@ fn first_touch_prints_the_chain_of_each_page() {
     assert_eq!(output.status.code(), Some(0), "{text}");
     let pages = text.lines().filter(|line| line.contains("4K rwx")).count();
     assert_eq!(pages, 64, "{text}");
-    assert!(text.starts_with("ept  first_touch          pass"), "{text}");
+    assert!(text.starts_with("ept    first_touch          pass"), "{text}");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn unknown_guests_and_machines_are_refused() {
     assert_refused(&memvirt(&["map", "first_touch", "no_such_symbol"]), "no symbol `no_such_symbol`");
     assert_refused(
         &memvirt(&["run", "first_touch", "--mmu", "sideways"]),
-        "no MMU `sideways`: use ept, npt, kvm or all",
+        "no MMU `sideways`: use ept, npt, shadow, kvm or all",
     );
     assert_refused(&memvirt(&["run", "--sideways"]), "unexpected argument '--sideways' found");
     assert_refused(&memvirt(&["map", "first_touch"]), "not provided: <GVA>");

@@ -63,7 +63,7 @@ const ROWS: [(&str, Option<f64>, Program); 4] = [
 
 fn main() {
     paired::head("an access of a guest, the loop around it included: against ept");
-    let columns = [("npt", SecondLevel::NPT)];
+    let columns = [("npt", SecondLevel::NPT), ("shadow", SecondLevel::Shadow)];
     for (row, target, program) in ROWS {
         let ept = RefCell::new(boot(SecondLevel::EPT, program));
         for (name, second_level) in columns {

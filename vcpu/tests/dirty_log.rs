@@ -25,8 +25,9 @@ const STRIDE: &[u8] = &[0x88, 0x06, 0x48, 0x01, 0xd6, 0x48, 0x39, 0xfe, 0x72, 0x
 /// Each way to know of a write: by write protection or by D, where the second level has it.
 fn columns() -> Vec<SoftOptions> {
     let plain = SecondLevel::Ept { levels: ept::Levels::Four, accessed_dirty: false, execute_only: true };
-    let all = [SecondLevel::EPT, plain, SecondLevel::NPT].map(SoftOptions::of);
-    all.into_iter().flat_map(|options| [options, SoftOptions { dirty_bits: true, ..options }]).collect()
+    let both = [SecondLevel::EPT, plain, SecondLevel::NPT].map(SoftOptions::of);
+    let both = both.into_iter().flat_map(|options| [options, SoftOptions { dirty_bits: true, ..options }]);
+    both.chain([SoftOptions::of(SecondLevel::Shadow)]).collect()
 }
 
 struct Machine {
@@ -217,6 +218,8 @@ fn d5_a_vcpu_with_a_full_ring_comes_out_until_it_is_reaped_and_no_page_is_lost()
     for options in columns() {
         // 256 entries.
         let mut machine = Machine::by(&options, DirtyMethod::Ring { bytes: 4096 });
+        // Writable before the log starts.
+        machine.write(0, 1);
         machine.set_log(true);
         let mut regs = machine.vcpu.regs().unwrap();
         (regs[Gpr::Rsi], regs[Gpr::Rdx], regs[Gpr::Rdi]) = (DATA, PAGE, BYTES);

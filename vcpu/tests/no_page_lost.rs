@@ -12,7 +12,7 @@ use memory_model::{
 };
 use slot_manager::{DirtyMethod, DirtyPages, SlotError, SlotExecutor, SlotManager, SlotRecord};
 use vcpu::boot::{GuestMap, LongMode, Ring};
-use vcpu::soft::SoftVm;
+use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{Entry, Exit, Gpr, KvmVm, Vcpu, Vm};
 
 use gate::Gate;
@@ -203,8 +203,11 @@ const SMALL_RING: DirtyMethod = DirtyMethod::Ring { bytes: 4096 };
 
 #[test]
 fn the_software_machine() {
-    for method in BITMAPS.into_iter().chain([LARGE_RING]) {
-        assert_eq!(no_page_is_lost(&SoftVm::new().unwrap(), method), Some(0));
+    for second_level in [SecondLevel::EPT, SecondLevel::NPT, SecondLevel::Shadow] {
+        for method in BITMAPS.into_iter().chain([LARGE_RING]) {
+            let vm = SoftVm::with(&SoftOptions::of(second_level)).unwrap();
+            assert_eq!(no_page_is_lost(&vm, method), Some(0), "{second_level:?}");
+        }
     }
     let full = no_page_is_lost(&SoftVm::new().unwrap(), SMALL_RING);
     // How often depends on when the log is taken.

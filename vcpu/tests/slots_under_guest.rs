@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
-use vcpu::soft::SoftVm;
+use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{Gpr, KvmVm, Vm};
 
 use gate::Gate;
@@ -97,7 +97,9 @@ fn guest_reads_while_slots_change(vm: &dyn Vm) {
 
 #[test]
 fn the_software_machine() {
-    guest_reads_while_slots_change(&SoftVm::new().unwrap());
+    for second_level in [SecondLevel::EPT, SecondLevel::NPT, SecondLevel::Shadow] {
+        guest_reads_while_slots_change(&SoftVm::with(&SoftOptions::of(second_level)).unwrap());
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub(crate) fn host() -> io::Result<Status> {
         let what = match mmu {
             Mmu::Ept => "software CPU, 4-level EPT, simulated frames".to_owned(),
             Mmu::Npt => "the same with 4-level NPT".to_owned(),
+            Mmu::Shadow => "the same with shadow paging".to_owned(),
             Mmu::Kvm => kvm(),
         };
         match mmu.unavailable() {

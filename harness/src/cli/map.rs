@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Guest-virtual addresses (0x...) or symbols of the guest.
     #[arg(required = true)]
     gva: Vec<Location>,
-    /// The machine to run on: ept or npt (software), or kvm.
+    /// The machine to run on: ept, npt or shadow (software), or kvm.
     #[arg(long, default_value = "ept")]
     mmu: Mmu,
 }

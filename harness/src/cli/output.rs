@@ -39,7 +39,7 @@ pub(crate) fn json(report: &Report) -> String {
 /// The verdict in one line.
 pub(crate) fn summary(report: &Report) -> String {
     let Counts { ok, wrong, unchecked } = report.checks;
-    let mut line = format!("{:<4} {:<20} {:<10}", report.mmu, report.guest, report.verdict.word());
+    let mut line = format!("{:<6} {:<20} {:<10}", report.mmu, report.guest, report.verdict.word());
     if report.verdict == Verdict::Skip {
         return format!("{line} {}", report.reasons.join("; "));
     }

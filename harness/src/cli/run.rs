@@ -11,7 +11,7 @@ use super::{Status, output};
 pub(crate) struct Args {
     /// Names of built-in guests, or ELF files.
     guests: Vec<String>,
-    /// The machine to run on: ept or npt (software), kvm, or all.
+    /// The machine to run on: ept, npt or shadow (software), kvm, or all.
     #[arg(long, default_value = "ept")]
     mmu: Columns,
     /// List the built-in guests and what each shows.

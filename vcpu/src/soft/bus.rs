@@ -60,6 +60,8 @@ pub enum BusFault {
         /// Where.
         gpa: Gpa,
     },
+    /// The second level leads where no guest memory is: it is broken.
+    Broken,
     /// The slot or the host's page is about to change: the access is to be made again later.
     Retry,
 }

@@ -1,7 +1,8 @@
 //! The kernel side of the software machine: slots, host frames and the MMU, tied together as `struct kvm` ties them.
 
-use ept::mmu::{Memslots, SlotLookup, Zapped};
-use memory_model::{AddrRange, Gpa, Gva, Hva, PageSize};
+use ept::mmu::{Memslots, ShadowContext, SlotLookup, Zapped};
+use ept::{Access, Flags, Paging, walk};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, Hva, PageSize};
 use slot_manager::{
     DirtyLog, Errno, GENERATION_UPDATE, KernelCaps, KernelMemslots, KvmArch, Memslot, Side, SlotChange,
     SlotError, SlotFault, SlotFlags, SlotOp, SlotRecord,
@@ -23,7 +24,7 @@ pub struct SoftKernel {
     pub mmu: SoftMmu,
     /// How often it has asked the processors to flush.
     flushes: Flushes,
-    vcpus: Vec<VcpuArch>,
+    pub(super) vcpus: Vec<VcpuArch>,
     /// Dirty pages are known by D.
     pub(super) dirty_bits: bool,
 }
@@ -46,10 +47,21 @@ impl Flushes {
 }
 
 /// What the kernel keeps of a vCPU (`kvm_vcpu_arch`).
-#[derive(Default)]
 pub(super) struct VcpuArch {
     /// Its processor's translation cache.
     pub(super) tlb: Tlb,
+    /// Its roots, if the MMU is a shadow.
+    pub(super) shadow: Option<ShadowContext>,
+    /// Its control registers have changed since the root was chosen.
+    pub(super) reload: bool,
+}
+
+impl VcpuArch {
+    /// MOV to a control register, or what is like it.
+    pub(super) fn registers_changed(&mut self) {
+        self.tlb.flush();
+        self.reload = true;
+    }
 }
 
 impl SoftKernel {
@@ -69,26 +81,28 @@ impl SoftKernel {
             mmu,
             flushes: Flushes::default(),
             vcpus: Vec::new(),
-            dirty_bits: options.dirty_bits,
+            dirty_bits: options.dirty_bits && options.second_level.has_dirty_bits(),
         })
     }
 
     /// `KVM_CREATE_VCPU`; returns its index.
-    pub(super) fn create_vcpu(&mut self) -> u32 {
-        self.vcpus.push(VcpuArch::default());
-        self.memslots.create_vcpu()
+    pub(super) fn create_vcpu(&mut self) -> Result<u32, VcpuError> {
+        let shadow = self.mmu.context(&self.host)?;
+        self.vcpus.push(VcpuArch { tlb: Tlb::default(), shadow, reload: true });
+        Ok(self.memslots.create_vcpu())
     }
 
     pub(super) fn vcpu(&mut self, index: u32) -> &mut VcpuArch {
         &mut self.vcpus[index as usize]
     }
 
-    pub(super) fn vcpus(&self) -> &[VcpuArch] {
-        &self.vcpus
-    }
-
+    /// All requests to flush the processors so far.
     pub(super) fn flushes(&self) -> Flushes {
-        self.flushes
+        match &self.mmu {
+            SoftMmu::Tdp(_) => self.flushes,
+            // It counts its own; both counts only grow.
+            SoftMmu::Shadow(shadow) => Flushes(self.flushes.0 + shadow.flushes()),
+        }
     }
 
     /// The slots, and the MMU that hears of what happens to them.
@@ -181,10 +195,30 @@ impl SoftKernel {
         self.host.quiesce();
     }
 
-    /// What the second level says of the guest's page at `gpa`, which its own tables put at `gva`.
-    pub fn leaf(&self, _gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
-        self.mmu.leaf(gpa, &self.host)
+    /// What the second level says of the guest's page at `gpa`; a shadow, of `gva`, from which the guest's own tables
+    /// lead there, as vCPU 0 walks it.
+    pub fn leaf(&self, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
+        match &self.mmu {
+            SoftMmu::Tdp(tdp) => leaf(&self.host, tdp.paging(), gpa.raw(), Access::READ.by_user()),
+            SoftMmu::Shadow(_) => {
+                let context = self.vcpus.first()?.shadow.as_ref()?;
+                // Whosever page it is.
+                leaf(&self.host, context.paging(), gva.raw(), Access { ac: true, ..Access::READ })
+            }
+        }
     }
+}
+
+fn leaf(host: &Host, paging: &Paging, address: u64, access: Access) -> Option<SecondLevelLeaf> {
+    let walk = walk(host, paging, address, access, Flags::Keep);
+    let (leaf, last) = (walk.outcome.ok()?, *walk.path.last()?);
+    Some(SecondLevelLeaf {
+        hpa: Hpa(leaf.address),
+        size: leaf.size,
+        rights: leaf.rights(),
+        entry_address: Hpa(last.entry_address()),
+        entry: leaf.entry,
+    })
 }
 
 /// The MMU, as it hears of slots.

@@ -1,10 +1,14 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
-use ept::mmu::{FaultOutcome, HostFault};
-use ept::{Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate};
-use memory_model::{Gpa, Gva, Hpa, PageSize};
+use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
+use ept::{
+    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate,
+    translate,
+};
+use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
+use slot_manager::SlotRecord;
 
-use super::kernel::{Slots, SoftKernel};
+use super::kernel::{Slots, SoftKernel, VcpuArch};
 use super::options::MAX_PHY_ADDR;
 use super::second_level::SoftMmu;
 use super::tlb::{Page, Use};
@@ -22,9 +26,13 @@ impl Bus for Mmu<'_> {
     fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault> {
         let mut done = 0;
         for (at, len) in pieces(gva, buf.len())? {
-            let (gpa, hpa) = self.translate(paging, at, len, kind)?;
+            let place = self.translate(paging, at, len, kind)?;
             let piece = &mut buf[done..done + len];
-            self.kernel.host.read(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            let hpa = match place {
+                Place::Frame(hpa) => hpa,
+                Place::GuestTable(gpa) => self.writable(gpa)?,
+            };
+            self.kernel.host.read(hpa, piece).map_err(|_| BusFault::Broken)?;
             done += len;
         }
         Ok(())
@@ -39,25 +47,54 @@ impl Bus for Mmu<'_> {
         }
         let mut done = 0;
         for (at, len) in pieces(gva, data.len())? {
-            let (gpa, hpa) = self.translate(paging, at, len, AccessKind::Write)?;
+            let place = self.translate(paging, at, len, AccessKind::Write)?;
             let piece = &data[done..done + len];
-            self.kernel.host.write(hpa, piece).map_err(|_| BusFault::HostMemory { gpa })?;
+            match place {
+                Place::Frame(hpa) => self.kernel.host.write(hpa, piece).map_err(|_| BusFault::Broken)?,
+                Place::GuestTable(gpa) => self.write_guest_table(gpa, piece)?,
+            }
             done += len;
         }
         Ok(())
     }
 
-    fn invalidate_page(&mut self, _gva: Gva) {
-        self.kernel.vcpu(self.vcpu).tlb.flush();
+    fn invalidate_page(&mut self, gva: Gva) {
+        let SoftKernel { memslots, host, mmu, vcpus, .. } = &mut *self.kernel;
+        let arch = &mut vcpus[self.vcpu as usize];
+        arch.tlb.flush();
+        let slots = Slots { memslots, vcpu: self.vcpu };
+        if let (SoftMmu::Shadow(shadow), Some(context)) = (mmu, &mut arch.shadow) {
+            // What cannot be done for one address is done for all.
+            arch.reload |= shadow.invlpg(context, gva.raw(), &slots, host).is_err();
+        }
     }
 
     fn invalidate_all(&mut self) {
-        self.kernel.vcpu(self.vcpu).tlb.flush();
+        self.kernel.vcpu(self.vcpu).registers_changed();
     }
 }
 
 /// An access that has not come through after so many faults waits for something that the kernel has to do first.
 const MAX_FAULTS: usize = 64;
+
+/// Where bytes of a page are.
+#[derive(Clone, Copy)]
+enum Place {
+    /// In a frame.
+    Frame(Hpa),
+    /// In a table of the guest's that it may not write itself: the access is emulated.
+    GuestTable(Gpa),
+}
+
+/// What one walk of the tables came to.
+enum Walked {
+    /// A translation, and the address that the MMU's tables translated.
+    To { input: u64, hpa: Hpa },
+    /// The access is to be emulated.
+    GuestTable(Gpa),
+    /// A fault was handled: walk again.
+    Again,
+}
 
 impl Mmu<'_> {
     /// Where the byte at `gva` lies, for an access of `len` bytes of its page.
@@ -67,87 +104,148 @@ impl Mmu<'_> {
         gva: Gva,
         len: usize,
         kind: AccessKind,
-    ) -> Result<(Gpa, Hpa), BusFault> {
+    ) -> Result<Place, BusFault> {
         let of = Use::new(paging, gva, kind);
-        let offset = gva.page_offset(PageSize::Size4K);
         let flushes = self.kernel.flushes();
         if let Some(page) = self.kernel.vcpu(self.vcpu).tlb.get(of, flushes) {
-            return Ok((Gpa(page.gpa.raw() | offset), Hpa(page.hpa.raw() | offset)));
+            return Ok(Place::Frame(Hpa(page.hpa.raw() | gva.page_offset(PageSize::Size4K))));
         }
-        let (gpa, hpa) = self.walk(paging, gva, len, kind)?;
-        let page = Page { gpa: gpa.align_down(PageSize::Size4K), hpa: hpa.align_down(PageSize::Size4K) };
-        let flushes = self.kernel.flushes();
-        self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
-        Ok((gpa, hpa))
-    }
-
-    /// Walks the tables until they let the access through, taking its violations on the way.
-    fn walk(
-        &mut self,
-        paging: &Paging,
-        gva: Gva,
-        len: usize,
-        kind: AccessKind,
-    ) -> Result<(Gpa, Hpa), BusFault> {
         let access = access_of(kind, paging.user, paging.ac);
-        let guest = guest_paging(paging)?;
         for _ in 0..MAX_FAULTS {
-            let SoftKernel { host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
-            match nested_translate(host, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
-                Ok(leaf) => return Ok((leaf.gpa, leaf.hpa)),
-                Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
-                Err(NestedFault::Final { gpa, fault }) => match self.violation(gpa, fault)? {
-                    Resolved::Again => {}
-                    Resolved::Device => return Err(BusFault::Mmio { gpa, len }),
-                },
-                // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
-                Err(NestedFault::Table { gpa, fault }) => match self.violation(gpa, fault)? {
-                    Resolved::Again => {}
-                    Resolved::Device => return Err(no_table(paging, gva, access)),
-                },
+            let walked = match self.kernel.mmu {
+                SoftMmu::Tdp(_) => self.walk_both(paging, gva, len, access)?,
+                SoftMmu::Shadow(_) => self.walk_shadow(paging, gva, len, access)?,
+            };
+            match walked {
+                Walked::To { input, hpa } => {
+                    let page = Page { input: input & !0xfff, hpa: hpa.align_down(PageSize::Size4K) };
+                    let flushes = self.kernel.flushes();
+                    self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
+                    return Ok(Place::Frame(hpa));
+                }
+                Walked::GuestTable(gpa) => return Ok(Place::GuestTable(gpa)),
+                Walked::Again => {}
             }
         }
         Err(BusFault::Retry)
     }
 
-    /// KVM's exit handler for what the second level refuses at `gpa`.
-    fn violation(&mut self, gpa: Gpa, why: Fault) -> Result<Resolved, BusFault> {
-        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel;
+    /// Walks the guest's tables, each of them and the page behind the second level.
+    fn walk_both(
+        &mut self,
+        paging: &Paging,
+        gva: Gva,
+        len: usize,
+        access: Access,
+    ) -> Result<Walked, BusFault> {
+        let guest = guest_paging(paging)?;
+        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel else {
+            return Err(BusFault::Broken);
+        };
+        let (gpa, why, of_table) =
+            match nested_translate(host, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
+                Ok(leaf) => return Ok(Walked::To { input: leaf.gpa.raw(), hpa: leaf.hpa }),
+                Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
+                Err(NestedFault::Final { gpa, fault }) => (gpa, fault, false),
+                Err(NestedFault::Table { gpa, fault }) => (gpa, fault, true),
+            };
         let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
-        self.settle(gpa, outcome)
+        match self.settle(gva, len, outcome) {
+            // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
+            Err(BusFault::Mmio { .. }) if of_table => Err(no_table(paging, gva, access)),
+            settled => settled,
+        }
     }
 
-    /// What a fault came to, for the access that took it.
-    fn settle(&mut self, gpa: Gpa, outcome: Result<FaultOutcome, ept::Error>) -> Result<Resolved, BusFault> {
+    /// Walks the shadow of the guest's tables.
+    fn walk_shadow(
+        &mut self,
+        paging: &Paging,
+        gva: Gva,
+        len: usize,
+        access: Access,
+    ) -> Result<Walked, BusFault> {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Shadow(shadow), vcpus, .. } = &mut *self.kernel else {
+            return Err(BusFault::Broken);
+        };
+        let VcpuArch { shadow: Some(context), reload, .. } = &mut vcpus[self.vcpu as usize] else {
+            return Err(BusFault::Broken);
+        };
+        let slots = Slots { memslots, vcpu: self.vcpu };
+        if *reload {
+            let guest = guest_paging(paging)?;
+            shadow.load(context, guest.as_ref(), &slots, host).map_err(|_| BusFault::Retry)?;
+            *reload = false;
+        }
+        if let Ok(leaf) = translate(host, context.paging(), gva.raw(), access, Flags::Set) {
+            return Ok(Walked::To { input: gva.raw(), hpa: Hpa(leaf.address) });
+        }
+        let outcome = shadow.fault(context, gva.raw(), access, &slots, host);
+        self.settle(gva, len, outcome)
+    }
+
+    /// What a fault came to, for the access of `len` bytes at `gva` that took it.
+    fn settle(
+        &mut self,
+        gva: Gva,
+        len: usize,
+        outcome: Result<FaultOutcome, ept::Error>,
+    ) -> Result<Walked, BusFault> {
         match outcome {
             Ok(FaultOutcome::Fixed { .. } | FaultOutcome::Spurious | FaultOutcome::Retry) => {
-                Ok(Resolved::Again)
+                Ok(Walked::Again)
             }
-            Ok(FaultOutcome::Mmio { .. } | FaultOutcome::MmioReadonlyWrite { .. }) => Ok(Resolved::Device),
-            Ok(FaultOutcome::HostFault { hva, fault: HostFault::CopyOnWrite, .. }) => {
-                let broken = self.kernel.host_event(|host, notifier| host.break_cow(hva, notifier));
-                broken.map(|()| Resolved::Again).map_err(|_| BusFault::HostMemory { gpa })
+            Ok(FaultOutcome::Mmio { gpa } | FaultOutcome::MmioReadonlyWrite { gpa }) => {
+                Err(BusFault::Mmio { gpa, len })
+            }
+            Ok(FaultOutcome::HostFault { gpa, hva, fault: HostFault::CopyOnWrite }) => {
+                self.break_cow(gpa, hva).map(|()| Walked::Again)
+            }
+            Ok(FaultOutcome::HostFault { gpa, .. }) => Err(BusFault::HostMemory { gpa }),
+            Ok(FaultOutcome::WriteProtected { gpa }) => Ok(Walked::GuestTable(gpa)),
+            Ok(FaultOutcome::Guest(code)) => {
+                Err(BusFault::PageFault { error_code: code.bits() as u32, address: gva })
             }
             Err(ept::Error::OutOfTables) => {
                 self.kernel.reclaim();
-                Ok(Resolved::Again)
+                Ok(Walked::Again)
             }
-            // Or the tables are broken, and KVM cannot go on with this guest either.
-            Ok(FaultOutcome::HostFault { .. }) | Err(_) => Err(BusFault::HostMemory { gpa }),
-            // Only of a shadow.
-            Ok(FaultOutcome::WriteProtected { .. } | FaultOutcome::Guest(_)) => {
-                Err(BusFault::HostMemory { gpa })
-            }
+            Err(ept::Error::InputRange { .. }) => Err(BusFault::NotCanonical),
+            // The tables are broken, and KVM cannot go on with this guest either.
+            Err(_) => Err(BusFault::Broken),
         }
     }
-}
 
-/// What a fault came to.
-enum Resolved {
-    /// A page was mapped, or will be once a slot has gone where it goes: walk again.
-    Again,
-    /// No slot, or a write into a read-only one.
-    Device,
+    /// The page at `hva` gets a frame of its own, for a write.
+    fn break_cow(&mut self, gpa: Gpa, hva: Hva) -> Result<(), BusFault> {
+        let broken = self.kernel.host_event(|host, notifier| host.break_cow(hva, notifier));
+        broken.map_err(|_| BusFault::HostMemory { gpa })
+    }
+
+    /// Where the guest's memory at `gpa` is, to be written by the kernel for it (`kvm_write_guest`).
+    fn writable(&mut self, gpa: Gpa) -> Result<Hpa, BusFault> {
+        let slot = self.kernel.memslots.gfn_to_memslot(gpa);
+        let hva = slot.and_then(|slot| slot.hva_of(gpa)).ok_or(BusFault::HostMemory { gpa })?;
+        if self.kernel.host.host_frame(hva, true) == Err(HostFault::CopyOnWrite) {
+            self.break_cow(gpa, hva)?;
+        }
+        let frame = self.kernel.host.host_frame(hva, true).map_err(|_| BusFault::HostMemory { gpa })?;
+        Ok(Hpa(frame.hpa.raw() | gpa.page_offset(PageSize::Size4K)))
+    }
+
+    /// Writes a table of the guest for it, and lets its shadow know (rule H2).
+    fn write_guest_table(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), BusFault> {
+        let hpa = self.writable(gpa)?;
+        let SoftKernel { memslots, host, mmu, .. } = &mut *self.kernel;
+        host.write(hpa, data).map_err(|_| BusFault::Broken)?;
+        Slots { memslots, vcpu: self.vcpu }.mark_page_dirty(gpa);
+        match mmu {
+            SoftMmu::Shadow(shadow) => {
+                shadow.track_write(gpa, data.len() as u64, host).map_err(|_| BusFault::Broken)
+            }
+            SoftMmu::Tdp(_) => Ok(()),
+        }
+    }
 }
 
 /// Bytes from `gva` to the end of its page.

@@ -1,6 +1,6 @@
 //! What a software machine is made of.
 
-use ept::mmu::TdpOptions;
+use ept::mmu::{ShadowOptions, TdpOptions};
 use ept::{Ept, EptCaps, Format, Ia32e, Levels, MaxPhyAddr};
 
 use super::cpu::PHYSICAL_ADDRESS_BITS;
@@ -28,6 +28,8 @@ pub enum SecondLevel {
         /// Levels of the tables.
         levels: Levels,
     },
+    /// None: KVM makes tables of its own from the guest's (shadow paging).
+    Shadow,
 }
 
 impl SecondLevel {
@@ -36,9 +38,9 @@ impl SecondLevel {
     /// NPT of four levels.
     pub const NPT: Self = Self::Npt { levels: Levels::Four };
 
-    /// The format of the tables.
-    pub(super) fn format(self) -> Format {
-        match self {
+    /// The format of the tables; `None` for a shadow.
+    pub(super) fn format(self) -> Option<Format> {
+        Some(match self {
             Self::Ept { levels, accessed_dirty, execute_only } => {
                 let mut caps = EptCaps::all();
                 caps.set(EptCaps::LEVELS_5, levels == Levels::Five);
@@ -47,7 +49,13 @@ impl SecondLevel {
                 Format::ept(Ept { accessed_dirty, ..Ept::new(levels, caps, MAX_PHY_ADDR) })
             }
             Self::Npt { levels } => Format::npt(Ia32e { amd: true, ..Ia32e::new(levels, MAX_PHY_ADDR) }),
-        }
+            Self::Shadow => return None,
+        })
+    }
+
+    /// Whether processors mark by D what guests write.
+    pub(super) fn has_dirty_bits(self) -> bool {
+        self.format().is_some_and(|format| format.has_accessed_dirty())
     }
 }
 
@@ -86,6 +94,11 @@ impl SoftOptions {
     /// KVM as it comes, with another second level.
     pub fn of(second_level: SecondLevel) -> Self {
         Self { second_level, ..Self::default() }
+    }
+
+    pub(super) fn shadow(&self) -> ShadowOptions {
+        let most = self.max_tables.and_then(|most| usize::try_from(most).ok());
+        ShadowOptions { max_phy_addr: MAX_PHY_ADDR, max_tables: most.unwrap_or(usize::MAX) }
     }
 
     pub(super) fn tdp(&self) -> TdpOptions {

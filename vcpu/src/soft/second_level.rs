@@ -1,29 +1,36 @@
 //! The MMU of a software VM, whichever it is.
 
-use ept::mmu::{Memslot, Stats, Tdp, Zapped};
-use ept::{Access, Error, Flags, walk};
-use memory_model::{AddrRange, Gpa, Hpa};
+use ept::Error;
+use ept::mmu::{Memslot, Shadow, ShadowContext, Stats, Tdp, Zapped};
+use memory_model::{AddrRange, Gpa};
 
 use super::host::Host;
 use super::options::SoftOptions;
-use crate::{SecondLevelLeaf, VcpuError};
+use crate::VcpuError;
 
 /// KVM's MMU of a VM. What it takes back, it says so: [`Zapped::flush`].
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one to a VM")]
 pub enum SoftMmu {
     /// Tables from guest-physical addresses to the host's, beside the guest's own.
     Tdp(Tdp),
+    /// Tables from linear addresses to the host's, in place of the guest's own.
+    Shadow(Shadow),
 }
 
 impl SoftMmu {
     pub(super) fn new(options: &SoftOptions, host: &Host) -> Result<Self, VcpuError> {
-        Ok(Self::Tdp(Tdp::new(options.second_level.format(), options.tdp(), host)?))
+        Ok(match options.second_level.format() {
+            Some(format) => Self::Tdp(Tdp::new(format, options.tdp(), host)?),
+            None => Self::Shadow(Shadow::new(options.shadow())),
+        })
     }
 
     /// KVM's counters.
     pub fn stats(&self) -> Stats {
         match self {
             Self::Tdp(tdp) => tdp.stats(),
+            Self::Shadow(shadow) => shadow.stats(),
         }
     }
 
@@ -31,26 +38,23 @@ impl SoftMmu {
     pub fn table_bytes(&self) -> u64 {
         match self {
             Self::Tdp(tdp) => tdp.table_bytes(),
+            Self::Shadow(shadow) => shadow.table_bytes(),
         }
     }
 
-    pub(super) fn leaf(&self, gpa: Gpa, host: &Host) -> Option<SecondLevelLeaf> {
-        let Self::Tdp(tdp) = self;
-        let walk = walk(host, tdp.paging(), gpa.raw(), Access::READ.by_user(), Flags::Keep);
-        let (leaf, last) = (walk.outcome.ok()?, *walk.path.last()?);
-        Some(SecondLevelLeaf {
-            hpa: Hpa(leaf.address),
-            size: leaf.size,
-            rights: leaf.rights(),
-            entry_address: Hpa(last.entry_address()),
-            entry: leaf.entry,
-        })
+    /// What a new processor needs.
+    pub(super) fn context(&mut self, host: &Host) -> Result<Option<ShadowContext>, Error> {
+        match self {
+            Self::Tdp(_) => Ok(None),
+            Self::Shadow(shadow) => shadow.context(host).map(Some),
+        }
     }
 
     /// A slot goes.
     pub(super) fn zap(&mut self, range: AddrRange<Gpa>, host: &Host) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.zap(range, host),
+            Self::Shadow(shadow) => shadow.zap(range, host),
         }
     }
 
@@ -58,12 +62,14 @@ impl SoftMmu {
     pub(super) fn invalidate_begin(&mut self, range: AddrRange<Gpa>, host: &Host) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.invalidate_begin(range, host),
+            Self::Shadow(shadow) => shadow.invalidate_begin(range, host),
         }
     }
 
     pub(super) fn invalidate_end(&mut self) {
         match self {
             Self::Tdp(tdp) => tdp.invalidate_end(),
+            Self::Shadow(shadow) => shadow.invalidate_end(),
         }
     }
 
@@ -76,6 +82,12 @@ impl SoftMmu {
     ) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.set_logging(slot, initially_set, host),
+            // Pages are protected when they are taken out of the log.
+            Self::Shadow(_) if slot.log_dirty && initially_set => Ok(Zapped::default()),
+            Self::Shadow(shadow) => match AddrRange::new(slot.base, slot.bytes.into()) {
+                Some(range) => shadow.set_logging(range, slot.log_dirty, host),
+                None => Ok(Zapped::default()),
+            },
         }
     }
 
@@ -89,6 +101,7 @@ impl SoftMmu {
     ) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.clear_dirty(range, dirty, host),
+            Self::Shadow(shadow) => shadow.write_protect(range, host),
         }
     }
 
@@ -96,6 +109,8 @@ impl SoftMmu {
     pub(super) fn slots_changed(&mut self, generation: u64, host: &Host) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.invalidate_mmio(generation, host),
+            // It remembers no holes.
+            Self::Shadow(_) => Ok(Zapped::default()),
         }
     }
 
@@ -103,6 +118,8 @@ impl SoftMmu {
     pub(super) fn reclaim(&mut self, host: &Host) -> Result<Zapped, Error> {
         match self {
             Self::Tdp(tdp) => tdp.reclaim(host),
+            // It makes room by itself, and the host has no frame left.
+            Self::Shadow(shadow) => shadow.zap_all(host).map(|()| Zapped::default()),
         }
     }
 
@@ -110,12 +127,14 @@ impl SoftMmu {
     pub(super) fn age(&mut self, range: AddrRange<Gpa>, host: &Host) -> Result<bool, Error> {
         match self {
             Self::Tdp(tdp) => tdp.age(range, host),
+            Self::Shadow(shadow) => shadow.age(range, host),
         }
     }
 
     pub(super) fn test_age(&self, range: AddrRange<Gpa>, host: &Host) -> Result<bool, Error> {
         match self {
             Self::Tdp(tdp) => tdp.test_age(range, host),
+            Self::Shadow(shadow) => shadow.test_age(range, host),
         }
     }
 }

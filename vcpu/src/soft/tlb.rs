@@ -1,6 +1,6 @@
 //! What a software processor remembers of its translations.
 
-use memory_model::{Gpa, Gva, Hpa, PageSize};
+use memory_model::{Gva, Hpa, PageSize};
 
 use super::kernel::Flushes;
 use super::{AccessKind, Paging};
@@ -56,7 +56,9 @@ impl Use {
 /// Where a linear page lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Page {
-    pub gpa: Gpa,
+    /// The address that the MMU's tables translate: guest-physical, or linear in a shadow.
+    pub input: u64,
+    /// The frame.
     pub hpa: Hpa,
 }
 
@@ -81,7 +83,7 @@ pub(super) struct Tlb {
 
 impl Default for Tlb {
     fn default() -> Self {
-        let none = Entry { of: Use(0), page: Page { gpa: Gpa(0), hpa: Hpa(0) }, made: 0 };
+        let none = Entry { of: Use(0), page: Page { input: 0, hpa: Hpa(0) }, made: 0 };
         Self { entries: Box::new([none; ENTRIES]), flushes: 1, requested: Flushes::default() }
     }
 }

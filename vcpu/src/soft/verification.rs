@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use ept::mmu::Tdp;
-use ept::verify::{DirtyLog, Guest, Policy, Report, Slot, verify};
-use ept::{Flags, Paging, translate};
+use ept::mmu::{self, Tdp};
+use ept::verify::{DirtyLog, Guest, Policy, Report, Shadow, Slot, verify};
+use ept::{Flags, Kind, translate};
 use memory_model::{Gva, Hpa};
 use slot_manager::{SlotFlags, SlotRecord};
 
@@ -72,9 +72,11 @@ impl fmt::Display for StaleUse {
 impl SoftKernel {
     /// Verifies all tables of the MMU, and all that the processors remember of them. No vCPU runs.
     pub fn verify(&self) -> Result<Verification, ept::Error> {
-        let SoftMmu::Tdp(tdp) = &self.mmu;
-        let tables = self.verify_tdp(tdp)?;
-        let vcpus = (0..).zip(self.vcpus());
+        let tables = match &self.mmu {
+            SoftMmu::Tdp(tdp) => self.verify_tdp(tdp)?,
+            SoftMmu::Shadow(shadow) => self.verify_shadow(shadow)?,
+        };
+        let vcpus = (0..).zip(&self.vcpus);
         let stale = vcpus.flat_map(|(vcpu, arch)| self.stale(vcpu, arch)).collect();
         Ok(Verification { tables, stale })
     }
@@ -82,7 +84,7 @@ impl SoftKernel {
     fn verify_tdp(&self, tdp: &Tdp) -> Result<Report, ept::Error> {
         let format = tdp.paging().format;
         let flags = format.has_accessed_dirty();
-        let logs = self.logs(self.dirty_bits && flags);
+        let logs = self.logs();
         let tables: Vec<Hpa> = tdp.shadow_pages(&self.host)?.iter().map(|page| page.table).collect();
         let stats = tdp.stats();
         let guest = Guest {
@@ -100,10 +102,36 @@ impl SoftKernel {
         verify(&self.host, &[guest], self.host.span(), LISTED)
     }
 
+    /// The roots that processors use, against the guest's tables as they are. Tables that wait for one of the guest's other
+    /// address spaces to come back are not reached.
+    fn verify_shadow(&self, shadow: &mmu::Shadow) -> Result<Report, ept::Error> {
+        let (logs, unsync) = (self.logs(), shadow.unsync_tables().collect::<Vec<_>>());
+        let mut shadows: Vec<Shadow<'_>> = Vec::new();
+        for context in self.vcpus.iter().filter_map(|arch| arch.shadow.as_ref()) {
+            let paging = *context.paging();
+            let known = shadows.iter().any(|shadow| shadow.paging.root == paging.root);
+            if let Some(&guest) = context.guest().filter(|_| !known) {
+                shadows.push(Shadow { paging, guest, unsync: &unsync });
+            }
+        }
+        let guest = Guest {
+            process: 0,
+            roots: &[],
+            shadows: &shadows,
+            slots: &slots(&logs),
+            host: &self.host,
+            policy: Policy::kvm(Kind::Ia32e),
+            leaves: None,
+            tables: None,
+            caches: None,
+        };
+        verify(&self.host, &[guest], self.host.span(), LISTED)
+    }
+
     /// The slots, each with its log as far as that is known.
-    fn logs(&self, by_flags: bool) -> Vec<(ept::mmu::Memslot, Log)> {
+    fn logs(&self) -> Vec<(ept::mmu::Memslot, Log)> {
         let log = |slot: &slot_manager::Memslot| match self.memslots.peek_dirty_log(slot.id()) {
-            _ if by_flags && slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES) => Log::Pml,
+            _ if self.dirty_bits && slot.flags.contains(SlotFlags::LOG_DIRTY_PAGES) => Log::Pml,
             Some(bitmap) => Log::Bitmap(bitmap),
             None => Log::Unknown,
         };
@@ -114,18 +142,20 @@ impl SoftKernel {
     /// count: those it may remember.
     fn stale(&self, vcpu: u32, arch: &VcpuArch) -> impl Iterator<Item = StaleUse> {
         arch.tlb.iter(self.flushes()).filter_map(move |(of, page)| {
-            let present = self.present(of, page);
+            let present = self.present(arch, of, page);
             let stale = StaleUse { vcpu, gva: of.gva(), remembered: page.hpa, present };
             (present != Some(page.hpa)).then_some(stale)
         })
     }
 
-    /// Where the tables lead for a use that a processor remembers.
-    fn present(&self, of: Use, page: Page) -> Option<Hpa> {
-        let SoftMmu::Tdp(tdp) = &self.mmu;
-        let paging: &Paging = tdp.paging();
+    /// Where the MMU's tables lead for a use that a processor remembers.
+    fn present(&self, arch: &VcpuArch, of: Use, page: Page) -> Option<Hpa> {
         let access = access_of(of.kind(), of.user(), of.ac());
-        let leaf = translate(&self.host, paging, page.gpa.raw(), access.by_user(), Flags::Keep).ok()?;
+        let (paging, access) = match &self.mmu {
+            SoftMmu::Tdp(tdp) => (tdp.paging(), access.by_user()),
+            SoftMmu::Shadow(_) => (arch.shadow.as_ref()?.paging(), access),
+        };
+        let leaf = translate(&self.host, paging, page.input, access, Flags::Keep).ok()?;
         Some(Hpa(leaf.address))
     }
 }

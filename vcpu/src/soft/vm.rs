@@ -58,7 +58,7 @@ impl Vm for SoftVm {
     fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
         let cpu = Cpu::new(Regs::default(), SystemRegs::default());
         let mut kernel = self.kernel();
-        let index = kernel.create_vcpu();
+        let index = kernel.create_vcpu()?;
         let ring = kernel.memslots.dirty_ring(index).cloned();
         Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))
     }
@@ -173,7 +173,7 @@ impl Vcpu for SoftVcpu {
 
     fn set_system_regs(&mut self, system: &SystemRegs) -> Result<(), VcpuError> {
         self.cpu.system = *system;
-        self.vm.kernel().vcpu(self.index).tlb.flush();
+        self.vm.kernel().vcpu(self.index).registers_changed();
         Ok(())
     }
 

@@ -1,13 +1,16 @@
 //! From a seed to a program.
 
 use crate::dice::Dice;
+use crate::kernel;
 use crate::layout::{
     ALIAS, CHUNK, CODE, HOT, KERNEL_TABLES, LARGE, PAGE, RAM_BYTES, ROM, SLOTS, SPARE, STUBS,
+    may_be_stored_to,
 };
 use crate::program::{
     Change, Edit, Flush, HostEvent, Op, PRIVATE, Program, SHARED, Setting, Step, Table, Touch, TouchKind,
     UPPER,
 };
+use crate::tables::Tables;
 
 const P: u64 = 1 << 0;
 const W: u64 = 1 << 1;
@@ -40,10 +43,25 @@ pub fn generate(seed: u64) -> Program {
         huge_host: dice.percent(60),
         shifted: dice.percent(10),
     };
-    let mut generator = Generator { pool: setting.pool(), setting, dice, favourites: Vec::new() };
+    let mut generator = Generator {
+        pool: setting.pool(),
+        tables: Tables::new(setting),
+        setting,
+        dice,
+        favourites: Vec::new(),
+        space: 0,
+    };
     generator.favourites = (0..6).map(|_| generator.any_page()).collect();
     let tables = generator.tables();
-    let steps = (0..6 + generator.dice.below(STEPS - 5)).map(|_| generator.step()).collect();
+    for (entry, value) in kernel::upper_tables(&setting).chain(tables.iter().copied()) {
+        generator.tables.change(entry, Change::Set(value));
+    }
+    let count = 6 + generator.dice.below(STEPS - 5);
+    let mut steps = Vec::new();
+    while (steps.len() as u64) < count {
+        let ops = generator.ops();
+        steps.extend(ops.into_iter().map(|op| generator.step(op)));
+    }
     Program { seed, setting, tables, steps }
 }
 
@@ -53,6 +71,10 @@ struct Generator {
     dice: Dice,
     /// Pages that are touched most, so that something happens to them more than once.
     favourites: Vec<u64>,
+    /// What the program makes of its tables.
+    tables: Tables,
+    /// The address space that it is in.
+    space: usize,
 }
 
 impl Generator {
@@ -61,7 +83,7 @@ impl Generator {
         for table in self.pool.clone() {
             for &index in self.setting.indexes(table.level) {
                 // The upper tables are mostly there, so that something lies below them.
-                let value = match self.dice.percent(if table.level > 1 { 90 } else { 70 }) {
+                let value = match self.dice.percent(if table.level > 1 { 97 } else { 88 }) {
                     true => self.link_or_leaf(table),
                     false => 0,
                 };
@@ -73,8 +95,7 @@ impl Generator {
         entries
     }
 
-    fn step(&mut self) -> Step {
-        let op = self.op();
+    fn step(&mut self, op: Op) -> Step {
         let mut events = Vec::new();
         while self.dice.percent(35) {
             let after = self.dice.below(8) as u32;
@@ -82,6 +103,21 @@ impl Generator {
         }
         events.sort_by_key(|&(after, _)| after);
         Step { op, events }
+    }
+
+    /// What comes next: often a page is touched, its mapping changes, and it is touched again in the same way.
+    fn ops(&mut self) -> Vec<Op> {
+        if !self.dice.percent(30) {
+            return vec![self.op()];
+        }
+        let page = self.dice.pick(&self.favourites);
+        let mut touch = self.touch();
+        touch.gva = page | (touch.gva % PAGE);
+        let user = self.dice.percent(50);
+        let use_it = || if user { Op::User(vec![touch]) } else { Op::Touch(touch) };
+        let entry = self.entry_on_the_way_to(page);
+        let edit = self.edit(entry);
+        vec![use_it(), self.edits(vec![edit]), use_it()]
     }
 
     fn op(&mut self) -> Op {
@@ -114,19 +150,24 @@ impl Generator {
             Kind::Loop => Op::Loop { times: 2 + self.dice.below(3) as u32, body: self.touches(2) },
             Kind::Edit => {
                 let count = self.dice.pick(&[1, 1, 1, 2, 3, 5]);
-                let edits = (0..count).map(|_| self.edit()).collect();
-                Op::Edit {
-                    edits,
-                    flush: Flush { all: self.dice.percent(30), needless: self.dice.percent(40) },
+                let mut edits = Vec::new();
+                for _ in 0..count {
+                    let entry = self.entry();
+                    edits.push(self.edit(entry));
                 }
+                self.edits(edits)
             }
             Kind::Demand => {
-                let table = self.any_table();
-                let entry = self.entry(table);
+                let touch = self.touch();
+                let (table, entry) = self.entry_on_the_way_to(touch.gva);
                 let value = self.link_or_leaf(table) & !TOO_WIDE;
-                Op::Demand { entry, value, touch: self.touch(), user: self.dice.percent(50) }
+                self.tables.change(entry, Change::Set(value));
+                Op::Demand { entry, value, touch, user: self.dice.percent(50) }
             }
-            Kind::Switch => Op::Switch(self.dice.below(self.setting.spaces as u64) as usize),
+            Kind::Switch => {
+                self.space = self.dice.below(self.setting.spaces as u64) as usize;
+                Op::Switch(self.space)
+            }
             Kind::WriteProtect => Op::FlipWriteProtect,
             Kind::AccessCheck => Op::FlipAccessCheck,
             Kind::Port => Op::Port(self.dice.roll() as u8),
@@ -204,31 +245,61 @@ impl Generator {
         if tables.is_empty() { self.any_table() } else { self.dice.pick(&tables) }
     }
 
-    fn entry(&mut self, table: Table) -> u64 {
-        table.address + 8 * self.dice.pick(self.setting.indexes(table.level))
+    /// Any entry, and its table.
+    fn entry(&mut self) -> (Table, u64) {
+        if self.dice.percent(50) {
+            let page = self.page();
+            return self.entry_on_the_way_to(page);
+        }
+        let table = self.any_table();
+        (table, table.address + 8 * self.dice.pick(self.setting.indexes(table.level)))
     }
 
-    fn edit(&mut self) -> Edit {
-        let table = self.any_table();
+    /// An entry that the address is translated by, mostly the last one, and its table.
+    fn entry_on_the_way_to(&mut self, gva: u64) -> (Table, u64) {
+        let path = self.tables.path(self.setting.root(self.space), gva);
+        let pool = &self.pool;
+        let own = |&entry: &u64| {
+            let table = *pool.iter().find(|table| table.address == entry & !(PAGE - 1))?;
+            let edited = self.setting.indexes(table.level).contains(&(entry % PAGE / 8));
+            edited.then_some((table, entry))
+        };
+        let own: Vec<_> = path.iter().filter_map(own).collect();
+        match own.last() {
+            Some(&last) if self.dice.percent(65) => last,
+            Some(_) => self.dice.pick(&own),
+            None => {
+                let table = self.any_table();
+                (table, table.address + 8 * self.dice.pick(self.setting.indexes(table.level)))
+            }
+        }
+    }
+
+    fn edit(&mut self, (table, entry): (Table, u64)) -> Edit {
         let bit = |dice: &mut Dice| dice.pick(&[P, W, W, U, A, D, NX, 1 << 9]);
         let change = match self.dice.below(10) {
             0..5 => Change::Set(self.value(table)),
             5..8 => Change::And(!bit(&mut self.dice)),
             _ => Change::Or(bit(&mut self.dice)),
         };
-        Edit { entry: self.entry(table), change, way: self.dice.roll() as u8 }
+        self.tables.change(entry, change);
+        Edit { entry, change, way: self.dice.roll() as u8 }
+    }
+
+    fn edits(&mut self, edits: Vec<Edit>) -> Op {
+        Op::Edit { edits, flush: Flush { all: self.dice.percent(30), needless: self.dice.percent(40) } }
     }
 
     /// Any value of an entry.
     fn value(&mut self, table: Table) -> u64 {
         match self.dice.below(100) {
-            0..8 => 0,
+            0..6 => 0,
             // Absent, whatever the other bits say.
-            8..16 => self.link_or_leaf(table) & !P,
-            16..19 => self.link_or_leaf(table) | 1 << (46 + self.dice.below(6)),
-            19..21 if table.level > 1 => self.link_or_leaf(table) | PS,
+            6..11 => self.link_or_leaf(table) & !P,
+            11..13 => self.link_or_leaf(table) | 1 << (46 + self.dice.below(6)),
+            13..14 if table.level > 1 => self.link_or_leaf(table) | PS,
             // A table where no memory is.
-            21..23 if table.level > 1 => (3 * CHUNK) | P | W | U,
+            14..15 if table.level > 1 => (3 * CHUNK) | P | W | U,
             _ => self.link_or_leaf(table),
         }
     }
@@ -254,7 +325,9 @@ impl Generator {
             (true, _) => PS | self.dice.pick(&[0, 0, 1]) << 30,
         };
         let mut value = frame | P;
-        for (chance, bits) in [(78, W), (75, U), (50, A), (5, CACHING), (10, 1 << 9), (3, IGNORED)] {
+        // Rights are withheld by leaves more often than by what leads to them: else most accesses would fault.
+        let (write, user, no_execute) = if leaf { (78, 75, 20) } else { (95, 94, 3) };
+        for (chance, bits) in [(write, W), (user, U), (50, A), (5, CACHING), (10, 1 << 9), (3, IGNORED)] {
             if self.dice.percent(chance) {
                 value |= bits;
             }
@@ -265,7 +338,7 @@ impl Generator {
         if leaf && shared && self.dice.percent(40) {
             value |= G;
         }
-        if self.dice.percent(if self.setting.no_execute { 20 } else { 2 }) {
+        if self.dice.percent(if self.setting.no_execute { no_execute } else { 2 }) {
             value |= NX;
         }
         value
@@ -289,7 +362,7 @@ impl Generator {
     }
 
     fn host_event(&mut self) -> HostEvent {
-        let any = self.dice.below(SLOTS.len() as u64) as usize;
+        let any = self.dice.weighted(&[(5, 0), (3, LARGE), (1, 2), (2, ALIAS), (1, SPARE)]);
         // What the program cannot do without stays.
         let removable: &[usize] =
             if self.setting.far_tables { &[ALIAS, SPARE] } else { &[ALIAS, SPARE, LARGE] };
@@ -308,13 +381,13 @@ impl Generator {
             (12, HostEvent::Restore(removable)),
             (20, HostEvent::LogOn(any)),
             (6, HostEvent::LogOff(any)),
-            (20, HostEvent::Collect(any)),
+            (25, HostEvent::Collect(any)),
             (15, HostEvent::SwapOut { first, pages }),
             (15, HostEvent::Migrate { first, pages }),
             (12, HostEvent::Merge(data, (data + CHUNK) % (2 * CHUNK))),
             (6, HostEvent::Collapse(chunk)),
             (4, HostEvent::Split(chunk)),
-            (8, HostEvent::Protect { page: data, all }),
+            (14, HostEvent::Protect { page: data, all }),
             (4, HostEvent::Unprotect(data)),
             (6, HostEvent::Shield(page)),
             (4, HostEvent::Discard(data)),
@@ -334,8 +407,15 @@ impl Generator {
         }
     }
 
-    /// An offset of a page of data.
+    /// An offset of a page of data: often one that a favourite leads to.
     fn data_page(&mut self) -> u64 {
+        let page = self.dice.pick(&self.favourites);
+        let gpa = self.tables.translate(self.setting.root(self.space), page);
+        if let Some(gpa) = gpa.filter(|&gpa| gpa < 2 * CHUNK && may_be_stored_to(gpa))
+            && self.dice.percent(60)
+        {
+            return gpa & !(PAGE - 1);
+        }
         CHUNK * self.dice.below(2) + PAGE * self.dice.pick(&HOT)
     }
 }

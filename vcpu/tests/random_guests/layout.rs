@@ -47,7 +47,7 @@ pub const USER_BASE: u64 = 2 * CHUNK;
 /// some that lie side by side.
 pub const HOT: [u64; 8] = [0, 0x100, 0x101, 0x102, 0x103, 0x104, 0x105, 0x1ff];
 
-/// The page of chunk 0 that holds [stubs](crate::lower::stub), besides the read-only slot.
+/// The page of chunk 0 that holds [stubs](crate::kernel::stub), besides the read-only slot.
 pub const STUBS: u64 = 0x10_5000;
 /// The read-only slot.
 pub const ROM: u64 = 0x50_0000;

@@ -41,6 +41,8 @@ pub struct Model {
     written: [BTreeSet<u64>; SLOTS.len()],
     /// Pages of RAM that the host keeps from the guest: from reads too, or from writes alone.
     protected: BTreeMap<u64, bool>,
+    /// Error codes of the page faults so far.
+    pub codes: BTreeSet<u32>,
 }
 
 impl Model {
@@ -55,6 +57,7 @@ impl Model {
             logged: [false; SLOTS.len()],
             written: Default::default(),
             protected: BTreeMap::new(),
+            codes: BTreeSet::new(),
         }
     }
 
@@ -206,10 +209,14 @@ impl Model {
 
     /// The place in memory of a part of an access, or the device that is there.
     fn reach(&mut self, paging: &Paging, part: Part, kind: AccessKind) -> Result<u64, BusFault> {
-        let gpa = self.walk(paging, part.gva, kind)?;
+        let walked = self.walk(paging, part.gva, kind);
+        if let Err(BusFault::PageFault { error_code, .. }) = walked {
+            self.codes.insert(error_code);
+        }
+        let gpa = walked?;
         match self.slot(gpa) {
             Some(slot) if !(SLOTS[slot].readonly && kind == AccessKind::Write) => {
-                let page = SLOTS[slot].offset + (gpa - SLOTS[slot].gpa) & !(PAGE - 1);
+                let page = (SLOTS[slot].offset + (gpa - SLOTS[slot].gpa)) & !(PAGE - 1);
                 match self.protected.get(&page) {
                     Some(all) if *all || kind == AccessKind::Write => {
                         Err(BusFault::HostMemory { gpa: Gpa(gpa) })

@@ -36,6 +36,8 @@ pub struct Trace {
     /// Slots that log at the end.
     pub logging: Vec<usize>,
     pub ram: Vec<u8>,
+    /// Error codes of its page faults.
+    pub codes: BTreeSet<u32>,
 }
 
 /// Where a machine and the model part.
@@ -141,7 +143,7 @@ impl Trace {
         }
         let logging: Vec<_> = model.logging().collect();
         dirty.extend(logging.iter().map(|&slot| model.collect(slot)));
-        Self { states, events, dirty, logging, ram: model.ram }
+        Self { states, events, dirty, logging, ram: model.ram, codes: model.codes }
     }
 
     /// How many #PF there were: each entry of the guest's handler comes from outside.

@@ -51,6 +51,11 @@ impl Tables {
         level == 1 || level <= 3 && value & PAGE_SIZE != 0
     }
 
+    /// The table that an entry of that level with that value leads to.
+    pub fn link(&self, level: u8, value: u64) -> Option<u64> {
+        (value & PRESENT != 0 && !Self::is_leaf(level, value)).then_some(value & FRAME)
+    }
+
     fn top(&self, root: u64) -> At {
         At { table: root, level: self.setting.levels(), gva: 0 }
     }
@@ -72,17 +77,16 @@ impl Tables {
         }
     }
 
-    /// Whether the way to `gva` leads through that entry.
-    pub fn leads_through(&self, root: u64, gva: u64, entry: u64) -> bool {
+    /// The entries that lead to `gva`, root first, up to the first that is absent.
+    pub fn path(&self, root: u64, gva: u64) -> Vec<u64> {
         let At { mut table, mut level, .. } = self.top(root);
+        let mut path = Vec::new();
         loop {
             let at = table + 8 * (gva >> Self::shift(level) & 511);
+            path.push(at);
             let value = self.get(at);
-            if at == entry {
-                return true;
-            }
             if value & PRESENT == 0 || Self::is_leaf(level, value) {
-                return false;
+                return path;
             }
             (table, level) = (value & FRAME, level - 1);
         }

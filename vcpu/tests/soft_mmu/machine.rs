@@ -30,6 +30,7 @@ pub fn columns() -> Vec<SoftOptions> {
         ept(Levels::Four, false, true),
         SecondLevel::NPT,
         SecondLevel::Npt { levels: Levels::Five },
+        SecondLevel::Shadow,
     ];
     all.map(SoftOptions::of).to_vec()
 }
@@ -121,10 +122,15 @@ impl Machine {
 
     /// Where the guest's own entry for the page at `gva` lies, one to one.
     pub fn pte(&mut self, gva: u64) -> u64 {
+        self.entry(gva, 1)
+    }
+
+    /// The same for the entry of that level.
+    pub fn entry(&mut self, gva: u64, level: u8) -> u64 {
         let processor = Processor::new(ept::MaxPhyAddr::MAX);
         let paging = self.vcpu.system_regs().unwrap().paging(processor).unwrap().unwrap();
         let walk = ept::walk(&GuestTables(&self.space.view()), &paging, gva, Access::READ, Flags::Keep);
-        walk.path.last().unwrap().entry_address()
+        walk.path.iter().find(|step| step.level == level).unwrap().entry_address()
     }
 
     pub fn hva(&self, gpa: u64) -> Hva {

@@ -68,6 +68,26 @@ fn a_changed_entry_is_seen_when_the_guest_invalidates_and_not_before() {
 }
 
 #[test]
+fn h2_a_table_that_the_guest_exchanges_for_another_is_seen_when_it_invalidates() {
+    for options in columns() {
+        let mut machine = Machine::new(&options);
+        let far = DATA + 0x20_0000;
+        machine.writes(DATA, 1);
+        machine.writes(far, 2);
+        assert_eq!(machine.reads(DATA), 1);
+        let (from, to) = (machine.entry(far, 2), machine.entry(DATA, 2));
+        let entry = machine.reads(from);
+        machine.writes(to, entry);
+        machine.does(|asm| {
+            asm.mov(rbx, DATA)?;
+            asm.invlpg(byte_ptr(rbx))
+        });
+        assert_eq!(machine.reads(DATA), 2, "{options:?}");
+        machine.assert_clean();
+    }
+}
+
+#[test]
 fn invlpg_of_another_page_or_of_none_may_forget_but_an_absent_entry_is_never_remembered() {
     for options in columns() {
         let mut machine = Machine::new(&options);

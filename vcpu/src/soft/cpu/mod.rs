@@ -1,8 +1,8 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
 //! All integer and system instructions in real mode, 16- and 32-bit protected mode, compatibility mode and 64-bit
-//! mode, without virtual-8086 mode, call gates and task switches. It is uncached: each instruction is fetched,
-//! translated and decoded anew, so a guest that changes its code or its tables is always seen right.
+//! mode, without virtual-8086 mode, call gates and task switches. Each instruction is fetched and decoded
+//! anew, so a guest that changes its code is always seen right; translations are the [`Bus`]'s to remember.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!
 //! Every instruction is atomic: if it faults, registers and memory are as before it. An instruction that

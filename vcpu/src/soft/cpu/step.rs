@@ -23,7 +23,7 @@ pub(super) enum Abort {
     HostMemory(Gpa),
     /// Memory is about to change, and the instruction is to be started again.
     Retry,
-    /// Code, or a table of the processor, lies where no memory is.
+    /// Code, or a table of the processor, lies where no memory is; or the second level is broken.
     Emulation,
     /// Not an instruction of this CPU.
     Unimplemented,
@@ -46,7 +46,7 @@ impl Abort {
         match fault {
             BusFault::PageFault { error_code, address } => Exception::page_fault(error_code, address).into(),
             BusFault::NotCanonical => not_canonical.into(),
-            BusFault::Mmio { .. } => Self::Emulation,
+            BusFault::Mmio { .. } | BusFault::Broken => Self::Emulation,
             BusFault::HostMemory { gpa } => Self::HostMemory(gpa),
             BusFault::Retry => Self::Retry,
         }
