@@ -271,7 +271,8 @@ impl<'a> Draw<'a> {
             M::Div | M::Idiv => self.dividend(instruction.mnemonic() == M::Idiv),
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b if self.random.one_in(2) => self.expect(instruction),
             M::Enter => {
-                instruction.set_immediate16(self.random.below(128) as u16);
+                // The deepest frame with its room still lies in the arena.
+                instruction.set_immediate16(self.random.below(32) as u16);
                 instruction.set_immediate8_2nd(self.random.pick(&[0, 1, 2, 3, 4, 31, 32, 63, 65]));
             }
             M::Loop | M::Loope | M::Loopne | M::Jrcxz | M::Jecxz => {

@@ -27,8 +27,8 @@ const NAME: &[u8; 12] = b"memvirt soft";
 const LEAF_1_ECX: u32 = bits([3, 13, 17, 22, 23]);
 /// DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH.
 const LEAF_1_EDX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 19]);
-/// FSGSBASE, BMI1, SMEP, BMI2, INVPCID, ADX, SMAP, CLFLUSHOPT.
-const LEAF_7_EBX: u32 = bits([0, 3, 7, 8, 10, 19, 20, 23]);
+/// FSGSBASE, BMI1, SMEP, BMI2, INVPCID, ADX, SMAP, CLFLUSHOPT, CLWB.
+const LEAF_7_EBX: u32 = bits([0, 3, 7, 8, 10, 19, 20, 23, 24]);
 /// UMIP, PKU, LA57, RDPID, PKS.
 const LEAF_7_ECX: u32 = bits([2, 3, 16, 22, 31]);
 /// LAM.
@@ -97,6 +97,7 @@ impl Feature {
     pub const ADX: Self = Self::new(7, EBX, 19);
     pub const SMAP: Self = Self::new(7, EBX, 20);
     pub const CLFLUSHOPT: Self = Self::new(7, EBX, 23);
+    pub const CLWB: Self = Self::new(7, EBX, 24);
     pub const UMIP: Self = Self::new(7, ECX, 2);
     pub const PKU: Self = Self::new(7, ECX, 3);
     pub const LA57: Self = Self::new(7, ECX, 16);

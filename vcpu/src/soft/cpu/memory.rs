@@ -38,8 +38,8 @@ pub(super) enum Request {
 
 /// The longest single access: `CMPXCHG16B`.
 const MAX_ACCESS: usize = 16;
-/// More than any instruction makes: `IRETQ` reads five words, and each can cross a page.
-const MAX_TRANSACTIONS: usize = 16;
+/// More than any instruction makes: `ENTER` reads thirty words, and each can cross a page.
+const MAX_TRANSACTIONS: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Direction {
@@ -301,6 +301,7 @@ impl<B: Bus> Step<'_, B> {
     /// Fails as an access would, but reads nothing from a device.
     pub(super) fn check_access(&mut self, at: Logical, len: usize, kind: AccessKind) -> Result<(), Abort> {
         let at = self.linear(at, len, kind)?;
+        self.check_alignment(at, len)?;
         self.check_linear(at, len, kind)
     }
 

@@ -14,6 +14,19 @@ use crate::{Gpr, rflags};
 /// The registers of `PUSHA`, in the order in which it pushes them.
 const ALL: [Gpr; 8] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx, Gpr::Rbx, Gpr::Rsp, Gpr::Rbp, Gpr::Rsi, Gpr::Rdi];
 
+/// A word of `size` bytes as it is in memory once `words` have been pushed: the last byte of the first of them lies
+/// `above` bytes behind the word's first byte.
+fn with_pushed(word: u64, size: u64, above: u64, words: &[u64]) -> u64 {
+    let mut bytes = word.to_le_bytes();
+    for (index, byte) in (0..).zip(&mut bytes[..size as usize]) {
+        let below = above.wrapping_sub(index);
+        if let Some(pushed) = words.get((below / size) as usize) {
+            *byte = pushed.to_le_bytes()[(size - 1 - below % size) as usize];
+        }
+    }
+    u64::from_le_bytes(bytes)
+}
+
 impl<B: Bus> Step<'_, B> {
     pub(super) fn push_all_registers(&mut self, width: Width) -> Outcome {
         let values = ALL.map(|register| self.gpr(register, width));
@@ -50,7 +63,10 @@ impl<B: Bus> Step<'_, B> {
         let mut count = 1;
         for outer in 1..u64::from(level) {
             let at = self.gpr(Gpr::Rbp, stack).wrapping_sub(outer * size) & stack.mask();
-            words[count] = self.load(Logical::stack(at), width, AccessKind::Read)?;
+            let stored = self.load(Logical::stack(at), width, AccessKind::Read)?;
+            // It may overlap what has been pushed, though nothing is in memory yet.
+            let above = (frame.wrapping_add(size - 1)).wrapping_sub(at) & stack.mask();
+            words[count] = with_pushed(stored, size, above, &words[..count]);
             count += 1;
         }
         if level > 0 {

@@ -33,7 +33,7 @@ impl<B: Bus> Step<'_, B> {
     /// Executes `self.instruction`; RIP is already past it.
     pub(super) fn execute(&mut self) -> Outcome {
         match self.instruction.mnemonic() {
-            M::Mov => self.mov(),
+            M::Mov | M::Movnti => self.mov(),
             M::Movzx => self.movzx(),
             M::Movsx | M::Movsxd => self.movsx(),
             M::Movbe => self.requires(Feature::MOVBE).and_then(|()| self.movbe()),
@@ -61,7 +61,10 @@ impl<B: Bus> Step<'_, B> {
             M::Fldcw => self.fldcw(),
             M::Fnstcw => self.fnstcw(),
             M::Fnstsw => self.fnstsw(),
-            M::Nop | M::Reservednop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
+            // What is not yet anything else: but `PREFETCHW` is there, and has no register.
+            M::Reservednop if self.is_prefetch_of_register() => Err(Exception::INVALID_OPCODE.into()),
+            M::Reservednop | M::Rdsspd | M::Rdsspq => Ok(()),
+            M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
             M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Ok(()),
             M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Ok(()),
             M::Lfence | M::Mfence | M::Sfence => Ok(()),
@@ -177,6 +180,7 @@ impl<B: Bus> Step<'_, B> {
             M::Invpcid => self.invpcid(),
             M::Wbinvd | M::Invd => self.privileged(),
             M::Clflush => self.clflush(),
+            M::Clwb => self.requires(Feature::CLWB).and_then(|()| self.clflush()),
             M::Clflushopt => self.requires(Feature::CLFLUSHOPT).and_then(|()| self.clflush()),
             M::Rdmsr => self.rdmsr(),
             M::Wrmsr => self.wrmsr(),

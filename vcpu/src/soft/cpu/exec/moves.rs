@@ -86,15 +86,21 @@ impl<B: Bus> Step<'_, B> {
         self.write(second, other)
     }
 
-    /// Of a 16-bit register the SDM leaves the result undefined.
+    /// Of a 16-bit register the SDM leaves the result undefined; processors clear it.
     pub(super) fn bswap(&mut self) -> Outcome {
         let place = self.place(0)?;
         let value = self.read(place)?;
         match place.width() {
             Width::Dword => self.write(place, (value as u32).swap_bytes().into()),
             Width::Qword => self.write(place, value.swap_bytes()),
-            _ => Err(Abort::Unimplemented),
+            _ => self.write(place, 0),
         }
+    }
+
+    pub(super) fn is_prefetch_of_register(&self) -> bool {
+        use Code::{Reservednop_rm16_r16_0F0D, Reservednop_rm32_r32_0F0D, Reservednop_rm64_r64_0F0D};
+        let code = self.instruction.code();
+        matches!(code, Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D)
     }
 
     pub(super) fn xlat(&mut self) -> Outcome {

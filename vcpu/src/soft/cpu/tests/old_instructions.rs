@@ -45,6 +45,8 @@ fn all_registers_at_once() {
     let pushed = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| machine.stack32(i));
     assert_eq!([pushed[7], pushed[3], pushed[0]], [0, STACK as u32, 0x7777_7777]);
     machine.cpu.regs.gpr[..4].fill(0);
+    // The word of the stack pointer is passed over.
+    machine.flat.put(STACK - 20, &[0; 4]);
     machine.step();
     assert_eq!(machine.cpu.regs.gpr, before.gpr);
     // 16-bit forms.

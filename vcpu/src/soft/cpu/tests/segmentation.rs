@@ -71,9 +71,11 @@ fn the_stack_segment_has_its_own_exception() {
     machine.cpu.system.ss = Segment { base: DATA, limit: 15, ..machine.cpu.system.ss };
     machine.cpu.system.tr.limit = 0;
     machine.set_gate32(12, 0x8e00);
-    machine.step();
     // Its frame does not fit either, nor that of the double fault.
-    assert_eq!(machine.cpu.regs.rip, CODE);
+    assert_eq!((machine.step(), machine.cpu.regs.rip), (Exit::Shutdown, CODE));
+    let mut machine = Machine::protected(0, &[0x0f, 0x0b]);
+    machine.cpu.system.ss.limit = STACK as u32 - 2;
+    assert_eq!(machine.step(), Exit::Shutdown);
     let mut machine = Machine::protected(0, &[0x8b, 0x4d, 0x00]).with(Gpr::Rbp, 0xffff_fffe);
     machine.step();
     assert_eq!(machine.fault32(), (Some(12), 0));
