@@ -24,7 +24,7 @@ impl Multiarch {
     pub fn lend(ram: &Ram, from: u64) {
         BASE.store(ram.cells.as_ptr().cast_mut().cast(), Ordering::Relaxed);
         NEXT.store(from, Ordering::Relaxed);
-        END.store(ram.bytes(), Ordering::Relaxed);
+        END.store(ram.bytes, Ordering::Relaxed);
     }
 
     /// A table that maps `bytes` from `address` on to physical addresses from `frame` on, in 4 KiB pages.

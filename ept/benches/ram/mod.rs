@@ -15,7 +15,7 @@ pub const FRAME: u64 = 4096;
 pub struct Ram {
     /// Aligned to a frame.
     pub cells: &'static [AtomicU64],
-    bytes: u64,
+    pub bytes: u64,
     /// Where the next table is allocated.
     pub next: u64,
 }
