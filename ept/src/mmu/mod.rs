@@ -78,7 +78,6 @@ mod mmio;
 mod notifier;
 mod page_fault;
 pub mod shadow;
-mod shadow_page;
 mod spte;
 mod stats;
 mod tdp;
@@ -89,11 +88,10 @@ use memory_model::{Gpa, Hva, PageSize};
 pub use host::{HostFault, HostFrame, HostFrames};
 pub use notifier::{InvalidateSeq, Invalidations};
 pub use page_fault::{FaultOutcome, Faultin, PageFault};
-pub use shadow::{Shadow, ShadowContext, ShadowOptions, ShadowStats};
-pub use shadow_page::{PageRole, ShadowPage};
+pub use shadow::{PageRole, Shadow, ShadowContext, ShadowOptions, ShadowPage, ShadowStats};
 pub use spte::SpteBits;
 pub use stats::Stats;
-pub use tdp::{Tdp, TdpOptions};
+pub use tdp::{Tdp, TdpOptions, TdpPage};
 pub use zapped::Zapped;
 
 /// A slot: guest-physical memory that lies at one stretch of this process (`kvm_memory_slot`).

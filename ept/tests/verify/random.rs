@@ -296,7 +296,7 @@ fn tdp(is_ept: bool, flags: bool, seed: u64) {
         }
     }
     let stats = tdp.stats();
-    let tables: Vec<_> = tdp.shadow_pages(&frames).unwrap().iter().map(|page| page.table).collect();
+    let tables: Vec<_> = tdp.pages(&frames).unwrap().iter().map(|page| page.table).collect();
     let guest = Guest {
         roots: &[*tdp.paging()],
         policy: Policy { dirty_implies_accessed: true, ..Policy::kvm(format.kind()) },

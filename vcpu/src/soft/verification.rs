@@ -85,7 +85,7 @@ impl SoftKernel {
         let format = tdp.paging().format;
         let flags = format.has_accessed_dirty();
         let logs = self.logs();
-        let tables: Vec<Hpa> = tdp.shadow_pages(&self.host)?.iter().map(|page| page.table).collect();
+        let tables: Vec<Hpa> = tdp.pages(&self.host)?.iter().map(|page| page.table).collect();
         let stats = tdp.stats();
         let guest = Guest {
             process: 0,

@@ -8,13 +8,14 @@
 //! | `log` | dirty logging: by write protection, or by D |
 //! | `age` | access tracking |
 //! | `reclaim` | a limit on tables, and what gives way |
-//! | `tables`, `table` | tables allocated, freed, listed |
+//! | `tables`, `table`, `page` | tables allocated, freed, listed |
 
 mod age;
 mod counters;
 mod fault;
 mod log;
 mod map;
+mod page;
 mod reclaim;
 mod table;
 mod tables;
@@ -33,6 +34,8 @@ use crate::format::Format;
 use crate::mappings::{Mapping, mappings};
 use crate::paging::Paging;
 use crate::phys::PhysMemory;
+pub use page::TdpPage;
+
 use counters::{Count, Counters};
 use table::{Spot, Table};
 

@@ -7,11 +7,11 @@ use memory_model::{AddrRange, Gpa, Hpa};
 
 use super::Tdp;
 use super::counters::Count;
+use super::page::TdpPage;
 use super::table::{Spot, Table};
 use super::zap::Gone;
 use crate::error::Error;
 use crate::mmu::HostFrames;
-use crate::mmu::shadow_page::{PageRole, ShadowPage};
 use crate::mmu::spte::{FROZEN, Target};
 use crate::phys::PhysMemory;
 
@@ -176,7 +176,7 @@ impl Tdp {
     }
 
     /// All tables, the root among them, told by walking them.
-    pub fn shadow_pages(&self, memory: &impl PhysMemory) -> Result<Vec<ShadowPage>, Error> {
+    pub fn pages(&self, memory: &impl PhysMemory) -> Result<Vec<TdpPage>, Error> {
         let all = self.paging.format.input_bits();
         let all = AddrRange::new(Gpa(0), 1 << all).expect("not empty");
         let mut pages = Vec::new();
@@ -188,14 +188,20 @@ impl Tdp {
         Ok(pages)
     }
 
-    fn page(&self, table: Table, parent: Option<Hpa>, memory: &impl PhysMemory) -> Result<ShadowPage, Error> {
+    fn page(&self, table: Table, parent: Option<Hpa>, memory: &impl PhysMemory) -> Result<TdpPage, Error> {
         let mut used = 0;
         for index in 0..Table::ENTRIES {
             used += u16::from(self.sptes.bits.is_present(self.read(table, index, memory)?.spte));
         }
         let ad_disabled = !self.paging.format.has_accessed_dirty();
-        let role = PageRole { level: table.level, direct: true, ad_disabled };
-        Ok(ShadowPage { role, gpa: Gpa(table.base), table: Hpa(table.frame), parent, used })
+        Ok(TdpPage {
+            level: table.level,
+            ad_disabled,
+            gpa: Gpa(table.base),
+            table: Hpa(table.frame),
+            parent,
+            used,
+        })
     }
 
     /// Gives all tables back. The root is gone then, and with it the MMU.

@@ -132,7 +132,7 @@ fn i1_without_a_reserved_bit_or_the_option_nothing_is_remembered() {
     let off = world(PageSize::Size4K);
     for world in [caching(widest), off] {
         let _ = world.access(G1, Access::READ);
-        assert_eq!(world.tdp.shadow_pages(&world.host).unwrap().len(), 1);
+        assert_eq!(world.tdp.pages(&world.host).unwrap().len(), 1);
     }
 }
 

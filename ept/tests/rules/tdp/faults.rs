@@ -97,7 +97,7 @@ fn s1_mt3_leaves_are_those_of_kvm() {
         let world = World::new(format, slot(G1), mapping(hpa, size));
         assert_eq!(world.fault(0, Access::WRITE), FaultOutcome::Fixed { size });
         assert_eq!(world.leaf(0).step.entry, spte, "{:#x}", world.leaf(0).step.entry);
-        let tables = world.tdp.shadow_pages(&world.host).unwrap().len();
+        let tables = world.tdp.pages(&world.host).unwrap().len();
         assert_eq!(tables, usize::from(format.levels() + 1 - size.level()));
     }
 }
@@ -110,14 +110,7 @@ fn leaves_say_when_hardware_sets_no_flags() {
     let world = World::new(ept_format(false, EptCaps::all()), slot, mapping);
     world.fault(0, Access::WRITE);
     assert_eq!(world.leaf(0).step.entry, 0x0610_0000_4000_0877);
-    assert!(
-        world
-            .tdp
-            .shadow_pages(&world.host)
-            .unwrap()
-            .iter()
-            .all(|page| page.role.ad_disabled && page.role.direct)
-    );
+    assert!(world.tdp.pages(&world.host).unwrap().iter().all(|page| page.ad_disabled));
 }
 
 /// Rules L1 to L3, with the exact numbers of a slot of 8 MiB.

@@ -191,10 +191,10 @@ impl World {
         let listed =
             PageSize::ALL.map(|size| self.leaves().iter().filter(|leaf| leaf.size == size).count() as u64);
         assert_eq!(counted, listed, "counters and tables");
-        let pages = self.tdp.shadow_pages(&self.host).unwrap();
+        let pages = self.tdp.pages(&self.host).unwrap();
         let mut tables: Vec<_> = pages.iter().map(|page| page.table).collect();
         tables.sort_unstable();
-        assert_eq!(self.host.tables.live(), tables, "frames and ShadowPages");
+        assert_eq!(self.host.tables.live(), tables, "frames and pages");
         assert_eq!(self.tdp.table_bytes(), tables.len() as u64 * K4);
         let bits = SpteBits::of(self.tdp.paging().format.kind());
         for leaf in self.leaves() {

@@ -379,7 +379,7 @@ impl Machine {
         let format = &self.tdp.paging().format;
         let stats = self.tdp.stats();
         let mut tables: Vec<Hpa> =
-            self.tdp.shadow_pages(&self.host).unwrap().iter().map(|page| page.table).collect();
+            self.tdp.pages(&self.host).unwrap().iter().map(|page| page.table).collect();
         tables.sort_unstable();
         assert_eq!(tables, self.host.tables.live());
         assert!(self.options.max_tables.is_none_or(|most| tables.len() as u64 <= most));

@@ -93,7 +93,7 @@ fn check(tdp: &Tdp, host: &Host) {
     }
     let count = |size| leaves.iter().filter(|leaf| leaf.size == size).count() as u64;
     assert_eq!((stats.pages_4k, stats.pages_2m), (count(PageSize::Size4K), count(PageSize::Size2M)));
-    let mut tables: Vec<_> = tdp.shadow_pages(host).unwrap().iter().map(|page| page.table).collect();
+    let mut tables: Vec<_> = tdp.pages(host).unwrap().iter().map(|page| page.table).collect();
     tables.sort_unstable();
     assert_eq!(host.tables.live(), tables, "a table is lost, or used twice");
     assert_eq!(tdp.table_bytes(), tables.len() as u64 * K4);

@@ -1,23 +1,14 @@
-//! What the MMU knows about one of its tables.
+//! What can be told of one table.
 
 use memory_model::{Gpa, Hpa, PageSize};
 
-/// Which translation a table takes part in (`kvm_mmu_page_role`): two tables for the same address differ in it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct PageRole {
+/// One table of the TDP MMU: a `kvm_mmu_page` with `tdp_mmu_page` set, whose role is always direct.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TdpPage {
     /// Level of the table's entries: 5 PML5, 4 PML4, 3 PDPT, 2 PD, 1 PT.
     pub level: u8,
-    /// Translates guest-physical addresses without a guest table.
-    pub direct: bool,
     /// Hardware sets no accessed and dirty flags in it.
     pub ad_disabled: bool,
-}
-
-/// One table of the MMU, known in KVM as `kvm_mmu_page`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ShadowPage {
-    /// What it is for.
-    pub role: PageRole,
     /// The first guest-physical address it translates (`gfn`, in bytes).
     pub gpa: Gpa,
     /// The table itself (`spt`).
@@ -28,10 +19,10 @@ pub struct ShadowPage {
     pub used: u16,
 }
 
-impl ShadowPage {
+impl TdpPage {
     /// The first guest-physical address of entry `index` (rule K4).
     pub fn gpa_of(&self, index: u16) -> Gpa {
-        Gpa(self.gpa.raw() | u64::from(index) << (12 + 9 * (self.role.level - 1)))
+        Gpa(self.gpa.raw() | u64::from(index) << (12 + 9 * (self.level - 1)))
     }
 
     /// Host-physical address of entry `index`.
@@ -41,6 +32,6 @@ impl ShadowPage {
 
     /// The size of this table's leaves, if it can have any.
     pub fn leaf_size(&self) -> Option<PageSize> {
-        PageSize::of_level(self.role.level)
+        PageSize::of_level(self.level)
     }
 }
