@@ -1,6 +1,7 @@
 //! A tree of tables, and what judges accesses through it.
 
-use crate::access::{Controls, ProtectionKeys};
+use crate::access::{Access, Controls, ProtectionKeys};
+use crate::fault::{Fault, Stop};
 use crate::format::{Cr3, Ept, EptCaps, Eptp, Format, Ia32e, Kind, MaxPhyAddr};
 
 /// A tree of tables, and all that it takes to walk it.
@@ -33,6 +34,12 @@ impl Paging {
     /// The tables that a CR3 selects.
     pub const fn ia32e(cr3: Cr3, paging: Ia32e, controls: Controls) -> Self {
         Self { controls, ..Self::new(Format::ia32e(paging), cr3.root()) }
+    }
+
+    /// What an access comes to whose entry is not present. Of a guest that is so, too, where its table would lie outside
+    /// of its memory: a hypervisor finds no entry there.
+    pub fn not_present(&self, access: Access) -> Fault {
+        Stop::Absent.event(&self.format, access, self.controls)
     }
 
     /// Where a walk for `address` begins; `None` if its page-directory pointer is not present.

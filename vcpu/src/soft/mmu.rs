@@ -1,10 +1,7 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
 use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
-use ept::{
-    Access, Fault, Flags, NestedFault, PageFaultCode, Processor, Registers, Rights, nested_translate,
-    translate,
-};
+use ept::{Access, Fault, Flags, NestedFault, Processor, Registers, Rights, nested_translate, translate};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize, RamPage};
 use slot_manager::SlotRecord;
 
@@ -13,7 +10,6 @@ use super::options::MAX_PHY_ADDR;
 use super::second_level::SoftMmu;
 use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
-use crate::{cr4, efer};
 
 /// Memory as a CPU sees it.
 pub(super) struct Mmu<'a> {
@@ -162,10 +158,12 @@ impl Mmu<'_> {
                 Err(NestedFault::Table { gpa, fault }) => (gpa, fault, true),
             };
         let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
-        match self.settle(gva, len, outcome) {
+        match (self.settle(gva, len, outcome), guest) {
             // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
-            Err(BusFault::Mmio { .. }) if of_table => Err(no_table(paging, gva, access)),
-            settled => settled,
+            (Err(BusFault::Mmio { .. }), Some(guest)) if of_table => {
+                Err(guest_fault(guest.not_present(access), gva))
+            }
+            (settled, _) => settled,
         }
     }
 
@@ -300,14 +298,4 @@ fn guest_fault(fault: Fault, gva: Gva) -> BusFault {
         Fault::PageFault { code } => BusFault::PageFault { error_code: code.bits() as u32, address: gva },
         _ => BusFault::NotCanonical,
     }
-}
-
-/// A #PF of an entry that is not present. A fetch shows in its code only where fetches have rights of their own (rule F2).
-fn no_table(paging: &Paging, gva: Gva, access: Access) -> BusFault {
-    let fetch_shows = paging.efer & efer::NXE != 0 || paging.cr4 & cr4::SMEP != 0;
-    let mut code = PageFaultCode::empty();
-    code.set(PageFaultCode::WRITE, access.writes());
-    code.set(PageFaultCode::USER, access.user);
-    code.set(PageFaultCode::FETCH, access.fetches() && fetch_shows);
-    BusFault::PageFault { error_code: code.bits() as u32, address: gva }
 }

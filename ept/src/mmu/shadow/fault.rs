@@ -10,7 +10,7 @@ use super::page::{Held, PageId, SpteRef};
 use super::role::{Mode, PageRole};
 use crate::access::{Access, Rights};
 use crate::error::Error;
-use crate::fault::{Fault, PageFaultCode};
+use crate::fault::Fault;
 use crate::format::{Format, Kind};
 use crate::mmu::level::mapping_size;
 use crate::mmu::{FaultOutcome, Faultin, HostFrames, Memslots, PageFault};
@@ -77,12 +77,17 @@ impl Shadow {
         let mut path = Path::default();
         let guest = match self.walk_guest(context, gva, access, &memory, &mut path) {
             Ok(guest) => guest,
-            Err(Fault::PageFault { code }) => return Ok(FaultOutcome::Guest(code)),
-            // A table where the guest has no memory has no entries, as KVM sees it.
-            Err(Fault::Memory(_)) => {
-                return Ok(memory.refusal().unwrap_or(FaultOutcome::Guest(no_table(access))));
+            Err(fault) => {
+                let fault = match (fault, &context.guest) {
+                    (Fault::Memory(_), Some(guest)) => guest.not_present(access),
+                    (fault, _) => fault,
+                };
+                return match (memory.refusal(), fault) {
+                    (Some(outcome), _) => Ok(outcome),
+                    (None, Fault::PageFault { code }) => Ok(FaultOutcome::Guest(code)),
+                    _ => Err(Error::InputRange { address: gva, levels: context.paging.format.levels() }),
+                };
             }
-            Err(_) => return Err(Error::InputRange { address: gva, levels: context.paging.format.levels() }),
         };
         let fault = PageFault { gpa: guest.gpa, access, max_size: guest.size };
         let faultin = match fault.resolve(seq, slots, host) {
@@ -286,12 +291,3 @@ impl Shadow {
 
 /// How many tables a fault may need.
 pub(super) const PATH_TABLES: u8 = 5;
-
-/// The code of a fault for which an entry was not there.
-fn no_table(access: Access) -> PageFaultCode {
-    let mut code = PageFaultCode::empty();
-    code.set(PageFaultCode::WRITE, access.writes());
-    code.set(PageFaultCode::USER, access.user);
-    code.set(PageFaultCode::FETCH, access.fetches());
-    code
-}
