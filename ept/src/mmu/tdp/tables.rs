@@ -175,33 +175,33 @@ impl Tdp {
         Ok(())
     }
 
-    /// All tables, the root among them, told by walking them.
+    /// All tables, the root among them, told by walking them; each behind those that it points to.
     pub fn pages(&self, memory: &impl PhysMemory) -> Result<Vec<TdpPage>, Error> {
-        let all = self.paging.format.input_bits();
-        let all = AddrRange::new(Gpa(0), 1 << all).expect("not empty");
         let mut pages = Vec::new();
-        self.each_table(self.root(), all, memory, &mut |spot, table| {
-            pages.push(self.page(table, Some(Hpa(spot.table.frame)), memory)?);
-            Ok(())
-        })?;
-        pages.push(self.page(self.root(), None, memory)?);
+        self.list(self.root(), None, memory, &mut pages)?;
         Ok(pages)
     }
 
-    fn page(&self, table: Table, parent: Option<Hpa>, memory: &impl PhysMemory) -> Result<TdpPage, Error> {
+    fn list(
+        &self,
+        table: Table,
+        parent: Option<Hpa>,
+        memory: &impl PhysMemory,
+        pages: &mut Vec<TdpPage>,
+    ) -> Result<(), Error> {
+        let mut entries = [0; Table::ENTRIES as usize];
+        memory.read_table(table.frame, &mut entries)?;
         let mut used = 0;
-        for index in 0..Table::ENTRIES {
-            used += u16::from(self.sptes.bits.is_present(self.read(table, index, memory)?.spte));
+        for (index, &spte) in (0..).zip(&entries) {
+            used += u16::from(self.sptes.bits.is_present(spte));
+            if let Target::Table(frame) = self.sptes.target(table.level, spte) {
+                self.list(table.child(index, frame), Some(Hpa(table.frame)), memory, pages)?;
+            }
         }
         let ad_disabled = !self.paging.format.has_accessed_dirty();
-        Ok(TdpPage {
-            level: table.level,
-            ad_disabled,
-            gpa: Gpa(table.base),
-            table: Hpa(table.frame),
-            parent,
-            used,
-        })
+        let (level, gpa, table) = (table.level, Gpa(table.base), Hpa(table.frame));
+        pages.push(TdpPage { level, ad_disabled, gpa, table, parent, used });
+        Ok(())
     }
 
     /// Gives all tables back. The root is gone then, and with it the MMU.
