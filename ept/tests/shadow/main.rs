@@ -1,6 +1,8 @@
 //! The shadow MMU: each rule by number, and random guests against the walker.
 
 mod faults;
+mod legacy;
 mod random;
 mod tables;
 mod world;
+mod writes;

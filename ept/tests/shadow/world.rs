@@ -215,6 +215,12 @@ impl World {
         shadow.invlpg(&mut contexts[context], gva, slots, host).unwrap();
     }
 
+    /// INVPCID of more than one address.
+    pub fn sync_roots(&mut self, context: usize) {
+        let Self { host, slots, shadow, contexts } = self;
+        shadow.sync_roots(&mut contexts[context], slots, host).unwrap();
+    }
+
     pub fn try_fault(
         &mut self,
         context: usize,
