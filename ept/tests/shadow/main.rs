@@ -2,6 +2,7 @@
 
 mod faults;
 mod legacy;
+mod limits;
 mod random;
 mod tables;
 mod world;
