@@ -23,7 +23,7 @@ fn legacy32() -> World {
         world.poke32(ROOT + pde * 4, (PT | ALL) as u32);
     }
     for n in 0..1024 {
-        world.poke32(PT + n * 4, (n * K4 | ALL) as u32);
+        world.poke32(PT + n * 4, ((n * K4) | ALL) as u32);
     }
     loaded(world, &Registers { cr0: 1 << 31 | 1 | CR0_WP, cr3: ROOT, cr4: CR4_PSE, ..Registers::default() })
 }
@@ -101,7 +101,7 @@ fn h1_both_quadrants_of_a_32_bit_table_catch_up() {
 fn l4_a_4m_page_is_two_2m_leaves_or_small_pieces() {
     for host in [PageSize::Size2M, PageSize::Size4K] {
         let world = World::new(host);
-        world.poke32(ROOT + 4, (2 * M4 | ALL | PS) as u32);
+        world.poke32(ROOT + 4, ((2 * M4) | ALL | PS) as u32);
         let registers =
             Registers { cr0: 1 << 31 | 1 | CR0_WP, cr3: ROOT, cr4: CR4_PSE, ..Registers::default() };
         let mut world = loaded(world, &registers);
