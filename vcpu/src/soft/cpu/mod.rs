@@ -1,9 +1,10 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
 //! All integer and system instructions in real mode, 16- and 32-bit protected mode, compatibility mode and 64-bit
-//! mode, without virtual-8086 mode, call gates and task switches; SSE and SSE2 without floating-point arithmetic. The exact interpreter (`step`, `exec`) fetches and
-//! decodes each instruction anew; in 64-bit mode most instructions take a quick path, which does the same (`quick`). A
-//! guest that changes its code is always seen right; translations are the [`Bus`]'s to remember.
+//! mode, without virtual-8086 mode, call gates and task switches; SSE and SSE2 without floating-point arithmetic. The
+//! exact interpreter (`step`, `exec`) fetches and decodes each instruction anew; in 64-bit mode most instructions take
+//! a quick path, which does the same (`quick`). A guest that changes its code is always seen right; translations are
+//! the [`Bus`]'s to remember.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!
 //! Every instruction is atomic: if it faults, registers and memory are as before it. An instruction that

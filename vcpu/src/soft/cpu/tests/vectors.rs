@@ -50,7 +50,18 @@ fn a_vector_out_of_its_place_is_a_protection_fault_before_a_page_fault() {
             assert_eq!(machine.vector(), vector, "{code:02x?} {address:#x}");
         }
     }
-    assert_eq!(vector_with(&MOVUPS_STORE, |cpu| cpu.regs[Gpr::Rax] += 8), None);
+    for (code, register) in [(&MOVUPS_STORE[..], Gpr::Rax), (&MASKMOVDQU, Gpr::Rdi)] {
+        let aligned = |offset: u64, flags: u64| {
+            vector_with(code, |cpu| {
+                cpu.regs[register] = DATA + offset;
+                cpu.system.cr0 |= cr0::AM;
+                cpu.regs.rflags |= flags;
+            })
+        };
+        assert_eq!(aligned(8, 0), None);
+        assert_eq!(aligned(0, rflags::AC), None);
+        assert_eq!(aligned(8, rflags::AC), Some(17));
+    }
 }
 
 #[test]
@@ -128,4 +139,17 @@ fn outside_64_bit_mode_there_are_eight_registers() {
     assert_eq!((real.flat.word(DATA + 160 + 7 * 16), real.flat.word(DATA + 160 + 8 * 16)), (u64::MAX, 0));
     real.step();
     assert_eq!(real.cpu.xmm[1], 5);
+}
+
+#[test]
+fn cr4_takes_the_bits_of_vectors_if_cpuid_has_them() {
+    let set = |features: u32| {
+        let mut machine = Machine::new(0, &[0x0f, 0x22, 0xe0]); // mov cr4, rax
+        machine.cpu.regs[Gpr::Rax] = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+        machine.cpu.cpuid.set(1, 0, [0, 0, 0, features]);
+        machine.step();
+        machine.vector()
+    };
+    let (pae, fxsr, sse) = (1 << 6, 1 << 24, 1 << 25);
+    assert_eq!([pae | fxsr | sse, pae | fxsr, pae | sse].map(set), [None, Some(13), Some(13)]);
 }
