@@ -128,6 +128,18 @@ fn the_image_brings_every_register_back() {
 }
 
 #[test]
+fn an_image_with_registers_of_the_x87_is_not_taken_for_one_without() {
+    let restore = |control_status_tags: u64| {
+        let mut machine = Machine::new(3, &FXRSTOR).with(Gpr::Rax, DATA);
+        machine.cpu.xmm[0] = 5;
+        machine.flat.put_words(DATA, &[control_status_tags]);
+        let exit = machine.step();
+        (matches!(exit, Exit::Unimplemented { rip: CODE, .. }), machine.cpu.xmm[0])
+    };
+    assert_eq!([0x37f, 1 << 16 | 0x37f, 1 << 32 | 0x37f].map(restore), [(false, 0), (true, 5), (true, 5)]);
+}
+
+#[test]
 fn outside_64_bit_mode_there_are_eight_registers() {
     // fxsave [bx]; movaps xmm1, [bx + 160]
     let mut real = Machine::real(&[0x0f, 0xae, 0x07, 0x0f, 0x28, 0x8f, 160, 0]);

@@ -1,5 +1,7 @@
 //! MXCSR, and the image of all registers (SDM vol. 1, 10.5).
 
+use std::ops::Range;
+
 use super::{Outcome, check};
 use crate::cr0;
 use crate::soft::cpu::alu::Width;
@@ -14,6 +16,7 @@ pub(in crate::soft::cpu) const MXCSR: u32 = 0x1f80;
 const MXCSR_MASK: u32 = 0xffff;
 
 /// Where things are in the image.
+const AT_X87_STATUS: Range<usize> = 2..5;
 const AT_MXCSR: usize = 24;
 const AT_MXCSR_MASK: usize = 28;
 const AT_XMM: usize = 160;
@@ -58,12 +61,16 @@ impl<B: Bus> Step<'_, B> {
         Ok(())
     }
 
-    /// `FXRSTOR`.
+    /// `FXRSTOR` of an image like those of `FXSAVE`.
     pub(in crate::soft::cpu::exec) fn fxrstor(&mut self) -> Outcome {
         let len = self.image_length()?;
         let mut image = [0; IMAGE];
         for at in (0..len).step_by(16) {
             self.load_bytes(self.memory_operand_at(at as u64), &mut image[at..at + 16], AccessKind::Read)?;
+        }
+        // Status word and tags: there are no registers of the x87 to fill.
+        if image[AT_X87_STATUS] != [0; 3] {
+            return Err(Abort::Unimplemented);
         }
         let [m0, m1, m2, m3] = [0, 1, 2, 3].map(|i| image[AT_MXCSR + i]);
         self.set_mxcsr(u32::from_le_bytes([m0, m1, m2, m3]))?;
