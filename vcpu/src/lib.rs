@@ -49,7 +49,7 @@
 //! | [`boot`] | a guest's first tables and registers, in long mode at ring 3 or 0 |
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
-//! Known holes: no interrupts; the software CPU has no floating point or vectors, no call gates, task switches or
+//! Known holes: no interrupts; the software CPU has no floating point, no call gates, task switches or
 //! virtual-8086 mode; one vCPU of a software machine runs at a time; guests start in long mode only; KVM's own tables are
 //! not read yet.
 

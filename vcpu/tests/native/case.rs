@@ -41,6 +41,7 @@ pub struct Case {
     pub bytes: Vec<u8>,
     /// RIP is the instruction's address.
     pub regs: Regs,
+    pub xmm: [u128; 16],
     pub memory: Memory,
 }
 
@@ -60,6 +61,7 @@ pub enum End {
 pub struct Outcome {
     pub end: End,
     pub regs: Regs,
+    pub xmm: [u128; 16],
     pub memory: Memory,
 }
 
@@ -70,13 +72,22 @@ impl fmt::Display for Case {
         let form = self.form.op_code();
         writeln!(f, "{:?}: {}, {}", self.form, form.instruction_string(), form.op_code_string())?;
         writeln!(f, "{text}    bytes {:02x?}", self.bytes)?;
-        write!(f, "before:\n{}", self.regs)
+        writeln!(f, "before:\n{}", self.regs)?;
+        let registers = (0..self.instruction.op_count()).map(|i| self.instruction.op_register(i));
+        for register in registers.filter(|register| register.is_xmm()) {
+            writeln!(f, "{register:?} {:#034x}", self.xmm[register.number()])?;
+        }
+        Ok(())
     }
 }
 
 /// What `outcome` changed in memory, and how it ended.
 pub fn describe(case: &Case, outcome: &Outcome) -> String {
     let mut text = format!("{:?}\n{}", outcome.end, outcome.regs);
+    let registers = case.xmm.iter().zip(&outcome.xmm).enumerate();
+    for (number, (before, after)) in registers.filter(|(_, (before, after))| before != after) {
+        text += &format!("XMM{number} {before:#034x} -> {after:#034x}\n");
+    }
     for (address, before, after) in case.memory.differences(&outcome.memory) {
         text += &format!("memory at {address:#x}: {before:#04x} -> {after:#04x}\n");
     }

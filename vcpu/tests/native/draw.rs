@@ -24,6 +24,7 @@ const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::
 pub struct Draw<'a> {
     pub random: &'a mut Random,
     pub regs: Regs,
+    xmm: [u128; 16],
     pub memory: Memory,
     pub fs_base: u64,
     /// Registers that have to stay as they are, by index.
@@ -46,8 +47,9 @@ impl<'a> Draw<'a> {
             optional |= if random.one_in(cases) { flag } else { 0 };
         }
         regs.rflags = rflags::FIXED | random.next() & optional;
+        let xmm = std::array::from_fn(|_| vector(random));
         let memory = memory(random);
-        Self { random, regs, memory, fs_base, pinned: 0, target: None }
+        Self { random, regs, xmm, memory, fs_base, pinned: 0, target: None }
     }
 
     /// Sets a register for good.
@@ -82,7 +84,7 @@ impl<'a> Draw<'a> {
         let mut decoder = Decoder::with_ip(64, &bytes, self.regs.rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         let same = instruction.code() == form && instruction.len() == bytes.len();
-        same.then_some(Case { form, instruction, bytes, regs: self.regs, memory: self.memory })
+        same.then_some(Case { form, instruction, bytes, regs: self.regs, xmm: self.xmm, memory: self.memory })
     }
 
     /// Registers and immediates; of memory operands only that they are some.
@@ -90,7 +92,13 @@ impl<'a> Draw<'a> {
         let any = |random: &mut Random, first: Register, count| first + random.below(count) as u32;
         let memory = self.random.one_in(2);
         let register = match kind {
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mem | K::mem_offs
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::xmm_or_mem
+            | K::mem
+            | K::mem_offs
                 if memory || matches!(kind, K::mem | K::mem_offs) =>
             {
                 return instruction.set_op_kind(operand, OpKind::Memory);
@@ -105,6 +113,7 @@ impl<'a> Draw<'a> {
             K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
                 any(self.random, Register::RAX, 16)
             }
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm => any(self.random, Register::XMM0, 16),
             K::seg_reg => any(self.random, Register::ES, 6),
             K::es => Register::ES,
             K::cs => Register::CS,
@@ -179,6 +188,9 @@ impl<'a> Draw<'a> {
     fn string(&mut self, instruction: &mut Instruction) {
         let form = instruction.code().op_code();
         let kinds = form.op_kinds();
+        if kinds.contains(&K::seg_rDI) {
+            return self.masked_store(instruction);
+        }
         if !kinds.contains(&K::seg_rSI) && !kinds.contains(&K::es_rDI) {
             return;
         }
@@ -213,6 +225,14 @@ impl<'a> Draw<'a> {
             _ => instruction.set_has_rep_prefix(true),
         }
         self.point(Gpr::Rcx, narrow, count);
+    }
+
+    /// The pointer of `MASKMOVDQU`.
+    fn masked_store(&mut self, instruction: &mut Instruction) {
+        let route = self.route();
+        instruction.set_op0_kind(if route.narrow { OpKind::MemorySegEDI } else { OpKind::MemorySegRDI });
+        instruction.set_segment_prefix(route.segment);
+        self.point(Gpr::Rdi, route.narrow, route.offset());
     }
 
     /// The explicit memory operand, and a LOCK prefix before some that may have one.
@@ -365,6 +385,17 @@ impl<'a> Draw<'a> {
                 return landing;
             }
         }
+    }
+}
+
+/// Noise, or one integer over and over; the upper half may be 0, as it is in counts of shifts.
+fn vector(random: &mut Random) -> u128 {
+    let (low, high) = (u128::from(random.value()), u128::from(random.value()));
+    match random.below(4) {
+        0 => random.below(70).into(),
+        1 => low << 64 | low,
+        2 => u128::from_ne_bytes([low as u8; 16]),
+        _ => high << 64 | low,
     }
 }
 

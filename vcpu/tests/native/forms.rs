@@ -1,4 +1,4 @@
-//! Which instructions are tried: every integer form of 64-bit code that ring 3 may execute, by the tables
+//! Which instructions are tried: every integer form of 64-bit code, vectors of SSE2 too, that ring 3 may execute, by the tables
 //! of the assembler.
 
 use iced_x86::{
@@ -97,7 +97,8 @@ fn is_integer(kind: K) -> bool {
             | K::mem | K::mem_offs | K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem
             | K::imm8 | K::imm8_const_1 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64
             | K::imm16 | K::imm32 | K::imm32sex64 | K::imm64
-            | K::seg_rSI | K::es_rDI | K::seg_rBX_al | K::br64_1 | K::br64_4
+            | K::xmm_reg | K::xmm_rm | K::xmm_or_mem
+            | K::seg_rSI | K::seg_rDI | K::es_rDI | K::seg_rBX_al | K::br64_1 | K::br64_4
     ) || is_segment(kind)
 }
 

@@ -1,6 +1,6 @@
 //! The soft CPU against the processor that runs this test: each case is one integer instruction of 64-bit
-//! code with random operands, executed natively in ring 3 and by [`Cpu`](vcpu::soft::cpu::Cpu). Registers,
-//! RIP, flags, memory and the vector of an exception must agree, but for what the manuals leave undefined.
+//! code, of vectors too, with random operands, executed natively in ring 3 and by [`Cpu`](vcpu::soft::cpu::Cpu). Registers,
+//! XMM registers, RIP, flags, memory and the vector of an exception must agree, but for what the manuals leave undefined.
 //!
 //! - [`forms`]: which instructions there are, by the assembler's own tables. An instruction that is added to
 //!   the CPU needs no word here.

@@ -1,6 +1,6 @@
 //! The processor itself: a case is executed in this process, by a routine written at run time.
 //!
-//! The routine loads the flags and all sixteen registers, RSP too, and jumps to the instruction. Around it
+//! The routine loads the flags and all registers, RSP too, and jumps to the instruction. Around it
 //! lie breakpoints only: wherever it leads, to the next instruction or along a jump, a signal comes, and the
 //! signal's frame holds every register. The handler saves them and has the kernel resume at the way out. An
 //! exception of the instruction takes the same road, with its vector in the frame. Signals have a stack of
@@ -14,7 +14,7 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::{io, mem, ptr};
 
-use iced_x86::code_asm::{self as reg, AsmRegister64, CodeAssembler, qword_ptr};
+use iced_x86::code_asm::{self as reg, AsmRegister64, AsmRegisterXmm, CodeAssembler, qword_ptr, xmmword_ptr};
 use vcpu::Regs;
 
 use crate::case::{Case, End, Memory, Outcome};
@@ -27,6 +27,7 @@ use crate::layout::{
 struct Control {
     /// Before the case, then after it: in the order of encodings.
     gpr: [u64; 16],
+    xmm: [u128; 16],
     rip: u64,
     rflags: u64,
     /// The stack of the Rust code that called the routine.
@@ -40,6 +41,7 @@ struct Control {
 }
 
 const GPR: u64 = CONTROL + mem::offset_of!(Control, gpr) as u64;
+const XMM: u64 = CONTROL + mem::offset_of!(Control, xmm) as u64;
 const RIP: u64 = CONTROL + mem::offset_of!(Control, rip) as u64;
 const RFLAGS: u64 = CONTROL + mem::offset_of!(Control, rflags) as u64;
 const RSP: u64 = CONTROL + mem::offset_of!(Control, rsp) as u64;
@@ -131,6 +133,7 @@ impl Processor {
             ptr::copy_nonoverlapping(case.memory.high.as_ptr(), HIGH as *mut u8, ARENA);
             ptr::copy_nonoverlapping(case.bytes.as_ptr(), code, case.bytes.len());
             (*control).gpr = case.regs.gpr;
+            (*control).xmm = case.xmm;
             (*control).rip = case.regs.rip;
             (*control).rflags = case.regs.rflags;
             ptr::write_volatile(&raw mut (*control).running, true);
@@ -139,14 +142,14 @@ impl Processor {
         // SAFETY: as above; the routine is done with them.
         unsafe {
             ptr::write_bytes(code, BREAKPOINT, case.bytes.len());
-            let Control { gpr, rip, rflags, vector, .. } = ptr::read_volatile(control);
+            let Control { gpr, xmm, rip, rflags, vector, .. } = ptr::read_volatile(control);
             let arena = |base| ptr::read_volatile(base as *const [u8; ARENA]);
             let memory = Memory { low: arena(LOW), high: arena(HIGH) };
             let (end, rip) = match vector {
                 BREAKPOINT_VECTOR => (End::Retired, rip - 1),
                 vector => (End::Exception(vector as u8), rip),
             };
-            Outcome { end, regs: Regs { gpr, rip, rflags }, memory }
+            Outcome { end, regs: Regs { gpr, rip, rflags }, xmm, memory }
         }
     }
 }
@@ -171,8 +174,14 @@ fn map(address: u64, len: usize, access: i32) -> io::Result<()> {
 /// The way into a case and the way out, and the address of the latter.
 fn routine() -> (Vec<u8>, u64) {
     use reg::{r8, r9, r10, r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp};
+    use reg::{xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7};
+    use reg::{xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15};
     const REGISTERS: [AsmRegister64; 16] =
         [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+    #[rustfmt::skip]
+    const VECTORS: [AsmRegisterXmm; 16] = [
+        xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+    ];
     const CALLEE_SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
     let assemble = || {
         let mut code = CodeAssembler::new(64)?;
@@ -182,6 +191,9 @@ fn routine() -> (Vec<u8>, u64) {
         code.mov(qword_ptr(RSP), rsp)?;
         code.push(qword_ptr(RFLAGS))?;
         code.popfq()?;
+        for (index, register) in (0..).zip(VECTORS) {
+            code.movups(register, xmmword_ptr(XMM + 16 * index))?;
+        }
         for (index, register) in (0..).zip(REGISTERS) {
             code.mov(register, qword_ptr(GPR + 8 * index))?;
         }
@@ -217,7 +229,8 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     unsafe {
         asm!("push 2", "popfq");
         let control = CONTROL as *mut Control;
-        let frame = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+        let context = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
+        let frame = &mut context.gregs;
         if !ptr::read_volatile(&raw const (*control).running) {
             // Not a case's: once more, and this time it kills.
             libc::signal(signal, libc::SIG_DFL);
@@ -225,6 +238,10 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
         }
         for (slot, index) in (*control).gpr.iter_mut().zip(FRAME) {
             *slot = frame[index as usize] as u64;
+        }
+        for (slot, register) in (*control).xmm.iter_mut().zip((*context.fpregs)._xmm) {
+            let [a, b, c, d] = register.element.map(u128::from);
+            *slot = a | b << 32 | c << 64 | d << 96;
         }
         (*control).rip = frame[libc::REG_RIP as usize] as u64;
         (*control).rflags = frame[libc::REG_EFL as usize] as u64;

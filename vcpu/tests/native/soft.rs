@@ -120,12 +120,13 @@ impl Machine {
         self.bus.set_memory(&case.memory);
         let regs = Regs { rflags: case.regs.rflags | rflags::IF, ..case.regs };
         let mut cpu = Cpu::new(regs, self.system);
+        cpu.xmm = case.xmm;
         // CRC32 is there where CPUID offers all of SSE4.2.
         let [a, b, c, d] = cpu.cpuid.get(1, 0);
         cpu.cpuid.set(1, 0, [a, b, c | 1 << 20, d]);
         let end = self.step(&mut cpu, case);
         self.bus.put(case.regs.rip, &vec![BREAKPOINT; case.bytes.len()], AccessKind::Fetch);
-        Some(Outcome { end: end?, regs: cpu.regs, memory: self.bus.memory() })
+        Some(Outcome { end: end?, regs: cpu.regs, xmm: cpu.xmm, memory: self.bus.memory() })
     }
 
     /// What the soft CPU says it is: EAX, EBX, ECX and EDX of a leaf's first subleaf.

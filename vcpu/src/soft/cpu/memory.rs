@@ -36,7 +36,7 @@ pub(super) enum Request {
     PortRead { port: u16, size: u8 },
 }
 
-/// The longest single access: `CMPXCHG16B`.
+/// The longest single access: a vector, or `CMPXCHG16B`.
 const MAX_ACCESS: usize = 16;
 /// More than any instruction makes: `ENTER` reads thirty words, and each can cross a page.
 const MAX_TRANSACTIONS: usize = 64;
@@ -314,7 +314,7 @@ impl<B: Bus> Step<'_, B> {
     }
 
     /// #AC, where CR0.AM and RFLAGS.AC ask for it in ring 3.
-    fn check_alignment(&self, at: Linear, len: usize) -> Result<(), Abort> {
+    pub(super) fn check_alignment(&self, at: Linear, len: usize) -> Result<(), Abort> {
         if len.is_power_of_two() && at.address & (len as u64 - 1) != 0 && self.cpu.checks_alignment() {
             return Err(Exception::ALIGNMENT.into());
         }

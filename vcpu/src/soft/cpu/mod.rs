@@ -1,9 +1,10 @@
 //! A software x86-64 CPU: an interpreter of one instruction at a time over a [`Bus`].
 //!
 //! All integer and system instructions in real mode, 16- and 32-bit protected mode, compatibility mode and 64-bit
-//! mode, without virtual-8086 mode, call gates and task switches. The exact interpreter (`step`, `exec`) fetches and
-//! decodes each instruction anew; in 64-bit mode most instructions take a quick path, which does the same (`quick`). A
-//! guest that changes its code is always seen right; translations are the [`Bus`]'s to remember.
+//! mode, without virtual-8086 mode, call gates and task switches; SSE and SSE2 without floating-point arithmetic. The
+//! exact interpreter (`step`, `exec`) fetches and decodes each instruction anew; in 64-bit mode most instructions take
+//! a quick path, which does the same (`quick`). A guest that changes its code is always seen right; translations are
+//! the [`Bus`]'s to remember.
 //! What it does not have ends in [`Exit::Unimplemented`] with nothing changed, never in a wrong result.
 //!
 //! Every instruction is atomic: if it faults, registers and memory are as before it. An instruction that
@@ -39,6 +40,7 @@ use iced_x86::Instruction;
 
 use self::debug::DebugRegs;
 use self::exec::control_registers::LoadedPdptes;
+use self::exec::sse::state::MXCSR;
 use self::exec::x87::CONTROL_WORD;
 use self::memory::Transactions;
 use self::msr::Msrs;
@@ -75,6 +77,8 @@ pub struct Cpu {
     pub regs: Regs,
     /// Control, segment and table registers.
     pub system: SystemRegs,
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
     /// What `CPUID` tells, and what is there because of it.
     pub cpuid: Cpuid,
     msrs: Msrs,
@@ -82,6 +86,7 @@ pub struct Cpu {
     pkru: u32,
     xcr0: u64,
     x87_control: u16,
+    mxcsr: u32,
     pdptes: LoadedPdptes,
     retired: u64,
     transactions: Transactions,
@@ -96,12 +101,14 @@ impl Cpu {
         Self {
             regs: Regs { rflags: regs.rflags | rflags::FIXED, ..regs },
             system,
+            xmm: [0; 16],
             cpuid: Cpuid::default(),
             msrs: Msrs::default(),
             debug: DebugRegs::default(),
             pkru: 0,
             xcr0: 1,
             x87_control: CONTROL_WORD,
+            mxcsr: MXCSR,
             pdptes: LoadedPdptes::default(),
             retired: 0,
             transactions: Transactions::new(),

@@ -25,17 +25,19 @@ const CR0_BITS: u64 = cr0::PE
     | cr0::CD
     | cr0::PG;
 
-/// Bits of CR4 that no feature stands behind. Those of SSE are there for guests that set them without looking.
-const CR4_ALWAYS: u64 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PCE;
+/// The bit of CR4 that no feature stands behind.
+const CR4_ALWAYS: u64 = cr4::PCE;
 
 /// Bits of CR4 that CPUID must offer.
-const CR4_FEATURES: [(u64, Feature); 15] = [
+const CR4_FEATURES: [(u64, Feature); 17] = [
     (cr4::TSD, Feature::TSC),
     (cr4::DE, Feature::DE),
     (cr4::PSE, Feature::PSE),
     (cr4::PAE, Feature::PAE),
     (cr4::MCE, Feature::MCE),
     (cr4::PGE, Feature::PGE),
+    (cr4::OSFXSR, Feature::FXSR),
+    (cr4::OSXMMEXCPT, Feature::SSE),
     (cr4::UMIP, Feature::UMIP),
     (cr4::LA57, Feature::LA57),
     (cr4::FSGSBASE, Feature::FSGSBASE),

@@ -10,6 +10,7 @@ mod legacy;
 mod moves;
 mod protection;
 mod shifts;
+pub(super) mod sse;
 mod strings;
 mod system;
 pub(super) mod x87;
@@ -24,7 +25,7 @@ use super::exceptions::Exception;
 use super::segments::SegmentName;
 use super::step::{Abort, Step};
 use crate::soft::Bus;
-use crate::{cr0, cr4, rflags};
+use crate::{cr0, rflags};
 
 /// What executing gives: nothing, or the reason why the instruction is not finished.
 type Outcome = Result<(), Abort>;
@@ -61,6 +62,11 @@ impl<B: Bus> Step<'_, B> {
             M::Fldcw => self.fldcw(),
             M::Fnstcw => self.fnstcw(),
             M::Fnstsw => self.fnstsw(),
+            M::Ldmxcsr => self.ldmxcsr(),
+            M::Stmxcsr => self.stmxcsr(),
+            M::Fxsave | M::Fxsave64 => self.fxsave(),
+            M::Fxrstor | M::Fxrstor64 => self.fxrstor(),
+            M::Maskmovdqu => self.maskmovdqu(),
             // What is not yet anything else: but `PREFETCHW` is there, and has no register.
             M::Reservednop if self.is_prefetch_of_register() => Err(Exception::INVALID_OPCODE.into()),
             M::Reservednop | M::Rdsspd | M::Rdsspq => Ok(()),
@@ -205,7 +211,7 @@ impl<B: Bus> Step<'_, B> {
         }
     }
 
-    /// String instructions, BMI, and what this CPU does not have.
+    /// String instructions, BMI, vectors, and what this CPU does not have.
     fn rest(&mut self, mnemonic: M) -> Outcome {
         if let Some(outcome) = self.string() {
             return outcome;
@@ -214,11 +220,11 @@ impl<B: Bus> Step<'_, B> {
         if supported && let Some(outcome) = self.bmi(mnemonic) {
             return outcome;
         }
-        Err(self.absent())
+        self.vector().unwrap_or_else(|| Err(self.absent()))
     }
 
     /// Of an instruction that is not here: #UD where processors without its feature raise it. Floating point and
-    /// vectors up to SSE2 are expected of every x86-64, so that they end in an exit, after #UD and #NM.
+    /// MMX are expected of every x86-64, so that they end in an exit, after #UD and #NM.
     fn absent(&self) -> Abort {
         use CpuidFeature::*;
         let code = self.instruction.code();
@@ -226,7 +232,6 @@ impl<B: Bus> Step<'_, B> {
             return Exception::INVALID_OPCODE.into();
         }
         let system = &self.cpu.system;
-        let task_switched = system.cr0 & cr0::TS != 0;
         let features = code.cpuid_features();
         let has = |wanted: &[CpuidFeature]| features.iter().any(|feature| wanted.contains(feature));
         if has(&[FPU, FPU287, FPU387, FPU287XL_ONLY, FPU387SL_ONLY]) {
@@ -236,8 +241,10 @@ impl<B: Bus> Step<'_, B> {
         if has(&[MMX, SSE, SSE2, FXSR, CMOV]) {
             let in_xmm = (0..self.instruction.op_count())
                 .any(|operand| self.instruction.op_register(operand).is_xmm());
-            let refused = system.cr0 & cr0::EM != 0 || in_xmm && system.cr4 & cr4::OSFXSR == 0;
-            return match (refused, task_switched) {
+            if in_xmm && let Err(abort) = self.vectors_are_enabled() {
+                return abort;
+            }
+            return match (system.cr0 & cr0::EM != 0, system.cr0 & cr0::TS != 0) {
                 (true, _) => Exception::INVALID_OPCODE.into(),
                 (_, true) => Exception::DEVICE_NOT_AVAILABLE.into(),
                 _ => Abort::Unimplemented,

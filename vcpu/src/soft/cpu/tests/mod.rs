@@ -17,6 +17,7 @@ mod segmentation;
 mod system;
 mod system_calls;
 mod transfers;
+mod vectors;
 
 use std::time::Duration;
 

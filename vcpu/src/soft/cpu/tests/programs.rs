@@ -84,7 +84,7 @@ fn an_instruction_of_more_than_fifteen_bytes_is_a_protection_fault() {
 #[test]
 fn what_is_missing_is_named_and_nothing_changes() {
     let codes: [(&[u8], &str); 3] =
-        [(&[0xf3, 0x0f, 0x6f, 0x00], "movdqu"), (&[0xd9, 0xc0], "fld"), (&[0x0f, 0xae, 0x00], "fxsave")];
+        [(&[0xf2, 0x0f, 0x58, 0xc1], "addsd"), (&[0xd9, 0xc0], "fld"), (&[0x0f, 0xfc, 0xc1], "paddb mm")];
     for (code, name) in codes {
         let mut machine = Machine::new(0, code);
         let before = machine.cpu.regs;
