@@ -1,4 +1,4 @@
-//! Assembles and links `programs/*.S` with the linker driver that Rust itself needs, and lists them beside
+//! Assembles and links `programs/*.S`, and for 32 bits `programs/multiboot/*.S`, with the linker driver that Rust itself needs, and lists them beside
 //! the ELF files of `elf/`.
 
 use std::collections::BTreeMap;
@@ -12,10 +12,13 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let (programs, drop_in) = (root.join("programs"), root.join("elf"));
     let mut guests = BTreeMap::new();
-    for source in files(&programs, "S") {
-        let elf = out.join(format!("{}.elf", name_of(&source)));
-        build(&programs, &source, &elf);
-        add(&mut guests, &source, elf);
+    let multiboot = programs.join("multiboot");
+    for (folder, bits) in [(&programs, "-m64"), (&multiboot, "-m32")] {
+        for source in files(folder, "S") {
+            let elf = out.join(format!("{}.elf", name_of(&source)));
+            build(&programs, &source, bits, &elf);
+            add(&mut guests, &source, elf);
+        }
     }
     for elf in files(&drop_in, "elf") {
         add(&mut guests, &elf.clone(), elf);
@@ -36,10 +39,10 @@ fn add(guests: &mut BTreeMap<String, PathBuf>, source: &Path, elf: PathBuf) {
     }
 }
 
-fn build(include: &Path, source: &Path, elf: &Path) {
+fn build(include: &Path, source: &Path, bits: &str, elf: &Path) {
     let linker = env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut command = Command::new(&linker);
-    command.args(["-m64", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]);
+    command.args([bits, "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]);
     command.arg("-I").arg(include).arg(format!("-Wa,-I,{}", include.display()));
     command.arg("-T").arg(include.join("guest.ld")).arg("-o").arg(elf).arg(source);
     let status = command.status().unwrap_or_else(|error| panic!("cannot run {linker:?}: {error}"));

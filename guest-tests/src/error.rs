@@ -14,16 +14,18 @@ pub enum GuestError {
         size: usize,
     },
     /// No ELF file, a truncated one, or one of another class.
-    #[error("not a 64-bit x86 ELF file: {why}")]
+    #[error("not an x86 ELF file: {why}")]
     NotElf {
         /// What is wrong.
         why: String,
     },
     /// An ELF file for another processor.
-    #[error("the ELF file is for machine {machine}, not for x86-64 (62)")]
+    #[error("the ELF file is for machine {machine}, not for {expected}")]
     Machine {
         /// Its `e_machine`.
         machine: u16,
+        /// The one that a file of its class must be for.
+        expected: &'static str,
     },
     /// A relocatable file, a shared object or a core dump.
     #[error("the ELF file has type {kind}, not ET_EXEC (2): link it statically, without -pie")]
@@ -38,6 +40,22 @@ pub enum GuestError {
         address: u64,
         /// Its size in memory.
         size: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// A 32-bit file is booted by Multiboot, and this one has no header for that.
+    #[error(
+        "the 32-bit ELF file has no Multiboot header (magic 0x1badb002) in its first {searched:#x} bytes"
+    )]
+    NoMultibootHeader {
+        /// How many bytes were searched.
+        searched: usize,
+    },
+    /// The Multiboot header does not add up.
+    #[error("the Multiboot header at file offset {offset:#x}: {why}")]
+    MultibootHeader {
+        /// Where it is in the file.
+        offset: usize,
         /// What is wrong.
         why: String,
     },

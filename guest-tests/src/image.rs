@@ -6,12 +6,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, SIZEOF_IDENT};
+use goblin::elf::header::{
+    EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_386, EM_X86_64, ET_EXEC, SIZEOF_IDENT,
+};
 use goblin::elf::program_header::{PF_X, PT_LOAD};
 use goblin::elf::{Elf, Symtab};
 use memory_model::{AddrRange, Gpa};
 
-use crate::{GuestError, Location, Manifest};
+use crate::{BootSpec, GuestError, Location, Manifest, multiboot};
 
 /// An ELF file may be this long, in bytes.
 pub const MAX_FILE: usize = 64 << 20;
@@ -23,11 +25,13 @@ pub struct Segment {
     pub memory: AddrRange<Gpa>,
     /// How many of its bytes come from the file; the rest is zero.
     pub file_bytes: u64,
+    file_offset: u64,
     /// Whether the program may run in it.
     pub executable: bool,
 }
 
-/// A checked guest: 64-bit x86 ELF, statically linked, with its manifest.
+/// A checked guest: a statically linked x86 ELF file with its manifest. A 64-bit one starts in long mode, a 32-bit one
+/// by Multiboot.
 #[derive(Clone, Debug)]
 pub struct Image {
     bytes: Cow<'static, [u8]>,
@@ -35,19 +39,25 @@ pub struct Image {
     segments: Vec<Segment>,
     symbols: BTreeMap<String, u64>,
     manifest: Manifest,
+    boot: BootSpec,
 }
 
 impl Image {
-    /// Reads and checks an ELF file. A file without a `.memvirt` section has the default manifest.
+    /// Reads and checks an ELF file. A file without a `.memvirt` section has the default manifest, that of
+    /// [`Manifest::multiboot`] if it has 32 bits.
     pub fn parse(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, GuestError> {
         let bytes = bytes.into();
         if bytes.len() > MAX_FILE {
             return Err(GuestError::FileSize { size: bytes.len() });
         }
-        check_ident(&bytes)?;
+        let boot = check_ident(&bytes)?;
         let elf = Elf::parse(&bytes).map_err(|error| GuestError::NotElf { why: error.to_string() })?;
-        if elf.header.e_machine != EM_X86_64 {
-            return Err(GuestError::Machine { machine: elf.header.e_machine });
+        let (machine, expected) = match boot {
+            BootSpec::Long => (EM_X86_64, "x86-64 (62)"),
+            BootSpec::Multiboot => (EM_386, "i386 (3)"),
+        };
+        if elf.header.e_machine != machine {
+            return Err(GuestError::Machine { machine: elf.header.e_machine, expected });
         }
         if elf.header.e_type != ET_EXEC {
             return Err(GuestError::NotExecutable { kind: elf.header.e_type });
@@ -59,11 +69,16 @@ impl Image {
         }
         let manifest = match manifest_text(&elf, &bytes)? {
             Some(text) => Manifest::parse(text)?,
+            None if boot == BootSpec::Multiboot => Manifest::multiboot(),
             None => Manifest::default(),
         };
+        manifest.check_boot(boot)?;
+        if boot == BootSpec::Multiboot {
+            multiboot::check_header(&bytes)?;
+        }
         let symbols = symbols(&elf, &elf.syms);
         let entry = elf.entry;
-        Ok(Self { bytes, entry, segments, symbols, manifest })
+        Ok(Self { bytes, entry, segments, symbols, manifest, boot })
     }
 
     /// The file.
@@ -79,6 +94,24 @@ impl Image {
     /// What is loaded: ascending, disjoint, each at a physical address equal to its virtual one.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// The bytes of a segment that come from the file.
+    pub fn bytes_of(&self, segment: &Segment) -> &[u8] {
+        let (first, bytes) = (segment.file_offset as usize, segment.file_bytes as usize);
+        &self.bytes[first..first + bytes]
+    }
+
+    /// How it is started.
+    pub fn boot(&self) -> BootSpec {
+        self.boot
+    }
+
+    /// The same guest with another manifest.
+    pub fn with_manifest(self, manifest: Manifest) -> Result<Self, GuestError> {
+        manifest.check()?;
+        manifest.check_boot(self.boot)?;
+        Ok(Self { manifest, ..self })
     }
 
     /// The manifest.
@@ -97,17 +130,18 @@ impl Image {
     }
 }
 
-/// goblin reads 32-bit and big-endian files too: those are told apart before.
-fn check_ident(bytes: &[u8]) -> Result<(), GuestError> {
+/// How a file of its class is started. goblin reads big-endian files too: those are told apart before.
+fn check_ident(bytes: &[u8]) -> Result<BootSpec, GuestError> {
     let not_elf = |why: &str| GuestError::NotElf { why: why.to_owned() };
     let ident = bytes.get(..SIZEOF_IDENT).ok_or_else(|| not_elf("the file is too short"))?;
     if !ident.starts_with(b"\x7fELF") {
         return Err(not_elf("it does not begin with 7f 45 4c 46"));
     }
-    if ident[EI_CLASS] != ELFCLASS64 || ident[EI_DATA] != ELFDATA2LSB {
-        return Err(not_elf("it is not a 64-bit little-endian file"));
+    match (ident[EI_CLASS], ident[EI_DATA]) {
+        (ELFCLASS64, ELFDATA2LSB) => Ok(BootSpec::Long),
+        (ELFCLASS32, ELFDATA2LSB) => Ok(BootSpec::Multiboot),
+        _ => Err(not_elf("it is neither a 64-bit nor a 32-bit little-endian file")),
     }
-    Ok(())
 }
 
 fn segments(elf: &Elf<'_>, file_size: u64) -> Result<Vec<Segment>, GuestError> {
@@ -130,7 +164,12 @@ fn segments(elf: &Elf<'_>, file_size: u64) -> Result<Vec<Segment>, GuestError> {
         let memory = AddrRange::new(Gpa(header.p_paddr), header.p_memsz.into());
         let memory = memory.ok_or_else(|| wrong("it reaches past the end of the address space"))?;
         let executable = header.p_flags & PF_X != 0;
-        segments.push(Segment { memory, file_bytes: header.p_filesz, executable });
+        segments.push(Segment {
+            memory,
+            file_bytes: header.p_filesz,
+            file_offset: header.p_offset,
+            executable,
+        });
     }
     segments.sort_by_key(|segment| segment.memory);
     for pair in segments.windows(2) {

@@ -8,19 +8,20 @@
 //! # Ok::<(), guest_tests::GuestError>(())
 //! ```
 //!
-//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` are built
-//! here; any other ELF put into `elf/` is picked up beside them.
+//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` and
+//! `programs/multiboot/*.S` are built here; any other ELF put into `elf/` is picked up beside them.
 
 mod error;
 mod image;
 mod manifest;
+mod multiboot;
 mod values;
 
 pub use error::GuestError;
 pub use image::{Image, MAX_FILE, Segment};
 pub use manifest::{
-    Area, BackingSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest,
-    MapSpec, MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec,
+    Area, BackingSpec, BootSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec,
+    Manifest, MapSpec, MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec, VendorSpec,
 };
 pub use values::{Bytes, Location, Page, Rights, Vector};
 

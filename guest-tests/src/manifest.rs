@@ -100,11 +100,59 @@ pub struct MachineSpec {
     pub ring: u8,
     /// The page size of the identity map, where a region's ends allow it.
     pub page: Page,
+    /// How the program is started; if absent, as its ELF class wants it.
+    pub boot: Option<BootSpec>,
+    /// The name of the processor; the software machine alone can choose.
+    pub vendor: VendorSpec,
+    /// What a Multiboot guest is told as its command line.
+    pub command_line: String,
+}
+
+/// How a program is started. `ring`, `page`, maps and handlers are for long mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootSpec {
+    /// In long mode, with page tables: a 64-bit ELF file.
+    Long,
+    /// By Multiboot 1, on a PC: a 32-bit ELF file with its header.
+    Multiboot,
+}
+
+/// Whose processor `CPUID` says it is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VendorSpec {
+    /// `GenuineIntel`, which programs expect that know one other name at most.
+    #[default]
+    Intel,
+    /// `AuthenticAMD`.
+    Amd,
+    /// `memvirt soft`.
+    Memvirt,
+}
+
+impl std::str::FromStr for VendorSpec {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "intel" => Ok(Self::Intel),
+            "amd" => Ok(Self::Amd),
+            "memvirt" => Ok(Self::Memvirt),
+            _ => Err(format!("no vendor `{name}`: use intel, amd or memvirt")),
+        }
+    }
 }
 
 impl Default for MachineSpec {
     fn default() -> Self {
-        Self { memory: Bytes(16 << 20), ring: 3, page: Page(PageSize::Size4K) }
+        Self {
+            memory: Bytes(16 << 20),
+            ring: 3,
+            page: Page(PageSize::Size4K),
+            boot: None,
+            vendor: VendorSpec::default(),
+            command_line: String::new(),
+        }
     }
 }
 
@@ -322,6 +370,16 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// That of a 32-bit file without one: 128 MiB, a minute, and exit code 0 for a pass, as kvm-unit-tests has it.
+    pub fn multiboot() -> Self {
+        Self {
+            machine: MachineSpec { memory: Bytes(128 << 20), ..MachineSpec::default() },
+            budget: BudgetSpec { ms: 60_000, instructions: u64::MAX },
+            expect: Expect { exit: 0, ..Expect::default() },
+            ..Self::default()
+        }
+    }
+
     /// The main RAM as a region.
     pub fn main_ram(&self) -> RegionSpec {
         RegionSpec {
@@ -337,8 +395,29 @@ impl Manifest {
         }
     }
 
+    /// Whether it asks for what a file that is started so cannot have.
+    pub(crate) fn check_boot(&self, boot: BootSpec) -> Result<(), GuestError> {
+        let wrong =
+            |what: &str, why: &str| Err(GuestError::Manifest { what: what.to_owned(), why: why.to_owned() });
+        match (self.machine.boot, boot) {
+            (Some(BootSpec::Long), BootSpec::Multiboot) => {
+                wrong("machine.boot", "`long` needs a 64-bit ELF file")
+            }
+            (Some(BootSpec::Multiboot), BootSpec::Long) => {
+                wrong("machine.boot", "`multiboot` needs a 32-bit ELF file")
+            }
+            (_, BootSpec::Multiboot) if !self.maps.is_empty() => {
+                wrong("map", "not for a guest booted by Multiboot")
+            }
+            (_, BootSpec::Multiboot) if !self.handlers.is_empty() => {
+                wrong("handlers", "not for a guest booted by Multiboot")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What the syntax cannot say.
-    fn check(&self) -> Result<(), GuestError> {
+    pub(crate) fn check(&self) -> Result<(), GuestError> {
         let wrong = |what: &str, why: String| GuestError::Manifest { what: what.to_owned(), why };
         if !matches!(self.machine.ring, 0 | 3) {
             return Err(wrong("machine.ring", format!("{} is neither 0 nor 3", self.machine.ring)));

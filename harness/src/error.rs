@@ -21,17 +21,21 @@ pub enum HarnessError {
         gpa: Gpa,
     },
     /// A part of the program would lie where the boot keeps its tables.
-    #[error(
-        "ELF segment at {segment}: the first {:#x} bytes of memory are the boot's own",
-        vcpu::boot::RESERVED_BYTES
-    )]
+    #[error("ELF segment at {segment}: memory at {reserved} is the boot's own")]
     SegmentInBootMemory {
         /// The segment.
         segment: AddrRange<Gpa>,
+        /// What the boot keeps.
+        reserved: AddrRange<Gpa>,
     },
     /// The program could not be copied into memory.
-    #[error("loading the ELF file: {0}")]
-    Load(String),
+    #[error("ELF segment at {segment}: {source}")]
+    Load {
+        /// The segment.
+        segment: AddrRange<Gpa>,
+        /// Why not.
+        source: vm_memory::GuestMemoryError,
+    },
     /// Memory could not be set up.
     #[error("{}", with_sources(.0))]
     Memory(#[from] MemoryError),

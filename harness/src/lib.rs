@@ -19,7 +19,7 @@
 //! | [`judge`], [`Report`] | from a run to a verdict |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
-//! Known holes: one vCPU; no steps while a guest runs; the second level of KVM is
+//! Known holes: one vCPU; no interrupts; no steps while a guest runs; the second level of KVM is
 //! reported as not checked.
 
 mod chain;

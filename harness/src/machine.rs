@@ -1,22 +1,22 @@
 //! A machine for one guest: manifest -> address space -> slots -> VM -> vCPU; then the run.
 
-use std::io::Cursor;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ept::{MaxPhyAddr, Paging, Processor};
-use guest_tests::{BackingSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
-use linux_loader::loader::{KernelLoader, elf::Elf};
+use guest_tests::{BackingSpec, BootSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
 use memory_model::{
     AccessRules, AddrRange, AddressSpace, FlatView, Gpa, Gva, MemTxAttrs, MemTxError, MemoryError, MmioOps,
     PageSize, RamBlock, RegionId, RegionTree,
 };
 use slot_manager::{SlotExecutor, SlotManager};
+use vcpu::boot::multiboot::{Multiboot, information_page};
 use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring};
-use vcpu::{Budget, Entry, Exit, HostView, Limit, Regs, Vcpu, Vm};
+use vcpu::{Budget, Entry, Exit, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::HarnessError;
-use crate::devices::Devices;
+use crate::devices::{Devices, pc};
 
 /// The slots of a machine, as its address space's listener keeps them.
 pub type Slots = SlotManager<Box<dyn SlotExecutor>>;
@@ -77,12 +77,17 @@ impl Machine {
     ) -> Result<Self, HarnessError> {
         let manifest = image.manifest();
         let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
-        space.update(|tree| add_regions(tree, manifest))?;
+        space.update(|tree| {
+            if image.boot() == BootSpec::Multiboot {
+                pc::add_devices(tree)?;
+            }
+            add_regions(tree, manifest)
+        })?;
         let slots = Arc::new(Mutex::new(SlotManager::new(executor)));
         space.register(slots.clone())?;
         let view = space.view();
         load(&image, &view)?;
-        let (regs, system) = boot(&image)?.install(&view)?;
+        let (regs, system) = boot(&image, &view)?;
         let mut vcpu = vm.create_vcpu(0)?;
         vcpu.set_system_regs(&system)?;
         vcpu.set_regs(&regs)?;
@@ -91,10 +96,11 @@ impl Machine {
 
     /// Runs the guest to its end, or to that of its budget.
     pub fn run(&mut self) -> Result<Run, HarnessError> {
-        let spec = self.image.manifest().budget;
+        let manifest = self.image.manifest();
+        let spec = manifest.budget;
         let start = Instant::now();
         let budget = Budget::time(Duration::from_millis(spec.ms)).instructions(spec.instructions);
-        let mut devices = Devices::new(self.space.view());
+        let mut devices = Devices::new(self.space.view(), manifest.machine.memory.0);
         let mut entry = Entry::Resume;
         let ending = loop {
             match devices.serve(self.vcpu.run(entry, &budget)?) {
@@ -104,15 +110,9 @@ impl Machine {
         };
         let elapsed = start.elapsed();
         let regs = self.vcpu.regs()?;
-        let Devices { console, mmio, mmio_unkept, .. } = devices;
-        Ok(Run {
-            ending,
-            regs,
-            console: String::from_utf8_lossy(&console).into_owned(),
-            mmio,
-            mmio_unkept,
-            elapsed,
-        })
+        let (mmio, mmio_unkept) = (std::mem::take(&mut devices.mmio), devices.mmio_unkept);
+        let console = String::from_utf8_lossy(&devices.into_console()).into_owned();
+        Ok(Run { ending, regs, console, mmio, mmio_unkept, elapsed })
     }
 
     /// The guest.
@@ -193,18 +193,27 @@ impl MmioOps for FixedAnswer {
 
 /// Copies the program into memory, which is fresh and so zero where the file has no bytes.
 fn load(image: &Image, view: &FlatView) -> Result<(), HarnessError> {
+    let reserved = boot_memory(image.boot());
     for segment in image.segments() {
-        let segment = segment.memory;
-        if segment.first().0 < RESERVED_BYTES {
-            return Err(HarnessError::SegmentInBootMemory { segment });
+        let memory = segment.memory;
+        if memory.overlaps(reserved) {
+            return Err(HarnessError::SegmentInBootMemory { segment: memory, reserved });
         }
-        if let Some(gpa) = first_without_memory(view, segment) {
-            return Err(HarnessError::SegmentOutsideMemory { segment, gpa });
+        if let Some(gpa) = first_without_memory(view, memory) {
+            return Err(HarnessError::SegmentOutsideMemory { segment: memory, gpa });
         }
+        let loaded = view.write_slice(image.bytes_of(segment), GuestAddress(memory.first().0));
+        loaded.map_err(|source| HarnessError::Load { segment: memory, source })?;
     }
-    let loaded = Elf::load(view, None, &mut Cursor::new(image.bytes()), None);
-    loaded.map_err(|error| HarnessError::Load(error.to_string()))?;
     Ok(())
+}
+
+/// What the boot keeps for itself.
+fn boot_memory(boot: BootSpec) -> AddrRange<Gpa> {
+    match boot {
+        BootSpec::Long => AddrRange::inclusive(Gpa(0), Gpa(RESERVED_BYTES - 1)).expect("written in order"),
+        BootSpec::Multiboot => information_page(),
+    }
 }
 
 /// The first address in `range` where neither RAM nor ROM is.
@@ -219,8 +228,21 @@ fn first_without_memory(view: &FlatView, range: AddrRange<Gpa>) -> Option<Gpa> {
     }
 }
 
+/// Writes what the guest finds in memory when it starts; gives its first registers.
+fn boot(image: &Image, view: &FlatView) -> Result<(Regs, SystemRegs), HarnessError> {
+    match image.boot() {
+        BootSpec::Long => Ok(long_mode(image)?.install(view)?),
+        BootSpec::Multiboot => {
+            // A 32-bit file has no other addresses.
+            let entry = image.entry() as u32;
+            let command_line = image.manifest().machine.command_line.clone();
+            Ok(Multiboot { entry, command_line }.install(view)?)
+        }
+    }
+}
+
 /// The registers and tables that the manifest asks for.
-fn boot(image: &Image) -> Result<LongMode, HarnessError> {
+fn long_mode(image: &Image) -> Result<LongMode, HarnessError> {
     let manifest = image.manifest();
     let mut handlers = Vec::new();
     for (vector, handler) in &manifest.handlers {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use guest_tests::VendorSpec;
+use vcpu::soft::cpu::Vendor;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
 
@@ -41,19 +43,24 @@ impl Mmu {
         }
     }
 
-    /// A new, empty VM.
-    pub fn create_vm(self) -> Result<Box<dyn Vm>, VcpuError> {
+    /// A new, empty VM. The name of its processor is the host's own on KVM.
+    pub fn create_vm(self, vendor: VendorSpec) -> Result<Box<dyn Vm>, VcpuError> {
         Ok(match self {
-            Self::Ept => soft(SecondLevel::EPT)?,
-            Self::Npt => soft(SecondLevel::NPT)?,
-            Self::Shadow => soft(SecondLevel::Shadow)?,
+            Self::Ept => soft(SecondLevel::EPT, vendor)?,
+            Self::Npt => soft(SecondLevel::NPT, vendor)?,
+            Self::Shadow => soft(SecondLevel::Shadow, vendor)?,
             Self::Kvm => Box::new(KvmVm::new()?),
         })
     }
 }
 
-fn soft(second_level: SecondLevel) -> Result<Box<dyn Vm>, VcpuError> {
-    Ok(Box::new(SoftVm::with(&SoftOptions::of(second_level))?))
+fn soft(second_level: SecondLevel, vendor: VendorSpec) -> Result<Box<dyn Vm>, VcpuError> {
+    let vendor = match vendor {
+        VendorSpec::Memvirt => Vendor::Memvirt,
+        VendorSpec::Intel => Vendor::Intel,
+        VendorSpec::Amd => Vendor::Amd,
+    };
+    Ok(Box::new(SoftVm::with(&SoftOptions { vendor, ..SoftOptions::of(second_level) })?))
 }
 
 impl fmt::Display for Mmu {

@@ -117,15 +117,48 @@ fn files_that_are_no_guests_are_refused_in_one_line() {
     let refused = |name: &str, bytes: &[u8], says: &str| assert_refused(&run_file(name, bytes, &[]), says);
     refused("empty", &[], "the file is too short");
     refused("text", b"#!/bin/sh\necho this is no ELF file\n", "it does not begin with 7f 45 4c 46");
-    refused("truncated_header", &bytes[..40], "not a 64-bit x86 ELF file");
-    refused("truncated_segment", &bytes[..HEADERS + 2], "not a 64-bit x86 ELF file");
-    refused("class", &ElfBuilder { class: 1, ..good.clone() }.build(), "not a 64-bit little-endian file");
+    refused("truncated_header", &bytes[..40], "not an x86 ELF file");
+    refused("truncated_segment", &bytes[..HEADERS + 2], "not an x86 ELF file");
+    refused("class", &ElfBuilder { class: 3, ..good.clone() }.build(), "neither a 64-bit nor a 32-bit");
     refused("machine", &ElfBuilder { machine: 183, ..good.clone() }.build(), "machine 183");
     refused("relocatable", &ElfBuilder { kind: 1, ..good.clone() }.build(), "type 1, not ET_EXEC");
     refused("shared", &ElfBuilder { kind: 3, ..good.clone() }.build(), "type 3, not ET_EXEC");
     refused("entry", &ElfBuilder { entry: 0x20_0000, ..good.clone() }.build(), "entry point 0x200000");
     let in_data = ElfBuilder { entry: 0x20_0000, ..with_segment(0x20_0000, 0x10, 6, &good) };
     refused("entry_in_data", &in_data.build(), "entry point 0x200000 is in no executable segment");
+}
+
+/// A 32-bit guest: the built-in one, with a Multiboot header that the change spoils.
+fn multiboot(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let guest = guest_tests::built_in().find(|guest| guest.name == "multiboot").expect("a built-in guest");
+    let mut elf = guest.elf.to_vec();
+    let magic = 0x1bad_b002u32.to_le_bytes();
+    let header = elf.windows(4).position(|bytes| bytes == magic).expect("it has a header");
+    change(&mut elf[header..header + 12]);
+    elf
+}
+
+#[test]
+fn a_32_bit_file_boots_by_multiboot_or_is_refused_in_one_line() {
+    let output = run_file("multiboot", &multiboot(|_| {}), &["--mmu", "npt", "--console"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("     | 32 bits\n"), "{text}");
+    // The program expects 16 MiB.
+    let output = run_file("multiboot_memory", &multiboot(|_| {}), &["--memory", "32M"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the guest reported 0x6, expected 0x10"));
+
+    let refused = |name: &str, change: fn(&mut [u8]), says: &str| {
+        assert_refused(&run_file(name, &multiboot(change), &[]), says);
+    };
+    refused("no_header", |header| header[0] = 0, "no Multiboot header (magic 0x1badb002) in its first 0x");
+    refused("checksum", |header| header[8] ^= 1, "add up to 0x1, not 0");
+    let video = |header: &mut [u8]| (header[4], header[8]) = (header[4] | 4, header[8] - 4);
+    refused("video", video, "its flags 0x6 ask for 0x4, which is not supported");
+    let output = run_file("multiboot_small", &multiboot(|_| {}), &["--memory", "4K"]);
+    assert_refused(&output, "no RAM or ROM at 0x100000");
+    let long = ElfBuilder::new(PASS).manifest("[machine]\nboot = 'multiboot'").build();
+    assert_refused(&run_file("boot_of_64", &long, &[]), "`multiboot` needs a 32-bit ELF file");
 }
 
 /// ELF header and one program header.
@@ -146,7 +179,7 @@ fn segments_that_do_not_fit_are_refused_in_one_line() {
     refused("overlapping", CODE + 1, 0x1000, "it overlaps the one at 0x100000-0x100005");
     refused("outside_ram", 0x200_0000, 0x1000, "no RAM or ROM at 0x2000000");
     refused("half_outside_ram", 0xff_f000, 0x2000, "no RAM or ROM at 0x1000000");
-    refused("in_boot_memory", 0x8000, 0x1000, "the first 0x100000 bytes of memory are the boot's own");
+    refused("in_boot_memory", 0x8000, 0x1000, "memory at 0x0-0xfffff is the boot's own");
     refused("wrapping", u64::MAX - 0xfff, 0x2000, "past the end of the address space");
     refused("huge", 0x20_0000, 1 << 40, "no RAM or ROM at 0x1000000");
 }

@@ -1,6 +1,7 @@
-//! Starting a guest in long mode: its page tables, its descriptor tables, its first registers.
+//! Starting a guest: in long mode, with its page tables, its descriptor tables and its first registers; or by
+//! [Multiboot](multiboot::Multiboot).
 //!
-//! The boot keeps the first MiB of guest memory for itself:
+//! The boot into long mode keeps the first MiB of guest memory for itself:
 //!
 //! | guest-physical | what | ring 3 |
 //! |---|---|---|
@@ -12,13 +13,15 @@
 //! | `0x08000` | page tables, 928 KiB | - |
 //! | `0xf0000` | the program's stack, 64 KiB | yes |
 
+pub mod multiboot;
+
 use ept::{Attributes, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights, Sizes};
 use memory_model::{AddrRange, FlatView, Gpa, Gva, PageSize};
 
 use crate::guest_tables::GuestTables;
 use crate::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr4, efer, rflags};
 
-/// Guest-physical memory that the boot keeps for itself: a program is loaded behind it.
+/// Guest-physical memory that the boot into long mode keeps for itself: a program is loaded behind it.
 pub const RESERVED_BYTES: u64 = 0x10_0000;
 
 const GDT: u64 = 0x1000;
@@ -99,6 +102,30 @@ pub enum BootError {
         gva: AddrRange<Gva>,
         /// Why not. `OutOfTables`: the maps need more than 928 KiB of tables.
         source: ept::Error,
+    },
+    /// The page of the Multiboot information is not RAM.
+    #[error("the Multiboot information needs RAM at {page}: {source}")]
+    NoInformation {
+        /// The page.
+        page: AddrRange<Gpa>,
+        /// Where there is none.
+        source: MemoryError,
+    },
+    /// The Multiboot information has no room for the command line.
+    #[error("the command line has {size:#x} bytes, at most {most:#x} fit")]
+    CommandLine {
+        /// Its size.
+        size: usize,
+        /// The most there is room for.
+        most: usize,
+    },
+    /// The Multiboot information has no room for the memory map.
+    #[error("the memory map has {count} ranges of RAM, at most {most} fit")]
+    MemoryMap {
+        /// How many there are.
+        count: usize,
+        /// The most there is room for.
+        most: usize,
     },
     /// An exception vector that the IDT does not have.
     #[error("exception vector {vector} is not below 32")]

@@ -17,8 +17,13 @@ impl GuestTables<'_> {
 
     /// Zeroes the 4 KiB frame at `address`.
     pub(crate) fn zero(&self, address: u64) -> Result<(), MemoryError> {
+        self.write_frame(address, &[0; 4096])
+    }
+
+    /// Writes the 4 KiB frame at `address`.
+    pub(crate) fn write_frame(&self, address: u64, bytes: &[u8; 4096]) -> Result<(), MemoryError> {
         let (block, offset) = self.block(address)?;
-        block.write(offset, &[0; 4096]).map_err(|_| MemoryError::Absent { address })
+        block.write(offset, bytes).map_err(|_| MemoryError::Absent { address })
     }
 }
 

@@ -123,6 +123,7 @@ impl SystemRegs {
     /// The guest's paging as these registers select it; `None` with paging off.
     pub fn paging(&self, processor: ept::Processor) -> Result<Option<ept::Paging>, ept::Error> {
         let Self { cr0, cr3, cr4, efer, .. } = *self;
+        let cr3 = cr3 & !(cr3::LAM_U57 | cr3::LAM_U48);
         ept::Paging::from_registers(&ept::Registers { cr0, cr3, cr4, efer, ..Default::default() }, processor)
     }
 

@@ -71,6 +71,16 @@ pub(crate) fn failure(report: &Report) -> String {
     text
 }
 
+/// What the guest wrote, line by line. A guest's text may hold anything: no control character goes out.
+pub(crate) fn console(report: &Report) -> String {
+    let lines = report.run.iter().flat_map(|run| run.console.lines());
+    lines.fold(String::new(), |mut text, line| {
+        let plain: String = line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
+        let _ = writeln!(text, "     | {plain}");
+        text
+    })
+}
+
 fn end_of_run(run: &Run) -> String {
     let mut text = String::new();
     if !run.console.is_empty() {

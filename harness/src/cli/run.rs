@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use guest_tests::{Bytes, GuestError, Image, VendorSpec};
 use harness::{Mmu, Report, Verdict, run_guest};
 
 use super::source::{self, Columns, Source};
@@ -20,6 +21,15 @@ pub(crate) struct Args {
     /// One JSON object a line for each guest and machine.
     #[arg(long)]
     json: bool,
+    /// RAM at address 0 (64K, 16M, 1G), whatever the manifest says.
+    #[arg(long)]
+    memory: Option<Bytes>,
+    /// The name of the software machine's processor: intel, amd or memvirt.
+    #[arg(long)]
+    vendor: Option<VendorSpec>,
+    /// Show what each guest wrote to its console.
+    #[arg(long, conflicts_with = "json")]
+    console: bool,
     /// Show the chain of each page, also of more than one guest.
     #[arg(long, conflicts_with = "json")]
     chains: bool,
@@ -37,7 +47,7 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
     let chains = args.chains || args.guests.len() == 1;
     let mut status = Status::AsExpected;
     for guest in found {
-        let guest = match guest {
+        let guest = match guest.and_then(|guest| args.change(guest)) {
             Ok(guest) => guest,
             Err(error) => {
                 output::complain(&error);
@@ -50,6 +60,25 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
         }
     }
     Ok(status)
+}
+
+impl Args {
+    /// The guest on the machine that the command line asks for.
+    fn change(&self, Source { name, image }: Source) -> Result<Source, String> {
+        let image = self.change_image(&name, image).map_err(|error| format!("{name}: {error}"))?;
+        Ok(Source { name, image })
+    }
+
+    fn change_image(&self, name: &str, image: Image) -> Result<Image, GuestError> {
+        let mut manifest = image.manifest().clone();
+        let machine = &mut manifest.machine;
+        machine.memory = self.memory.unwrap_or(machine.memory);
+        machine.vendor = self.vendor.unwrap_or(machine.vendor);
+        if machine.command_line.is_empty() {
+            name.clone_into(&mut machine.command_line);
+        }
+        image.with_manifest(manifest)
+    }
 }
 
 /// Runs one guest on one machine and prints what came of it.
@@ -68,6 +97,9 @@ fn one(out: &mut impl Write, args: &Args, guest: &Source, mmu: Mmu, chains: bool
         writeln!(out, "{}", output::json(&report))?;
     } else {
         writeln!(out, "{}", output::summary(&report))?;
+        if args.console {
+            write!(out, "{}", output::console(&report))?;
+        }
         if chains && !report.chains.is_empty() {
             write!(out, "{}", output::chains(&report.chains))?;
         }

@@ -3,7 +3,7 @@
 use ept::mmu::{ShadowOptions, TdpOptions};
 use ept::{Ept, EptCaps, Format, Ia32e, Levels, MaxPhyAddr};
 
-use super::cpu::PHYSICAL_ADDRESS_BITS;
+use super::cpu::{PHYSICAL_ADDRESS_BITS, Vendor};
 
 /// Width of physical addresses, the host's and the guest's.
 pub(super) const MAX_PHY_ADDR: MaxPhyAddr = match MaxPhyAddr::new(PHYSICAL_ADDRESS_BITS as u8) {
@@ -64,6 +64,8 @@ impl SecondLevel {
 pub struct SoftOptions {
     /// Its second level.
     pub second_level: SecondLevel,
+    /// The name of its processors.
+    pub vendor: Vendor,
     /// The most tables its MMU may have (`n_max_mmu_pages`); as many as it likes, if `None`.
     pub max_tables: Option<u64>,
     /// `nx_huge_pages`: no large page is executable.
@@ -81,6 +83,7 @@ impl Default for SoftOptions {
     fn default() -> Self {
         Self {
             second_level: SecondLevel::EPT,
+            vendor: Vendor::default(),
             max_tables: None,
             nx_huge_pages: false,
             mmio_caching: true,

@@ -7,7 +7,7 @@ use slot_manager::{
     DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
 
-use super::cpu::{Cpu, CpuError};
+use super::cpu::{Cpu, CpuError, Vendor};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
 use super::options::SoftOptions;
@@ -22,6 +22,7 @@ use crate::{
 #[derive(Clone)]
 pub struct SoftVm {
     kernel: Arc<Mutex<SoftKernel>>,
+    vendor: Vendor,
 }
 
 impl SoftVm {
@@ -32,7 +33,8 @@ impl SoftVm {
 
     /// A VM without memory, made like that.
     pub fn with(options: &SoftOptions) -> Result<Self, VcpuError> {
-        Ok(Self { kernel: Arc::new(Mutex::new(SoftKernel::new(options)?)) })
+        let kernel = Arc::new(Mutex::new(SoftKernel::new(options)?));
+        Ok(Self { kernel, vendor: options.vendor })
     }
 
     /// Verifies all second-level tables, and what the processors remember of them; while no vCPU runs.
@@ -56,7 +58,8 @@ impl Vm for SoftVm {
     }
 
     fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
-        let cpu = Cpu::new(Regs::default(), SystemRegs::default());
+        let mut cpu = Cpu::new(Regs::default(), SystemRegs::default());
+        cpu.cpuid.set_vendor(self.vendor);
         let mut kernel = self.kernel();
         let index = kernel.create_vcpu()?;
         let ring = kernel.memslots.dirty_ring(index).cloned();

@@ -21,7 +21,29 @@ const fn text<const N: usize>(text: &[u8; N], at: usize) -> u32 {
     u32::from_le_bytes([text[at], text[at + 1], text[at + 2], text[at + 3]])
 }
 
-const NAME: &[u8; 12] = b"memvirt soft";
+/// Whose processor `CPUID` says this is: programs take it as a sign of what there is beyond the feature bits.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Vendor {
+    /// This one: `memvirt soft`.
+    #[default]
+    Memvirt,
+    /// `GenuineIntel`. Compatibility mode has SYSENTER, but no SYSCALL.
+    Intel,
+    /// `AuthenticAMD`.
+    Amd,
+}
+
+impl Vendor {
+    const fn text(self) -> &'static [u8; 12] {
+        match self {
+            Self::Memvirt => b"memvirt soft",
+            Self::Intel => b"GenuineIntel",
+            Self::Amd => b"AuthenticAMD",
+        }
+    }
+}
+
+const NAME: &[u8; 12] = Vendor::Memvirt.text();
 
 /// MONITOR, CMPXCHG16B, PCID, MOVBE, POPCNT.
 const LEAF_1_ECX: u32 = bits([3, 13, 17, 22, 23]);
@@ -144,6 +166,13 @@ impl Cpuid {
         self.leaves.get(&(leaf, subleaf)).copied().unwrap_or_default()
     }
 
+    /// Changes the name, and nothing else.
+    pub fn set_vendor(&mut self, vendor: Vendor) {
+        let name = vendor.text();
+        let [highest, ..] = self.get(0, 0);
+        self.set(0, 0, [highest, text(name, 0), text(name, 8), text(name, 4)]);
+    }
+
     pub(super) fn has(&self, feature: Feature) -> bool {
         let Feature { leaf, subleaf, register, bit } = feature;
         self.get(leaf, subleaf)[register] >> bit & 1 != 0
@@ -151,7 +180,7 @@ impl Cpuid {
 
     pub(super) fn is_intel(&self) -> bool {
         let [_, b, c, d] = self.get(0, 0);
-        [b, d, c].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+        [b, d, c].map(u32::to_le_bytes).concat() == *Vendor::Intel.text()
     }
 
     pub(super) fn physical_address_bits(&self) -> u32 {

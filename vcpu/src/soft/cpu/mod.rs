@@ -49,7 +49,7 @@ use self::step::Step;
 use super::{Bus, Paging};
 use crate::{Budget, Entry, Exit, Limit, Regs, SystemRegs, cr0, rflags};
 
-pub use self::cpuid::{Cpuid, PHYSICAL_ADDRESS_BITS};
+pub use self::cpuid::{Cpuid, PHYSICAL_ADDRESS_BITS, Vendor};
 
 /// An [`Entry`] that does not answer the last [`Exit`]. The CPU has not run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

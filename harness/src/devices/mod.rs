@@ -1,4 +1,8 @@
-//! The devices of a machine: the exit port, the console, and what answers where no memory is.
+//! The devices of a machine: the exit port, the other ports, and what answers where no memory is.
+
+pub(crate) mod pc;
+mod ports;
+mod serial;
 
 use std::sync::Arc;
 
@@ -6,29 +10,29 @@ use guest_tests::MmioSpec;
 use memory_model::{Bus, FlatView, Gpa, Unassigned};
 use vcpu::{Entry, Exit, MmioData};
 
+use self::ports::Ports;
 use crate::Ending;
 
-/// One byte to this port ends the run (QEMU's isa-debug-exit).
+/// A write to this port ends the run (QEMU's isa-debug-exit): its low byte is the code.
 pub const PORT_EXIT: u16 = 0xf4;
 /// Bytes to this port are the console's (the first serial port's data register).
-pub const PORT_CONSOLE: u16 = 0x3f8;
+pub const PORT_CONSOLE: u16 = serial::FIRST_PORT;
 
-/// So many bytes of console output are kept ...
-const MAX_CONSOLE: usize = 1 << 16;
-/// ... and so many MMIO accesses: a guest can make them as fast as it can run.
+/// So many MMIO accesses are kept: a guest can make them as fast as it can run.
 const MAX_MMIO: usize = 1 << 16;
 
 /// What the devices have seen of one run.
 pub(crate) struct Devices {
     view: Arc<FlatView>,
-    pub(crate) console: Vec<u8>,
+    ports: Ports,
     pub(crate) mmio: Vec<MmioSpec>,
     pub(crate) mmio_unkept: u64,
 }
 
 impl Devices {
-    pub(crate) fn new(view: Arc<FlatView>) -> Self {
-        Self { view, console: Vec::new(), mmio: Vec::new(), mmio_unkept: 0 }
+    /// For a machine with this view, and so much main RAM.
+    pub(crate) fn new(view: Arc<FlatView>, ram_size: u64) -> Self {
+        Self { view, ports: Ports::new(ram_size), mmio: Vec::new(), mmio_unkept: 0 }
     }
 
     /// Answers an exit, or says that it was the last one.
@@ -37,14 +41,11 @@ impl Devices {
             Exit::IoOut { port: PORT_EXIT, data, .. } => {
                 Err(Ending::Reported(data.first().copied().unwrap_or(0)))
             }
-            Exit::IoOut { port: PORT_CONSOLE, data, .. } => {
-                let room = MAX_CONSOLE - self.console.len();
-                self.console.extend(data.iter().take(room));
+            Exit::IoOut { port, size, data } => {
+                self.ports.write(port, size, &data);
                 Ok(Entry::Resume)
             }
-            Exit::IoOut { .. } => Ok(Entry::Resume),
-            // No device on this port: the bus floats high.
-            Exit::IoIn { size, count, .. } => Ok(Entry::Data(vec![0xff; usize::from(size) * count as usize])),
+            Exit::IoIn { port, size, count } => Ok(Entry::Data(self.ports.read(port, size, count))),
             Exit::MmioRead { gpa, size } => {
                 self.note(MmioSpec { at: gpa.0, size, write: None });
                 Ok(Entry::Data(self.read(gpa, size)))
@@ -62,6 +63,11 @@ impl Devices {
             Exit::BudgetExceeded(limit) => Err(Ending::Timeout(limit)),
             other => Err(Ending::Crashed(other)),
         }
+    }
+
+    /// What the guest wrote to its console.
+    pub(crate) fn into_console(self) -> Vec<u8> {
+        self.ports.serial.into_console()
     }
 
     /// What the machine answers: a guest is not told of an access that fails, it reads 0.
