@@ -50,7 +50,7 @@ fn a_vector_out_of_its_place_is_a_protection_fault_before_a_page_fault() {
             assert_eq!(machine.vector(), vector, "{code:02x?} {address:#x}");
         }
     }
-    for (code, register) in [(&MOVUPS_STORE[..], Gpr::Rax), (&MASKMOVDQU, Gpr::Rdi)] {
+    for (code, register, place) in [(&MOVUPS_STORE[..], Gpr::Rax, 16), (&MASKMOVDQU, Gpr::Rdi, 8)] {
         let aligned = |offset: u64, flags: u64| {
             vector_with(code, |cpu| {
                 cpu.regs[register] = DATA + offset;
@@ -58,9 +58,9 @@ fn a_vector_out_of_its_place_is_a_protection_fault_before_a_page_fault() {
                 cpu.regs.rflags |= flags;
             })
         };
-        assert_eq!(aligned(8, 0), None);
-        assert_eq!(aligned(0, rflags::AC), None);
-        assert_eq!(aligned(8, rflags::AC), Some(17));
+        assert_eq!(aligned(place / 2, 0), None);
+        assert_eq!(aligned(place, rflags::AC), None);
+        assert_eq!(aligned(place / 2, rflags::AC), Some(17));
     }
 }
 
