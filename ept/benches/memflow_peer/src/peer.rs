@@ -74,7 +74,7 @@ impl PhysicalMemory for Bytes<'_> {
     fn metadata(&self) -> PhysicalMemoryMetadata {
         PhysicalMemoryMetadata {
             max_address: (self.0.bytes - 1).into(),
-            real_size: self.0.bytes(),
+            real_size: self.0.bytes,
             readonly: true,
             ideal_batch_size: u32::MAX,
         }
