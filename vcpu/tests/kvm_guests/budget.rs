@@ -8,7 +8,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use vcpu::{Budget, Entry, Exit, Gpr, Limit};
 
-use crate::guest::{CODE, Guest, PLENTY};
+use crate::guest::{CODE, DATA, Guest, PLENTY};
 
 const OVER: Exit = Exit::BudgetExceeded(Limit::WallClock);
 
@@ -141,18 +141,32 @@ fn a_kick_finishes_the_exit_before() {
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![9] });
 }
 
-/// Each kick is sent when the one before has been answered, at whatever moment of the next run that is. A lost
-/// one would be found when the budget runs out, no sooner.
+/// Each kick is sent when the one before has been answered: every second one at whatever moment of the next run that is,
+/// most often before the guest is entered, the others once the guest is seen to count. A lost one would be found when the
+/// budget runs out, no sooner.
 #[test]
 fn no_kick_is_lost() {
     const KICKS: u32 = 1000;
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let counting = |a: &mut CodeAssembler| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.inc(rcx)?;
+        a.mov(qword_ptr(DATA), rcx)?;
+        a.jmp(again)
+    };
+    let Some(mut guest) = Guest::ring3(counting) else { return };
     let kick = guest.vcpu.kick();
+    let ram = guest.ram.clone();
+    let count = || ram.load_u64(DATA).unwrap();
     let answered = AtomicU32::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..KICKS {
                 while answered.load(SeqCst) < n {
+                    thread::yield_now();
+                }
+                let before = count();
+                while n % 2 == 1 && count() == before && answered.load(SeqCst) < KICKS {
                     thread::yield_now();
                 }
                 kick.kick();
