@@ -2,6 +2,7 @@
 
 mod faults;
 mod legacy;
+mod levels;
 mod limits;
 mod random;
 mod tables;

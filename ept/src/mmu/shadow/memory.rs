@@ -55,10 +55,7 @@ impl<'a, S: Memslots, H: HostFrames> GuestMemory<'a, S, H> {
 
     fn hpa(&self, address: u64, write: bool) -> Result<u64, MemoryError> {
         let (gpa, absent) = (Gpa(address), MemoryError::Absent { address });
-        let (slot, hva) = self.slot(gpa).ok_or(absent)?;
-        if write && slot.readonly {
-            return Err(MemoryError::ReadOnly { address });
-        }
+        let (_, hva) = self.slot(gpa).ok_or(absent)?;
         match self.host.host_frame(hva, write) {
             Ok(frame) => Ok(frame.hpa.raw() | gpa.page_offset(PageSize::Size4K)),
             Err(fault) => {
@@ -78,7 +75,12 @@ impl<S: Memslots, H: HostFrames> PhysMemory for GuestMemory<'_, S, H> {
         self.host.read_table(self.hpa(table, false)?, entries)
     }
 
+    /// Sets flags of a guest's entry. One in a read-only slot has none set, and is used nevertheless
+    /// (`update_accessed_dirty_bits`).
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
+        if self.slot(Gpa(address)).is_some_and(|(slot, _)| slot.readonly) {
+            return Ok(true);
+        }
         let hpa = self.hpa(address, true)?;
         let done = self.host.compare_exchange(hpa, current, new)?;
         if done {
