@@ -13,12 +13,13 @@ const PAGES: u64 = 12;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A processor uses an address.
+    /// A processor uses an address, after a flush if guest entries were changed without one.
     Access {
         cpu: usize,
         gva: usize,
         offset: u64,
         access: Access,
+        flush: Flush,
     },
     /// A processor writes a guest entry through an address that maps it, or else the VMM does.
     Edit {
@@ -56,6 +57,19 @@ enum Step {
         page: u64,
         at: u64,
     },
+}
+
+/// How a guest makes a processor see its tables as they are.
+#[derive(Clone, Copy, Debug)]
+enum Flush {
+    /// INVLPG of the address.
+    Page,
+    /// INVPCID of more than one address.
+    All,
+    /// MOV to CR3 of what it holds.
+    Reload,
+    /// A switch to no paging and back: the root is one of the previous ones meanwhile.
+    Switch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,10 +149,14 @@ fn access() -> impl Strategy<Value = Access> {
     (does, any::<bool>(), any::<bool>()).prop_map(|(does, user, ac)| Access { does, user, ac: ac && !user })
 }
 
+fn flush() -> impl Strategy<Value = Flush> {
+    prop_oneof![Just(Flush::Page), Just(Flush::All), Just(Flush::Reload), Just(Flush::Switch)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let (cpu, at) = (0..2usize, 0..256usize);
     prop_oneof![
-        12 => (cpu.clone(), at.clone(), 0..8u64, access()).prop_map(|(cpu, gva, offset, access)| Step::Access { cpu, gva, offset: offset * 8, access }),
+        12 => (cpu.clone(), at.clone(), 0..8u64, access(), flush()).prop_map(|(cpu, gva, offset, access, flush)| Step::Access { cpu, gva, offset: offset * 8, access, flush }),
         6 => (0..PAGES, 0..4usize, entry()).prop_map(|(page, index, entry)| Step::Edit { page, index, entry }),
         6 => (cpu.clone(), at.clone(), 0..4usize, entry()).prop_map(|(cpu, gva, index, entry)| Step::Store { cpu, gva, index, entry }),
         2 => (cpu.clone(), at).prop_map(|(cpu, gva)| Step::Invlpg { cpu, gva }),
@@ -172,11 +190,24 @@ impl Run {
         self.world.contexts[cpu].guest().copied()
     }
 
+    fn flush(&mut self, cpu: usize, gva: u64, flush: Flush) {
+        let guest = self.page(cpu);
+        match flush {
+            Flush::Page => self.world.invlpg(cpu, gva),
+            Flush::All => self.world.sync_roots(cpu),
+            Flush::Reload => self.world.load(cpu, guest.as_ref()),
+            Flush::Switch => {
+                self.world.load(cpu, None);
+                self.world.load(cpu, guest.as_ref());
+            }
+        }
+    }
+
     /// One access, against the walker over the guest's tables as they are.
-    fn access(&mut self, cpu: usize, gva: u64, access: Access) {
+    fn access(&mut self, cpu: usize, gva: u64, access: Access, flush: Flush) {
         let guest = self.page(cpu);
         if self.lazy {
-            self.world.invlpg(cpu, gva);
+            self.flush(cpu, gva, flush);
         }
         let expected = match &guest {
             Some(paging) => {
@@ -215,7 +246,9 @@ impl Run {
     fn step(&mut self, step: Step) {
         let mode = self.mode;
         match step {
-            Step::Access { cpu, gva: n, offset, access } => self.access(cpu, gva(mode, n) + offset, access),
+            Step::Access { cpu, gva: n, offset, access, flush } => {
+                self.access(cpu, gva(mode, n) + offset, access, flush)
+            }
             Step::Edit { page, index, entry } => {
                 let (offset, entry, half) = fit(mode, index, entry);
                 let gpa = page * K4 + offset;
@@ -302,9 +335,22 @@ fn run(mode: Mode, host: PageSize, limit: usize, first: Vec<(u64, usize, u64)>, 
     run.world.finish();
 }
 
+/// Entries of all tables. In order, three tables in a row are of one level and point to the three after them, so that
+/// those at the end are of level 1 alone and go unsync.
 fn tables() -> impl Strategy<Value = Vec<(u64, usize, u64)>> {
-    prop::collection::vec(entry(), (PAGES * 4) as usize)
-        .prop_map(|entries| (0..).zip(entries).map(|(n, entry)| (n / 4, n as usize % 4, entry)).collect())
+    let entries = prop::collection::vec(entry(), (PAGES * 4) as usize);
+    (entries, any::<bool>()).prop_map(|(entries, in_order)| {
+        let place = |(n, entry): (u64, u64)| {
+            let (page, frame) = (n / 4, entry >> 12 & 0xff_ffff);
+            let next = (page / 3 + 1) * 3;
+            let entry = match in_order && next < PAGES {
+                true => entry & !(0xff_ffff << 12 | PS) | (next + frame % 3) << 12,
+                false => entry,
+            };
+            (page, n as usize % 4, entry)
+        };
+        (0..).zip(entries).map(place).collect()
+    })
 }
 
 fn mode() -> impl Strategy<Value = Mode> {
