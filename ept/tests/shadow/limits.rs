@@ -73,7 +73,7 @@ fn d2_when_a_log_ends_pages_are_large_again() {
 
     world.slots.slots[0].log_dirty = true;
     world.shadow.set_logging(page, true, &world.host).unwrap();
-    assert_eq!(world.hardware(0, M2, Access::WRITE), None, "rule D1");
+    assert_eq!(world.hardware(0, M2, Access::READ), None, "rule D1: a large leaf goes");
     assert_eq!(world.fault(0, M2 + 0x3000, Access::WRITE), FaultOutcome::Fixed { size: PageSize::Size4K });
     // Besides the guest's tables, whose flags were set.
     let logged = |gpa: &&Gpa| page.contains(**gpa);
@@ -81,7 +81,8 @@ fn d2_when_a_log_ends_pages_are_large_again() {
     world.check();
 
     world.slots.slots[0].log_dirty = false;
-    world.shadow.set_logging(page, false, &world.host).unwrap();
+    assert_eq!(world.shadow.set_logging(page, false, &world.host).unwrap().leaves, 1);
+    assert_eq!(world.hardware(0, M2 + 0x3000, Access::READ), None, "its pieces go as well");
     assert_eq!(world.fault(0, M2 + 0x3000, Access::WRITE), large);
     world.check();
     world.finish();

@@ -34,6 +34,15 @@ enum Step {
         index: usize,
         entry: u64,
     },
+    /// A processor changes the entry that maps an address, by any mapping of its table; then one of them flushes and uses
+    /// the address.
+    Retarget {
+        cpu: usize,
+        gva: usize,
+        entry: u64,
+        user: usize,
+        flush: Flush,
+    },
     Invlpg {
         cpu: usize,
         gva: usize,
@@ -159,6 +168,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (cpu.clone(), at.clone(), 0..8u64, access(), flush()).prop_map(|(cpu, gva, offset, access, flush)| Step::Access { cpu, gva, offset: offset * 8, access, flush }),
         6 => (0..PAGES, 0..4usize, entry()).prop_map(|(page, index, entry)| Step::Edit { page, index, entry }),
         6 => (cpu.clone(), at.clone(), 0..4usize, entry()).prop_map(|(cpu, gva, index, entry)| Step::Store { cpu, gva, index, entry }),
+        6 => (cpu.clone(), at.clone(), entry(), cpu.clone(), flush()).prop_map(|(cpu, gva, entry, user, flush)| Step::Retarget { cpu, gva, entry, user, flush }),
         2 => (cpu.clone(), at).prop_map(|(cpu, gva)| Step::Invlpg { cpu, gva }),
         3 => (cpu, 0..PAGES, 0..8usize).prop_map(|(cpu, root, controls)| Step::Load { cpu, root, controls }),
         1 => (0..PAGES, 1..4u64).prop_map(|(page, count)| Step::Zap { page, count }),
@@ -243,6 +253,41 @@ impl Run {
         }
     }
 
+    /// An address that maps the guest's last entry for `at`.
+    fn alias_of_entry(&self, cpu: usize, at: u64) -> Option<u64> {
+        let (guest, memory) = (self.page(cpu)?, InGuest(&self.world));
+        let entry = walk(&memory, &guest, at, Access::READ, Flags::Keep).path.last()?.entry_address();
+        (0..256).map(|n| gva(self.mode, n) + entry % K4).find(|&alias| {
+            let found = walk(&memory, &guest, alias, Access::WRITE, Flags::Keep).outcome;
+            found.is_ok_and(|leaf| leaf.address == entry)
+        })
+    }
+
+    /// A store by a processor of an entry of eight bytes, or of half as many.
+    fn store(&mut self, cpu: usize, at: u64, entry: u64, half: bool) {
+        match self.world.access(cpu, at, Access::WRITE) {
+            Ok(hpa) => {
+                let memory = self.world.host.memory.borrow();
+                let (at, shift) = (hpa & !7, (hpa & 4) * 8);
+                let old = ept::PhysMemory::read_entry(&*memory, at).unwrap();
+                let new = if half { old & !(0xffff_ffff << shift) | entry << shift } else { entry };
+                memory.write_entry(at, new).unwrap();
+                self.lazy = true;
+            }
+            Err(FaultOutcome::WriteProtected { gpa }) => {
+                let gpa = gpa.raw();
+                if half {
+                    self.world.poke32(gpa, entry as u32)
+                } else {
+                    self.world.poke(gpa, entry)
+                }
+                let bytes = if half { 4 } else { 8 };
+                self.world.shadow.track_write(Gpa(gpa), bytes, &self.world.host).unwrap();
+            }
+            Err(_) => {}
+        }
+    }
+
     fn step(&mut self, step: Step) {
         let mode = self.mode;
         match step {
@@ -262,27 +307,17 @@ impl Run {
             }
             Step::Store { cpu, gva: n, index, entry } => {
                 let (offset, entry, half) = fit(mode, index, entry);
-                let at = gva(mode, n) + offset;
-                match self.world.access(cpu, at, Access::WRITE) {
-                    Ok(hpa) => {
-                        let memory = self.world.host.memory.borrow();
-                        let (at, shift) = (hpa & !7, (hpa & 4) * 8);
-                        let old = ept::PhysMemory::read_entry(&*memory, at).unwrap();
-                        let new = if half { old & !(0xffff_ffff << shift) | entry << shift } else { entry };
-                        memory.write_entry(at, new).unwrap();
-                        self.lazy = true;
-                    }
-                    Err(FaultOutcome::WriteProtected { gpa }) => {
-                        let gpa = gpa.raw();
-                        if half {
-                            self.world.poke32(gpa, entry as u32)
-                        } else {
-                            self.world.poke(gpa, entry)
-                        }
-                        let bytes = if half { 4 } else { 8 };
-                        self.world.shadow.track_write(Gpa(gpa), bytes, &self.world.host).unwrap();
-                    }
-                    Err(_) => {}
+                self.store(cpu, gva(mode, n) + offset, entry, half);
+            }
+            Step::Retarget { cpu, gva: n, entry, user, flush } => {
+                let at = gva(mode, n);
+                for cpu in [cpu, user] {
+                    self.access(cpu, at, Access::READ, flush);
+                }
+                if let Some(alias) = self.alias_of_entry(cpu, at) {
+                    let (_, entry, half) = fit(mode, 0, entry | P | A);
+                    self.store(cpu, alias, entry, half);
+                    self.access(user, at, Access::READ, flush);
                 }
             }
             Step::Invlpg { cpu, gva: n } => self.world.invlpg(cpu, gva(mode, n)),

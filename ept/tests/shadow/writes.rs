@@ -110,6 +110,24 @@ fn h1_a_root_that_comes_back_has_caught_up() {
 }
 
 #[test]
+fn h1_a_table_that_is_unsync_when_it_is_linked_marks_its_new_parent() {
+    let other = 0x30_0000;
+    let mut world = stale();
+    for (at, to) in [(other, other + K4), (other + K4, other + 2 * K4), (other + 2 * K4, PT)] {
+        world.poke(at, to | ALL);
+    }
+    world.add_context();
+    world.load(1, World::paging(&long_mode(other)).as_ref());
+    assert_eq!(world.access(1, 6 * K4, Access::READ), Ok(world.hpa(8 * K4)), "as the guest's table is now");
+    assert_eq!(world.shadow.shadow_stats().mmu_unsync, 1, "it may still be written");
+    world.store(0, PT + 6 * 8, Access::WRITE, (9 * K4) | ALL).unwrap();
+    world.load(1, World::paging(&long_mode(other)).as_ref());
+    assert_eq!(world.access(1, 6 * K4, Access::READ), Ok(world.hpa(9 * K4)));
+    world.check();
+    world.finish();
+}
+
+#[test]
 fn h1_a_recursive_table_sees_itself_and_catches_up() {
     let mut world = four_level();
     world.poke(ROOT + 511 * 8, ROOT | ALL);
