@@ -119,6 +119,7 @@ fn h1_a_table_that_is_unsync_when_it_is_linked_marks_its_new_parent() {
     world.add_context();
     world.load(1, World::paging(&long_mode(other)).as_ref());
     assert_eq!(world.access(1, 6 * K4, Access::READ), Ok(world.hpa(8 * K4)), "as the guest's table is now");
+    assert_eq!(seen(&world, 1), [None, Some(8)], "nothing that is older than its link");
     assert_eq!(world.shadow.shadow_stats().mmu_unsync, 1, "it may still be written");
     world.store(0, PT + 6 * 8, Access::WRITE, (9 * K4) | ALL).unwrap();
     world.load(1, World::paging(&long_mode(other)).as_ref());
