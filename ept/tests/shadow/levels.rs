@@ -20,7 +20,7 @@ fn identity(guest: PageSize, host: PageSize) -> World {
     }
     for n in 0..SIZE / M2 {
         match guest {
-            PageSize::Size2M => world.poke(ROOT + 2 * K4 + n * 8, n * M2 | ALL | PS),
+            PageSize::Size2M => world.poke(ROOT + 2 * K4 + n * 8, (n * M2) | ALL | PS),
             _ => world.poke(ROOT + 2 * K4 + n * 8, (ROOT + (3 + n) * K4) | ALL),
         }
         for page in 0..512 {
