@@ -88,6 +88,11 @@ struct GuestMemory<'a, M> {
 }
 
 impl<M> GuestMemory<'_, M> {
+    /// Whether it lies in a read-only slot.
+    fn is_read_only(&self, gpa: Gpa) -> bool {
+        self.stretch(gpa).is_some_and(|stretch| self.guest.slots[stretch.slot].memslot.readonly)
+    }
+
     fn stretch(&self, gpa: Gpa) -> Option<&Stretch> {
         from(self.space, gpa).first().filter(|stretch| stretch.gpa.contains(gpa))
     }
@@ -164,10 +169,13 @@ impl<'a, M: PhysMemory> GuestTables<'a, M> {
             };
         };
         let merged = tables & format.mergeable(entry);
+        // Where nobody can set flags, an entry is used without them.
+        let flagged =
+            if self.memory.is_read_only(Gpa(table)) { format.marked(entry, true, true) } else { entry };
         match format.decode(level, entry) {
             Entry::Absent => Behind::Nothing(NoPage::NotPresent),
             Entry::Malformed(reason) => Behind::Nothing(NoPage::Malformed { reason }),
-            _ if format.marked(entry, false, false) != entry => {
+            _ if format.marked(flagged, false, false) != flagged => {
                 Behind::Nothing(NoPage::NotAccessed { level })
             }
             Entry::Table(table) => {
@@ -175,7 +183,7 @@ impl<'a, M: PhysMemory> GuestTables<'a, M> {
                 Behind::Table { start, offset: 0 }
             }
             Entry::Leaf(frame, size) => {
-                let clean = format.marked(entry, true, true) != entry;
+                let clean = format.marked(flagged, true, true) != flagged;
                 let grants = Grants::new(&self.of.guest, format.merged_rights(merged, entry), clean);
                 Behind::Page { gpa: Gpa(frame), size, grants }
             }

@@ -143,6 +143,7 @@ fn a_table_in_a_read_only_slot_is_walked_and_its_flags_stay() {
             assert_eq!(world.access(0, M2, access), Ok(world.hpa(5 * K4)), "{flags:#x}");
         }
         assert_eq!(world.peek(rom), entry);
+        world.check();
         world.finish();
     }
 }
