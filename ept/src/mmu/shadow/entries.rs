@@ -8,7 +8,7 @@ use super::page::{Held, PageId, SpteRef};
 use super::role::PageRole;
 use crate::access::Rights;
 use crate::error::Error;
-use crate::format::{Kind, Role};
+use crate::format::Kind;
 use crate::mmu::spte::{SpteMaker, Writable};
 use crate::mmu::{HostFrames, Memslots, SpteBits};
 
@@ -55,23 +55,17 @@ impl NewLeaf {
 }
 
 impl Shadow {
-    /// Replaces an entry, whatever flags hardware sets in it meanwhile; returns what it was.
-    pub(super) fn exchange(&self, at: SpteRef, new: u64, host: &impl HostFrames) -> Result<u64, Error> {
+    /// Changes an entry as `new` says, whatever flags hardware sets in it meanwhile; returns what it was.
+    pub(super) fn change(
+        &self,
+        at: SpteRef,
+        host: &impl HostFrames,
+        new: impl Fn(u64) -> u64,
+    ) -> Result<u64, Error> {
         let address = self.pages[at.page].entry_address(at.index);
         loop {
             let old = host.read_entry(address)?;
-            if old == new || host.compare_exchange(address, old, new)? {
-                return Ok(old);
-            }
-        }
-    }
-
-    /// Clears bits of an entry; returns what it was.
-    pub(super) fn clear_bits(&self, at: SpteRef, bits: u64, host: &impl HostFrames) -> Result<u64, Error> {
-        let address = self.pages[at.page].entry_address(at.index);
-        loop {
-            let old = host.read_entry(address)?;
-            if old & bits == 0 || host.compare_exchange(address, old, old & !bits)? {
+            if old == new(old) || host.compare_exchange(address, old, new(old))? {
                 return Ok(old);
             }
         }
@@ -84,11 +78,11 @@ impl Shadow {
         more: u64,
         host: &impl HostFrames,
     ) -> Result<bool, Error> {
-        let write = self.sptes.format.bits(Role::Write, 1, true);
-        let old = self.clear_bits(at, write | more, host)?;
+        let old = self.change(at, host, |spte| self.sptes.write_protected(spte) & !more)?;
+        let written = self.sptes.write_protected(old) != old;
         // Rule D4 leaves the flush to the caller of a write protection for the log; it is counted all the same.
-        self.flushes += u64::from(old & write != 0);
-        Ok(old & write != 0)
+        self.flushes += u64::from(written);
+        Ok(written)
     }
 
     /// The page of that role for that guest page: an old one, or an empty new one (`kvm_mmu_get_shadow_page`).
@@ -133,7 +127,7 @@ impl Shadow {
     /// Links a page at an absent entry (`link_shadow_page`).
     pub(super) fn link(&mut self, at: SpteRef, child: PageId, host: &impl HostFrames) -> Result<(), Error> {
         let table = self.sptes.table(self.pages[child].table)?;
-        self.exchange(at, table, host)?;
+        self.change(at, host, |_| table)?;
         self.pages[at.page].hold(at.index, Held::Table(child));
         self.pages[child].parents.push(at);
         if self.pages[child].unsync || self.pages[child].has_unsync_children() {
@@ -158,7 +152,7 @@ impl Shadow {
             self.drop_spte(at, host)?;
             absent = true;
         }
-        let old = self.exchange(at, spte, host)?;
+        let old = self.change(at, host, |_| spte)?;
         let flags = self.sptes.format.flags(true, true);
         if absent {
             let level = leaf.size.level();
@@ -175,7 +169,7 @@ impl Shadow {
     /// Takes a leaf away (`drop_spte`).
     pub(super) fn drop_spte(&mut self, at: SpteRef, host: &impl HostFrames) -> Result<(), Error> {
         let Held::Leaf { gfn, .. } = self.pages[at.page].held(at.index) else { return Ok(()) };
-        self.exchange(at, 0, host)?;
+        self.change(at, host, |_| 0)?;
         let level = self.pages[at.page].role.level;
         self.pages[at.page].hold(at.index, Held::Absent);
         self.rmap.remove(level, gfn, at);
@@ -187,7 +181,7 @@ impl Shadow {
     /// Takes a pointer to a table away; returns the table, which may be without parents now (`drop_parent_pte`).
     pub(super) fn unlink(&mut self, at: SpteRef, host: &impl HostFrames) -> Result<Option<PageId>, Error> {
         let Held::Table(child) = self.pages[at.page].held(at.index) else { return Ok(None) };
-        self.exchange(at, 0, host)?;
+        self.change(at, host, |_| 0)?;
         let page = &mut self.pages[at.page];
         page.hold(at.index, Held::Absent);
         page.mark_unsync_child(at.index, false);

@@ -9,7 +9,6 @@ use super::fault::PATH_TABLES;
 use super::page::PageId;
 use super::role::PageRole;
 use crate::error::Error;
-use crate::format::Role;
 use crate::mmu::{HostFrames, Zapped};
 
 /// How many tables are made free at once (`KVM_REFILL_PAGES`), so far as the limit allows it.
@@ -95,19 +94,17 @@ impl Shadow {
 
     /// Whether any page of `range` was accessed since the last time (`kvm_age_gfn`, rule D3). TLBs are not flushed for it.
     pub fn age(&mut self, range: AddrRange<Gpa>, host: &impl HostFrames) -> Result<bool, Error> {
-        let accessed = self.sptes.format.bits(Role::Accessed, 1, true);
         let mut young = false;
         for at in self.rmap.leaves_in(range) {
-            young |= self.clear_bits(at, accessed, host)? & accessed != 0;
+            young |= self.sptes.is_young(self.change(at, host, |spte| self.sptes.aged(spte))?);
         }
         Ok(young)
     }
 
     /// The same, without forgetting it (`kvm_test_age_gfn`).
     pub fn test_age(&self, range: AddrRange<Gpa>, host: &impl HostFrames) -> Result<bool, Error> {
-        let accessed = self.sptes.format.bits(Role::Accessed, 1, true);
         for at in self.rmap.leaves_in(range) {
-            if host.read_entry(self.pages[at.page].entry_address(at.index))? & accessed != 0 {
+            if self.sptes.is_young(host.read_entry(self.pages[at.page].entry_address(at.index))?) {
                 return Ok(true);
             }
         }

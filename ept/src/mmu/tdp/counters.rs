@@ -1,30 +1,42 @@
 //! Counters that processors add to at the same time, without waiting for each other.
 
-use core::array;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use memory_model::{Gpa, PageSize};
 
 use crate::mmu::Stats;
 
-/// What is counted. The order is that of [`Counters::stats`].
-#[derive(Clone, Copy)]
-pub(super) enum Count {
-    Taken,
-    Fixed,
-    Fast,
-    Spurious,
-    Emulate,
-    MmioCreated,
-    Pages4K,
-    Pages2M,
-    Pages1G,
-    NxSplits,
-    Zapped,
-    Flushes,
+macro_rules! counts {
+    ($($count:ident => $field:ident,)*) => {
+        /// What is counted.
+        #[derive(Clone, Copy)]
+        pub(super) enum Count {
+            $($count,)*
+        }
+
+        const COUNTS: usize = [$(Count::$count),*].len();
+
+        /// The counts, each by what it is called outside.
+        fn stats(sum: impl Fn(Count) -> u64) -> Stats {
+            Stats { $($field: sum(Count::$count),)* }
+        }
+    };
 }
 
-const COUNTS: usize = Count::Flushes as usize + 1;
+counts! {
+    Taken => pf_taken,
+    Fixed => pf_fixed,
+    Fast => pf_fast,
+    Spurious => pf_spurious,
+    Emulate => pf_emulate,
+    MmioCreated => pf_mmio_spte_created,
+    Pages4K => pages_4k,
+    Pages2M => pages_2m,
+    Pages1G => pages_1g,
+    NxSplits => nx_lpage_splits,
+    Zapped => zapped,
+    Flushes => remote_tlb_flush_requests,
+}
 
 impl Count {
     /// Leaves of that size.
@@ -67,38 +79,9 @@ impl Counters {
 
     /// All sums.
     pub fn stats(&self) -> Stats {
-        let sum = |count: usize| {
-            let counts = self.lines.iter().map(|line| line.0[count].load(Ordering::Relaxed));
+        stats(|count| {
+            let counts = self.lines.iter().map(|line| line.0[count as usize].load(Ordering::Relaxed));
             counts.fold(0, u64::wrapping_add)
-        };
-        let sums: [u64; COUNTS] = array::from_fn(sum);
-        let [
-            pf_taken,
-            pf_fixed,
-            pf_fast,
-            pf_spurious,
-            pf_emulate,
-            pf_mmio_spte_created,
-            pages_4k,
-            pages_2m,
-            pages_1g,
-            nx_lpage_splits,
-            zapped,
-            remote_tlb_flush_requests,
-        ] = sums;
-        Stats {
-            pf_taken,
-            pf_fixed,
-            pf_fast,
-            pf_spurious,
-            pf_emulate,
-            pf_mmio_spte_created,
-            pages_4k,
-            pages_2m,
-            pages_1g,
-            nx_lpage_splits,
-            zapped,
-            remote_tlb_flush_requests,
-        }
+        })
     }
 }
