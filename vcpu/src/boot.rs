@@ -220,12 +220,6 @@ impl LongMode {
         let code = Segment { selector: code, kind: 0xb, long: true, ..flat };
         let data = Segment { selector: data, kind: 0x3, db: true, ..flat };
         SystemRegs {
-            cs: code,
-            ds: data,
-            es: data,
-            fs: data,
-            gs: data,
-            ss: data,
             tr: Segment {
                 selector: TASK,
                 base: TSS,
@@ -240,7 +234,7 @@ impl LongMode {
             cr3: root,
             cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
             efer: efer::LME | efer::LMA | efer::NXE,
-            ..SystemRegs::default()
+            ..SystemRegs::with_segments(code, data)
         }
     }
 }

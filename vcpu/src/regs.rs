@@ -120,6 +120,11 @@ pub struct SystemRegs {
 }
 
 impl SystemRegs {
+    /// With `code` in CS, `data` in all other segment registers, and everything else zero.
+    pub fn with_segments(code: Segment, data: Segment) -> Self {
+        Self { cs: code, ds: data, es: data, fs: data, gs: data, ss: data, ..Self::default() }
+    }
+
     /// The guest's paging as these registers select it; `None` with paging off.
     pub fn paging(&self, processor: ept::Processor) -> Result<Option<ept::Paging>, ept::Error> {
         let Self { cr0, cr3, cr4, efer, .. } = *self;

@@ -126,15 +126,9 @@ fn system_regs() -> SystemRegs {
     let code = Segment { selector: 1 << 3, kind: 0xb, ..flat };
     let data = Segment { selector: 2 << 3, kind: 0x3, ..flat };
     SystemRegs {
-        cs: code,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
         tr: Segment { kind: 0xb, limit: 0x67, present: true, ..Segment::default() },
         cr0: cr0::PE | cr0::ET,
-        ..SystemRegs::default()
+        ..SystemRegs::with_segments(code, data)
     }
 }
 

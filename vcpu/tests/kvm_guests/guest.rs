@@ -134,14 +134,9 @@ pub fn long_mode(ring: u8) -> SystemRegs {
     let flat =
         Segment { limit: u32::MAX, dpl: ring, code_or_data: true, present: true, ..Default::default() };
     let (code, data) = if ring == 3 { (0x23, 0x1b) } else { (0x08, 0x10) };
+    let code = Segment { selector: code, kind: 0xb, long: true, ..flat };
     let data = Segment { selector: data, kind: 0x3, db: true, ..flat };
     SystemRegs {
-        cs: Segment { selector: code, kind: 0xb, long: true, ..flat },
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
         tr: Segment {
             selector: 0x28,
             base: TSS,
@@ -156,6 +151,6 @@ pub fn long_mode(ring: u8) -> SystemRegs {
         cr3: PML4,
         cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
         efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
-        ..SystemRegs::default()
+        ..SystemRegs::with_segments(code, data)
     }
 }

@@ -63,12 +63,6 @@ pub fn system(setting: &Setting) -> SystemRegs {
         Segment { selector: TASK, base: TSS, limit: 0x67, kind: 0xb, present: true, ..Segment::default() };
     let choice = |chosen, bit| if chosen { bit } else { 0 };
     SystemRegs {
-        cs: code,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: data,
         tr,
         gdt: DescriptorTable { base: GDT, limit: GDT_ENTRIES.len() as u16 * 8 - 1 },
         idt: DescriptorTable { base: IDT, limit: (u16::from(RETURN_VECTOR) + 1) * 16 - 1 },
@@ -80,7 +74,7 @@ pub fn system(setting: &Setting) -> SystemRegs {
             | choice(setting.smep, cr4::SMEP)
             | choice(setting.smap, cr4::SMAP),
         efer: efer::LME | efer::LMA | choice(setting.no_execute, efer::NXE),
-        ..SystemRegs::default()
+        ..SystemRegs::with_segments(code, data)
     }
 }
 

@@ -64,12 +64,8 @@ fn segment(selector: u16, kind: u8, long: bool) -> Segment {
 pub fn run(image: &Image) -> Result<Vec<u8>, String> {
     let data = segment(guest::DATA_SELECTOR, 3, false);
     let system = SystemRegs {
-        cs: segment(guest::CODE_SELECTOR, 0xb, true),
-        ds: data,
-        es: data,
         fs: Segment { base: guest::FS_BASE, ..data },
         gs: Segment { base: guest::GS_BASE, ..data },
-        ss: data,
         tr: Segment {
             selector: guest::TSS_SELECTOR,
             base: guest::TSS,
@@ -84,7 +80,7 @@ pub fn run(image: &Image) -> Result<Vec<u8>, String> {
         cr3: guest::PML4,
         cr4: 0x620,
         efer: 0xd00,
-        ..SystemRegs::default()
+        ..SystemRegs::with_segments(segment(guest::CODE_SELECTOR, 0xb, true), data)
     };
     let regs = Regs { rip: guest::start_of_cases(), rflags: guest::FLAGS, ..Regs::default() };
     let mut cpu = Cpu::new(regs, system);
