@@ -272,7 +272,7 @@ fn identity(region: &RegionSpec, page: PageSize) -> Vec<GuestMap> {
     }
     let map = |first: u64, end: u64, page| {
         let gva = AddrRange::new(Gva(first), end.saturating_sub(first).into())?;
-        Some(GuestMap { gva, gpa: Gpa(first), page, rights: guest_rights(guest_tests::Rights::ALL) })
+        Some(GuestMap { page, ..GuestMap::identity(gva) })
     };
     let whole = AddrRange::new(Gva(first), (end - first).into()).and_then(|range| range.pages_within(page));
     let Some(whole) = whole.filter(|_| page != PageSize::Size4K) else {

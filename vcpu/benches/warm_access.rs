@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use memory_model::{AddrRange, AddressSpace, Gpa, Gva, PageSize, RamBlock, RegionTree};
+use memory_model::{AddrRange, AddressSpace, Gva, RamBlock, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
@@ -92,12 +92,7 @@ fn boot(second_level: SecondLevel, program: Program) -> Box<dyn Vcpu> {
     let mut asm = CodeAssembler::new(64).unwrap();
     program(&mut asm).unwrap();
     block.write(CODE, &asm.assemble(CODE).unwrap()).unwrap();
-    let all = GuestMap {
-        gva: AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap(),
-        gpa: Gpa(CODE),
-        page: PageSize::Size4K,
-        rights: ept::Rights::RWX | ept::Rights::USER,
-    };
+    let all = GuestMap::identity(AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap());
     let guest = LongMode { entry: CODE, ring: Ring::Kernel, handlers: vec![], maps: vec![all] };
     let (regs, system) = guest.install(&space.view()).unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();

@@ -72,6 +72,13 @@ pub struct GuestMap {
     pub rights: Rights,
 }
 
+impl GuestMap {
+    /// Small pages with the addresses that they have in guest-physical memory, for both rings to read, write and execute.
+    pub fn identity(gva: AddrRange<Gva>) -> Self {
+        Self { gva, gpa: Gpa(gva.first().0), page: PageSize::Size4K, rights: Rights::RWX | Rights::USER }
+    }
+}
+
 /// A guest that starts in 64-bit mode.
 #[derive(Clone, Debug)]
 pub struct LongMode {
@@ -150,11 +157,9 @@ impl LongMode {
         let paging = self.system_regs(root).paging(ept::Processor::new(MAX_PHY_ADDR));
         let paging = paging.ok().flatten().expect("the boot turns paging on, with tables below 1 MiB");
         let mut mapper = Mapper::new(memory, paging);
-        let own = |first, last, rights| GuestMap {
-            gva: AddrRange::inclusive(Gva(first), Gva(last)).expect("written in order"),
-            gpa: Gpa(first),
-            page: PageSize::Size4K,
-            rights,
+        let own = |first, last, rights| {
+            let gva = AddrRange::inclusive(Gva(first), Gva(last)).expect("written in order");
+            GuestMap { rights, ..GuestMap::identity(gva) }
         };
         let boot =
             [own(GDT, STACK - 1, Rights::RWX), own(STACK, RESERVED_BYTES - 1, Rights::RWX | Rights::USER)];

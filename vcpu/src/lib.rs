@@ -3,7 +3,7 @@
 //! ```
 //! use std::sync::{Arc, Mutex};
 //! use std::time::Duration;
-//! use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionTree};
+//! use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, RamBlock, RegionTree};
 //! use slot_manager::SlotManager;
 //! use vcpu::boot::{GuestMap, LongMode, Ring};
 //! use vcpu::{Budget, Entry, Exit, HostView, Vcpu, Vm, Witness, soft::SoftVm};
@@ -20,12 +20,7 @@
 //!
 //! // mov [0x180000], esp; mov al, 7; out 0xf4, al
 //! ram.write(0x10_0000, &[0x89, 0x24, 0x25, 0, 0, 0x18, 0, 0xb0, 7, 0xe6, 0xf4])?;
-//! let all = GuestMap {
-//!     gva: AddrRange::new(Gva(0x10_0000), 0x10_0000).unwrap(),
-//!     gpa: Gpa(0x10_0000),
-//!     page: PageSize::Size4K,
-//!     rights: ept::Rights::RWX | ept::Rights::USER,
-//! };
+//! let all = GuestMap::identity(AddrRange::new(Gva(0x10_0000), 0x10_0000).unwrap());
 //! let guest = LongMode { entry: 0x10_0000, ring: Ring::User, handlers: vec![], maps: vec![all] };
 //! let (regs, system) = guest.install(&space.view())?;
 //! let mut vcpu = vm.create_vcpu(0)?;

@@ -55,12 +55,7 @@ impl Machine {
         slots.lock().unwrap().set_dirty_method(method).unwrap();
         space.register(slots.clone()).unwrap();
         block.write(CODE, STRIDE).unwrap();
-        let all = GuestMap {
-            gva: AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap(),
-            gpa: Gpa(CODE),
-            page: PageSize::Size4K,
-            rights: ept::Rights::RWX | ept::Rights::USER,
-        };
+        let all = GuestMap::identity(AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap());
         let guest = LongMode { entry: CODE, ring: Ring::Kernel, handlers: vec![], maps: vec![all] };
         let (regs, system) = guest.install(&space.view()).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use iced_x86::code_asm::*;
 use memory_model::{
-    AddrRange, AddressSpace, DirtyClients, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionId, RegionTree,
+    AddrRange, AddressSpace, DirtyClients, Gva, MemoryError, PageSize, RamBlock, RegionId, RegionTree,
 };
 use slot_manager::{DirtyMethod, DirtyPages, SlotError, SlotExecutor, SlotManager, SlotRecord};
 use vcpu::boot::{GuestMap, LongMode, Ring};
@@ -56,12 +56,7 @@ impl Machine {
         space.register(slots.clone()).unwrap();
         ram.1.write(CODE, &program()).unwrap();
         let (blocks, window) = ([ram.1, window.1], window.0);
-        let map = |at, bytes: u64| GuestMap {
-            gva: AddrRange::new(Gva(at), bytes.into()).unwrap(),
-            gpa: Gpa(at),
-            page: PageSize::Size4K,
-            rights: ept::Rights::READ | ept::Rights::WRITE | ept::Rights::EXEC | ept::Rights::USER,
-        };
+        let map = |at, bytes: u64| GuestMap::identity(AddrRange::new(Gva(at), bytes.into()).unwrap());
         let maps =
             vec![map(CODE, BYTES - CODE), map(WINDOWS[0], WINDOW_BYTES), map(WINDOWS[1], WINDOW_BYTES)];
         let guest = LongMode { entry: CODE, ring: Ring::User, handlers: vec![], maps };

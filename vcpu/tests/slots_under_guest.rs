@@ -6,7 +6,7 @@ mod gate;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use memory_model::{AddrRange, AddressSpace, Gpa, Gva, MemoryError, PageSize, RamBlock, RegionTree};
+use memory_model::{AddrRange, AddressSpace, Gva, MemoryError, PageSize, RamBlock, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
@@ -53,12 +53,7 @@ fn guest_reads_while_slots_change(vm: &dyn Vm) {
         block.write(page, &page.to_le_bytes()).unwrap();
     }
     let gva = AddrRange::new(Gva(CODE), (BYTES - CODE).into()).unwrap();
-    let all = GuestMap {
-        gva,
-        gpa: Gpa(CODE),
-        page: PageSize::Size4K,
-        rights: ept::Rights::RWX | ept::Rights::USER,
-    };
+    let all = GuestMap::identity(gva);
     let guest = LongMode { entry: CODE, ring: Ring::User, handlers: vec![], maps: vec![all] };
     let (mut regs, system) = guest.install(&space.view()).unwrap();
     (regs[Gpr::Rbx], regs[Gpr::Rdi]) = (DATA, END);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use memory_model::{AddrRange, AddressSpace, Gpa, Gva, PageSize, RamBlock, RegionId, RegionTree};
+use memory_model::{AddrRange, AddressSpace, Gpa, Gva, RamBlock, RegionId, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::{BootError, GuestMap, LongMode, Ring};
 use vcpu::soft::SoftVm;
@@ -53,8 +53,7 @@ fn guest(maps: Vec<GuestMap>) -> LongMode {
 }
 
 fn identity(first: u64, bytes: u128) -> GuestMap {
-    let gva = AddrRange::new(Gva(first), bytes).unwrap();
-    GuestMap { gva, gpa: Gpa(first), page: PageSize::Size4K, rights: ept::Rights::RWX | ept::Rights::USER }
+    GuestMap::identity(AddrRange::new(Gva(first), bytes).unwrap())
 }
 
 fn soon() -> Budget {

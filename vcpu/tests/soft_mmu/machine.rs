@@ -7,7 +7,7 @@ use ept::{Access, Flags, Levels, Processor};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{
-    AddrRange, AddressSpace, Gpa, Gva, Hva, PageSize, Pages, RamBlock, RamOptions, RegionId, RegionTree,
+    AddrRange, AddressSpace, Gva, Hva, PageSize, Pages, RamBlock, RamOptions, RegionId, RegionTree,
 };
 use slot_manager::SlotManager;
 use vcpu::boot::{GuestMap, LongMode, Ring};
@@ -61,13 +61,8 @@ impl Machine {
         let vm = SoftVm::with(options).unwrap();
         vm.kernel().host.map_pages(&block, pages);
         space.register(Arc::new(Mutex::new(SlotManager::new(vm.slots())))).unwrap();
-        let rights = ept::Rights::RWX | ept::Rights::USER;
-        let map = |first: u64, bytes: u64| GuestMap {
-            gva: AddrRange::new(Gva(first), bytes.into()).unwrap(),
-            gpa: Gpa(first),
-            page: PageSize::Size4K,
-            rights,
-        };
+        let map =
+            |first: u64, bytes: u64| GuestMap::identity(AddrRange::new(Gva(first), bytes.into()).unwrap());
         let maps = vec![map(CODE, PAGE), map(DATA, BYTES - DATA)];
         let guest = LongMode { entry: CODE, ring: Ring::Kernel, handlers: vec![], maps };
         let (regs, system) = guest.install(&space.view()).unwrap();
