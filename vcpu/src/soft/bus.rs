@@ -73,9 +73,9 @@ pub trait Bus {
     fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault>;
     /// Writes `data` at `gva`.
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
-    /// The page of memory that such an access at `gva` reaches, whole: the access itself may then be made there, and
-    /// later ones like it too, until [`generation`](Self::generation) changes. `None` where `read` and `write` are the
-    /// only way.
+    /// The page of memory that such an access at `gva` reaches, whole, if that is known without a walk: the access may be
+    /// made there, and later ones like it too, until [`generation`](Self::generation) changes. `None` where `read` and
+    /// `write` are the only way, or have not been it yet.
     fn page(&mut self, _paging: &Paging, _gva: Gva, _kind: AccessKind) -> Option<RamPage> {
         None
     }

@@ -55,11 +55,9 @@ impl Bus for Mmu<'_> {
     }
 
     fn page(&mut self, paging: &Paging, gva: Gva, kind: AccessKind) -> Option<RamPage> {
-        match self.translate(paging, gva, 1, kind) {
-            Ok(Place::Frame(hpa)) => self.kernel.host.page(hpa, kind == AccessKind::Write),
-            // The access itself will fault again, or is emulated.
-            Ok(Place::GuestTable(_)) | Err(_) => None,
-        }
+        let flushes = self.kernel.flushes();
+        let page = self.kernel.vcpu(self.vcpu).tlb.get(Use::new(paging, gva, kind), flushes)?;
+        self.kernel.host.page(page.hpa, kind == AccessKind::Write)
     }
 
     fn generation(&self) -> u64 {

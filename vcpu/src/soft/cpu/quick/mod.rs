@@ -185,13 +185,7 @@ impl<B: Bus> Source<'_, B> {
     /// Whether the page is at hand now.
     #[cold]
     fn bring(&mut self, pages: &mut Pages, address: u64, kind: AccessKind) -> bool {
-        let before = self.bus.generation();
-        let page = self.bus.page(self.paging, Gva(address), kind);
-        if self.bus.generation() != before {
-            // Those for the other privilege go before they are used.
-            pages.forget_all();
-        }
-        let Some(page) = page else { return false };
+        let Some(page) = self.bus.page(self.paging, Gva(address), kind) else { return false };
         pages.of(kind).put(address, page);
         true
     }
