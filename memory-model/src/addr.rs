@@ -241,6 +241,11 @@ impl<A: Address> AddrRange<A> {
         Self::inclusive(self.first.max(other.first), self.last.min(other.last))
     }
 
+    /// The smallest range that covers both.
+    pub fn hull(self, other: Self) -> Self {
+        Self { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
+
     /// Whether `next` starts right behind `self`.
     pub fn touches(self, next: Self) -> bool {
         self.last.raw().checked_add(1) == Some(next.first.raw())

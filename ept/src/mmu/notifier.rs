@@ -28,10 +28,7 @@ impl Invalidations {
     /// `kvm_mmu_invalidate_begin`: from now on nothing of `range` is installed. What is mapped of it must go next.
     pub fn begin(&mut self, range: AddrRange<Gpa>) {
         self.in_progress += 1;
-        self.range = Some(match self.range {
-            Some(under_way) => hull(under_way, range),
-            None => range,
-        });
+        self.range = Some(self.range.map_or(range, |under_way| under_way.hull(range)));
     }
 
     /// `kvm_mmu_invalidate_end`. What was looked up before is stale even if the invalidation is over when it is to be
@@ -49,9 +46,4 @@ impl Invalidations {
     pub fn retry(&self, seq: InvalidateSeq, page: AddrRange<Gpa>) -> bool {
         self.range.is_some_and(|range| range.overlaps(page)) || self.seq() != seq
     }
-}
-
-fn hull(one: AddrRange<Gpa>, other: AddrRange<Gpa>) -> AddrRange<Gpa> {
-    let (first, last) = (one.first().min(other.first()), one.last().max(other.last()));
-    AddrRange::inclusive(first, last).unwrap_or(one)
 }

@@ -8,6 +8,7 @@ use slot_manager::{
     SlotError, SlotFault, SlotFlags, SlotOp, SlotRecord,
 };
 
+use super::guest_paging::GuestPagings;
 use super::host::{Host, MmuNotifier};
 use super::options::{MAX_PHY_ADDR, SoftOptions};
 use super::second_level::SoftMmu;
@@ -55,6 +56,8 @@ impl Flushes {
 pub(super) struct VcpuArch {
     /// Its processor's translation cache.
     pub(super) tlb: Tlb,
+    /// What its control registers select.
+    pub(super) pagings: GuestPagings,
     /// Its roots, if the MMU is a shadow.
     pub(super) shadow: Option<ShadowContext>,
     /// Its control registers have changed since the root was chosen.
@@ -93,7 +96,12 @@ impl SoftKernel {
     /// `KVM_CREATE_VCPU`; returns its index.
     pub(super) fn create_vcpu(&mut self) -> Result<u32, VcpuError> {
         let shadow = self.mmu.context(&self.host)?;
-        self.vcpus.push(VcpuArch { tlb: Tlb::default(), shadow, reload: true });
+        self.vcpus.push(VcpuArch {
+            tlb: Tlb::default(),
+            pagings: GuestPagings::default(),
+            shadow,
+            reload: true,
+        });
         Ok(self.memslots.create_vcpu())
     }
 

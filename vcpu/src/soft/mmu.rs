@@ -1,12 +1,11 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
 use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
-use ept::{Access, Fault, Flags, NestedFault, Processor, Registers, Rights, nested_translate, translate};
+use ept::{Access, Fault, Flags, NestedFault, Rights, nested_translate, translate};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize, RamPage};
 use slot_manager::SlotRecord;
 
 use super::kernel::{Slots, SoftKernel, VcpuArch};
-use super::options::MAX_PHY_ADDR;
 use super::second_level::SoftMmu;
 use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
@@ -67,7 +66,7 @@ impl Bus for Mmu<'_> {
     fn invalidate_page(&mut self, gva: Gva) {
         let SoftKernel { memslots, host, mmu, vcpus, .. } = &mut *self.kernel;
         let arch = &mut vcpus[self.vcpu as usize];
-        arch.tlb.flush();
+        arch.tlb.flush_page(gva);
         let slots = Slots { memslots, vcpu: self.vcpu };
         if let (SoftMmu::Shadow(shadow), Some(context)) = (mmu, &mut arch.shadow) {
             // What cannot be done for one address is done for all.
@@ -94,8 +93,8 @@ enum Place {
 
 /// What one walk of the tables came to.
 enum Walked {
-    /// A translation, and the address that the MMU's tables translated.
-    To { input: u64, hpa: Hpa },
+    /// A translation, the address that the MMU's tables translated, and how large the guest's page is.
+    To { input: u64, hpa: Hpa, size: PageSize },
     /// The access is to be emulated.
     GuestTable(Gpa),
     /// A fault was handled: walk again.
@@ -123,10 +122,10 @@ impl Mmu<'_> {
                 SoftMmu::Shadow(_) => self.walk_shadow(paging, gva, len, access)?,
             };
             match walked {
-                Walked::To { input, hpa } => {
+                Walked::To { input, hpa, size } => {
                     let page = Page { input: input & !0xfff, hpa: hpa.align_down(PageSize::Size4K) };
                     let flushes = self.kernel.flushes();
-                    self.kernel.vcpu(self.vcpu).tlb.insert(of, page, flushes);
+                    self.kernel.vcpu(self.vcpu).tlb.insert(of, page, size, flushes);
                     return Ok(Place::Frame(hpa));
                 }
                 Walked::GuestTable(gpa) => return Ok(Place::GuestTable(gpa)),
@@ -144,23 +143,26 @@ impl Mmu<'_> {
         len: usize,
         access: Access,
     ) -> Result<Walked, BusFault> {
-        let guest = guest_paging(paging)?;
-        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), .. } = &*self.kernel else {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), vcpus, .. } = &mut *self.kernel else {
             return Err(BusFault::Broken);
         };
-        let (gpa, why, of_table) =
-            match nested_translate(host, guest.as_ref(), tdp.paging(), gva, access, Flags::Set) {
-                Ok(leaf) => return Ok(Walked::To { input: leaf.gpa.raw(), hpa: leaf.hpa }),
+        let guest = vcpus[self.vcpu as usize].pagings.select(paging)?;
+        let (gpa, why, absent_table) =
+            match nested_translate(host, guest, tdp.paging(), gva, access, Flags::Set) {
+                Ok(leaf) => {
+                    let size = leaf.guest.map_or(PageSize::Size4K, |guest| guest.size);
+                    return Ok(Walked::To { input: leaf.gpa.raw(), hpa: leaf.hpa, size });
+                }
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
-                Err(NestedFault::Final { gpa, fault }) => (gpa, fault, false),
-                Err(NestedFault::Table { gpa, fault }) => (gpa, fault, true),
+                Err(NestedFault::Final { gpa, fault }) => (gpa, fault, None),
+                Err(NestedFault::Table { gpa, fault }) => {
+                    (gpa, fault, guest.map(|guest| guest.not_present(access)))
+                }
             };
         let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
-        match (self.settle(gva, len, outcome), guest) {
+        match (self.settle(gva, len, outcome), absent_table) {
             // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
-            (Err(BusFault::Mmio { .. }), Some(guest)) if of_table => {
-                Err(guest_fault(guest.not_present(access), gva))
-            }
+            (Err(BusFault::Mmio { .. }), Some(fault)) => Err(guest_fault(fault, gva)),
             (settled, _) => settled,
         }
     }
@@ -176,17 +178,18 @@ impl Mmu<'_> {
         let SoftKernel { memslots, host, mmu: SoftMmu::Shadow(shadow), vcpus, .. } = &mut *self.kernel else {
             return Err(BusFault::Broken);
         };
-        let VcpuArch { shadow: Some(context), reload, .. } = &mut vcpus[self.vcpu as usize] else {
+        let VcpuArch { shadow: Some(context), pagings, reload, .. } = &mut vcpus[self.vcpu as usize] else {
             return Err(BusFault::Broken);
         };
         let slots = Slots { memslots, vcpu: self.vcpu };
         if *reload {
-            let guest = guest_paging(paging)?;
-            shadow.load(context, guest.as_ref(), &slots, host).map_err(|_| BusFault::Retry)?;
+            let guest = pagings.select(paging)?;
+            shadow.load(context, guest, &slots, host).map_err(|_| BusFault::Retry)?;
             *reload = false;
         }
         if let Ok(leaf) = translate(host, context.paging(), gva.raw(), access, Flags::Set) {
-            return Ok(Walked::To { input: gva.raw(), hpa: Hpa(leaf.address) });
+            // The leaf's size says nothing of the guest's page: the MMU asks for a flush where more than one goes.
+            return Ok(Walked::To { input: gva.raw(), hpa: Hpa(leaf.address), size: PageSize::Size4K });
         }
         let outcome = shadow.fault(context, gva.raw(), access, &slots, host);
         self.settle(gva, len, outcome)
@@ -279,16 +282,6 @@ pub(super) fn access_of(kind: AccessKind, user: bool, ac: bool) -> Access {
         AccessKind::Fetch => Rights::EXEC,
     };
     Access { does, user, ac }
-}
-
-/// The guest's tables, as its control registers describe them; `None` with paging off.
-pub(super) fn guest_paging(paging: &Paging) -> Result<Option<ept::Paging>, BusFault> {
-    let Paging { cr0, cr3, cr4, efer, keys, pdptes, .. } = *paging;
-    // A register may hold what MOV to CR3 would have refused: those bits never reach the tables.
-    let cr3 = cr3 & MAX_PHY_ADDR.last();
-    let registers = Registers { cr0, cr3, cr4, efer, keys, pdptes };
-    // No instruction leads to registers that select no paging mode.
-    ept::Paging::from_registers(&registers, Processor::new(MAX_PHY_ADDR)).map_err(|_| BusFault::NotCanonical)
 }
 
 fn guest_fault(fault: Fault, gva: Gva) -> BusFault {

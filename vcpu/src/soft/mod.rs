@@ -19,6 +19,7 @@
 
 mod bus;
 pub mod cpu;
+mod guest_paging;
 pub mod host;
 mod kernel;
 mod mmu;

@@ -1,6 +1,6 @@
 //! What a software processor remembers of its translations.
 
-use memory_model::{Gva, Hpa, PageSize};
+use memory_model::{AddrRange, Gva, Hpa, PageSize};
 
 use super::kernel::Flushes;
 use super::{AccessKind, Paging};
@@ -14,6 +14,9 @@ const ENTRIES: usize = 512;
 pub(super) struct Use(u64);
 
 impl Use {
+    /// How many uses of a page there are.
+    const OF_A_PAGE: u64 = 16;
+
     pub fn new(paging: &Paging, gva: Gva, kind: AccessKind) -> Self {
         let kind = match kind {
             AccessKind::Read => 0,
@@ -79,12 +82,22 @@ pub(super) struct Tlb {
     entries: Box<[Entry; ENTRIES]>,
     flushes: u64,
     requested: Flushes,
+    /// How often single pages were flushed.
+    pages_flushed: u64,
+    /// No page of the guest's that is larger than an entry lies outside of these.
+    large: Option<AddrRange<Gva>>,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
         let none = Entry { of: Use(0), page: Page { input: 0, hpa: Hpa(0) }, made: 0 };
-        Self { entries: Box::new([none; ENTRIES]), flushes: 1, requested: Flushes::default() }
+        Self {
+            entries: Box::new([none; ENTRIES]),
+            flushes: 1,
+            requested: Flushes::default(),
+            pages_flushed: 0,
+            large: None,
+        }
     }
 }
 
@@ -95,21 +108,40 @@ impl Tlb {
         (entry.of == of && entry.made == self.flushes).then_some(entry.page)
     }
 
-    /// Remembers a translation that has just been used, its flags set.
-    pub fn insert(&mut self, of: Use, page: Page, requested: Flushes) {
+    /// Remembers a translation that has just been used, its flags set. It lies in a page of the guest's of that size.
+    pub fn insert(&mut self, of: Use, page: Page, size: PageSize, requested: Flushes) {
         self.hear(requested);
+        if size != PageSize::Size4K {
+            let page = AddrRange::page_of(of.gva(), size);
+            self.large = Some(self.large.map_or(page, |large| large.hull(page)));
+        }
         self.entries[of.place()] = Entry { of, page, made: self.flushes };
     }
 
-    /// Forgets everything. So do INVLPG and a load of CR3, as they may: one page of the guest's can be many here, and
-    /// that a page is global is not known.
+    /// Forgets everything. So does a load of CR3, as it may: that a page is global is not known.
     pub fn flush(&mut self) {
         self.flushes += 1;
+        self.large = None;
+    }
+
+    /// Forgets the guest's page that holds `gva`: everything, where that can be more than one page here.
+    pub fn flush_page(&mut self, gva: Gva) {
+        if self.large.is_some_and(|large| large.contains(gva)) {
+            return self.flush();
+        }
+        self.pages_flushed += 1;
+        let page = gva.align_down(PageSize::Size4K).raw();
+        for of in (page..=page | (Use::OF_A_PAGE - 1)).map(Use) {
+            let entry = &mut self.entries[of.place()];
+            if entry.of == of {
+                entry.made = 0;
+            }
+        }
     }
 
     /// Another number after each flush, made or asked for.
     pub fn generation(&self, requested: Flushes) -> u64 {
-        self.flushes.wrapping_add(requested.count())
+        self.flushes.wrapping_add(self.pages_flushed).wrapping_add(requested.count())
     }
 
     /// Makes the flush that was asked for, if there is a new one.
@@ -124,5 +156,43 @@ impl Tlb {
     pub fn iter(&self, requested: Flushes) -> impl Iterator<Item = (Use, Page)> {
         let valid = move |entry: &&Entry| entry.made == self.flushes && self.requested == requested;
         self.entries.iter().filter(valid).map(|entry| (entry.of, entry.page))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All uses of a page, of that size, by the supervisor.
+    fn used(tlb: &mut Tlb, gva: u64, size: PageSize) {
+        for kind in 0..3 {
+            let page = Page { input: gva, hpa: Hpa(gva << 8) };
+            tlb.insert(Use(gva | kind), page, size, Flushes::default());
+        }
+    }
+
+    fn known(tlb: &mut Tlb, gva: u64) -> usize {
+        (0..3).filter(|kind| tlb.get(Use(gva | kind), Flushes::default()).is_some()).count()
+    }
+
+    #[test]
+    fn a_flushed_page_goes_in_all_its_uses_and_alone() {
+        let mut tlb = Tlb::default();
+        used(&mut tlb, 0x40_0000, PageSize::Size2M);
+        used(&mut tlb, 0x1000, PageSize::Size4K);
+        used(&mut tlb, 0x2000, PageSize::Size4K);
+        let before = tlb.generation(Flushes::default());
+        tlb.flush_page(Gva(0x1fff));
+        assert_eq!([0x1000, 0x2000, 0x40_0000].map(|gva| known(&mut tlb, gva)), [0, 3, 3]);
+        assert_ne!(tlb.generation(Flushes::default()), before, "pages that were given are asked for again");
+    }
+
+    #[test]
+    fn a_piece_of_a_large_page_goes_with_all_others() {
+        let mut tlb = Tlb::default();
+        used(&mut tlb, 0x40_0000, PageSize::Size2M);
+        used(&mut tlb, 0x5f_f000, PageSize::Size2M);
+        tlb.flush_page(Gva(0x40_0000));
+        assert_eq!(known(&mut tlb, 0x5f_f000), 0);
     }
 }

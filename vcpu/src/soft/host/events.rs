@@ -135,8 +135,8 @@ impl Host {
     fn begin<'a>(&'a self, range: AddrRange<Hva>, notifier: &'a mut dyn MmuNotifier) -> Event<'a> {
         let sharing = self.lock();
         let page = |hva| AddrRange::page_of(hva, PageSize::Size4K);
-        let range = hull(page(range.first()), page(range.last()));
-        let wide = hull(self.mapping_around(range.first()), self.mapping_around(range.last()));
+        let range = page(range.first()).hull(page(range.last()));
+        let wide = self.mapping_around(range.first()).hull(self.mapping_around(range.last()));
         notifier.invalidate_range_start(wide);
         Event { host: self, sharing, notifier, range, wide }
     }
@@ -201,9 +201,4 @@ impl Drop for Event<'_> {
     fn drop(&mut self) {
         self.notifier.invalidate_range_end(self.wide);
     }
-}
-
-/// All from the first of `from` to the last of `to`, which is not below.
-fn hull(from: AddrRange<Hva>, to: AddrRange<Hva>) -> AddrRange<Hva> {
-    AddrRange::inclusive(from.first(), to.last()).unwrap_or(from)
 }
