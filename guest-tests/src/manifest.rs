@@ -18,7 +18,7 @@ pub const MAX_EXPECTED: u64 = 1 << 16;
 /// A map may have this many pages.
 pub const MAX_PAGES: u64 = 1 << 20;
 /// The budget may be this long, in milliseconds.
-pub const MAX_TIME_MS: u64 = 600_000;
+pub const MAX_TIME_MS: u64 = 3_600_000;
 
 /// A whole manifest. Every key has a default: an empty text, or none, is a manifest too.
 ///

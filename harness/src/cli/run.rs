@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// RAM at address 0 (64K, 16M, 1G), whatever the manifest says.
     #[arg(long)]
     memory: Option<Bytes>,
+    /// Seconds that it may take, whatever the manifest says.
+    #[arg(long)]
+    timeout: Option<u32>,
     /// The name of the software machine's processor: intel, amd or memvirt.
     #[arg(long)]
     vendor: Option<VendorSpec>,
@@ -71,6 +74,8 @@ impl Args {
 
     fn change_image(&self, name: &str, image: Image) -> Result<Image, GuestError> {
         let mut manifest = image.manifest().clone();
+        let budget = &mut manifest.budget;
+        budget.ms = self.timeout.map_or(budget.ms, |seconds| u64::from(seconds) * 1000);
         let machine = &mut manifest.machine;
         machine.memory = self.memory.unwrap_or(machine.memory);
         machine.vendor = self.vendor.unwrap_or(machine.vendor);

@@ -90,7 +90,7 @@ pub struct Cpu {
     pdptes: LoadedPdptes,
     retired: u64,
     transactions: Transactions,
-    /// The instruction to go on with: it waits for a device, or repeats.
+    /// The instruction to go on with: it waits for a device, repeats, or is decoded already.
     unfinished: Option<Instruction>,
     quick: Box<Quick>,
 }
@@ -142,8 +142,9 @@ impl Cpu {
             if self.may_be_quick() {
                 let ran = quick::run(self, bus, budget.instructions.min(clock) - steps);
                 steps += ran.count;
-                if ran.then == Then::Nothing {
-                    continue;
+                match ran.then {
+                    Then::Nothing => continue,
+                    Then::Exact(decoded) => self.unfinished = decoded,
                 }
             }
             if let Some(exit) = Step::new(self, bus).run() {

@@ -155,7 +155,7 @@ impl<'a, B: Bus> Step<'a, B> {
     }
 
     /// The exit of anything but an exception.
-    pub(super) fn exit_for(&self, abort: Abort) -> Exit {
+    pub(super) fn exit_for(&mut self, abort: Abort) -> Exit {
         match abort {
             Abort::Device(Request::MmioRead { gpa, size }) => Exit::MmioRead { gpa, size },
             Abort::Device(Request::MmioWrite { gpa, data }) => Exit::MmioWrite { gpa, data },
@@ -169,7 +169,12 @@ impl<'a, B: Bus> Step<'a, B> {
             Abort::Unimplemented => {
                 let mut instruction = String::new();
                 FastFormatter::new().format(&self.instruction, &mut instruction);
-                let bytes = self.bytes[..self.instruction.len()].to_vec();
+                // It may have been decoded before.
+                let len = self.instruction.len();
+                let bytes = match self.fetch_bytes(self.linear_rip(), 0..len) {
+                    Ok(()) => self.bytes[..len].to_vec(),
+                    Err(_) => Vec::new(),
+                };
                 Exit::Unimplemented { rip: self.instruction.ip(), bytes, instruction }
             }
         }

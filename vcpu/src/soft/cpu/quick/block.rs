@@ -3,6 +3,7 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions};
 use memory_model::RamPage;
 
+use super::Then;
 use super::op::Op;
 use super::translate::{Translated, translate};
 
@@ -15,8 +16,8 @@ pub(super) struct Block {
     code: Vec<u8>,
     /// The bytes after its last whole word.
     part: Option<Part>,
-    /// What follows is for the exact interpreter.
-    pub ends_at_exact: bool,
+    /// What follows them.
+    pub then: Then,
 }
 
 #[derive(Clone, Copy)]
@@ -43,12 +44,12 @@ impl Block {
         let first = rip as usize & 0xfff;
         let bytes: Vec<u8> = (first..0x1000.min(first + MAX_OPS * 15)).map(|at| page.load(at)).collect();
         let mut decoder = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE);
-        let mut block = Self { rip, ops: Vec::new(), code: Vec::new(), part: None, ends_at_exact: false };
+        let mut block = Self { rip, ops: Vec::new(), code: Vec::new(), part: None, then: Then::Nothing };
         let mut length = 0;
         while block.ops.len() < MAX_OPS && decoder.can_decode() {
             let instruction = decoder.decode();
             if decoder.last_error() != DecoderError::None {
-                block.ends_at_exact = true;
+                block.then = Then::Exact(None);
                 break;
             }
             let end = decoder.position();
@@ -60,7 +61,7 @@ impl Block {
                     break;
                 }
                 Translated::Exact => {
-                    block.ends_at_exact = true;
+                    block.then = Then::Exact(Some(instruction));
                     break;
                 }
             }

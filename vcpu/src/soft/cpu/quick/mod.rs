@@ -17,6 +17,7 @@ mod pages;
 mod translate;
 mod wide;
 
+use iced_x86::Instruction;
 use memory_model::{Gva, RamPage};
 
 use self::block::Blocks;
@@ -71,8 +72,8 @@ pub(super) struct Ran {
 pub(super) enum Then {
     /// The budget is spent.
     Nothing,
-    /// An instruction for the exact interpreter.
-    Exact,
+    /// An instruction for the exact interpreter, decoded if it is known.
+    Exact(Option<Instruction>),
 }
 
 /// Runs up to `budget` instructions in 64-bit mode; fewer if the next one is for the exact interpreter.
@@ -94,7 +95,7 @@ fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<
     let mut left = budget;
     while left > 0 {
         let Some(page) = fetch_page(core.pages, core.rip, source) else {
-            return Ran { count: budget - left, then: Then::Exact };
+            return Ran { count: budget - left, then: Then::Exact(None) };
         };
         let (rip, code) = (core.rip, page.hva());
         let block = blocks.get(rip, page);
@@ -105,13 +106,13 @@ fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<
         if end != End::Branch {
             core.rip = core.rip.wrapping_add(done.checked_sub(1).map_or(0, |last| ops[last].end.into()));
         }
-        let is_exact = match end {
-            End::Refused => true,
-            End::Through => done == block.ops.len() && block.ends_at_exact,
-            End::Branch => false,
+        let then = match end {
+            End::Refused => Then::Exact(None),
+            End::Through if done == block.ops.len() => block.then,
+            End::Through | End::Branch => Then::Nothing,
         };
-        if is_exact && left > 0 {
-            return Ran { count: budget - left, then: Then::Exact };
+        if then != Then::Nothing && left > 0 {
+            return Ran { count: budget - left, then };
         }
     }
     Ran { count: budget, then: Then::Nothing }
