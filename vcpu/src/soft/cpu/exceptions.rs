@@ -108,6 +108,11 @@ impl<B: Bus> Step<'_, B> {
                     return None;
                 }
                 Err(Abort::Exception(second)) => second,
+                // An exception is not started again, as an instruction is: its frame can't wait for a device.
+                Err(Abort::Device(_)) => {
+                    self.cpu.transactions.clear();
+                    return Some(self.exit_for(Abort::Emulation));
+                }
                 Err(abort) => return Some(self.exit_for(abort)),
             };
             self.set_cr2(&second);

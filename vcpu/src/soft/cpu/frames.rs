@@ -4,8 +4,9 @@ use memory_model::Gva;
 
 use super::alu::Width;
 use super::exceptions::Exception;
+use super::memory::Linear;
 use super::step::{Abort, Step};
-use crate::soft::{Bus, Paging};
+use crate::soft::{Bus, BusFault, Paging};
 use crate::{Gpr, Segment};
 
 /// The longest frame: that of an exception in 64-bit mode has six words, `ENTER` has 32.
@@ -49,26 +50,43 @@ impl<B: Bus> Step<'_, B> {
         let start = stack.pointer.wrapping_sub(len) & stack.width.mask();
         let end = start + (len - 1);
         if end <= stack.width.mask() || stack.width == Width::Qword {
-            self.push_bytes(stack, start, bytes)?;
+            self.push_bytes(stack, start, bytes, size)?;
         } else {
             // Round the end of the segment, word by word.
             for (index, word) in bytes.chunks_exact(size).enumerate().rev() {
                 let at = start.wrapping_add((index * size) as u64) & stack.width.mask();
-                self.push_bytes(stack, at, word)?;
+                self.push_bytes(stack, at, word, size)?;
             }
         }
         Ok(start)
     }
 
-    fn push_bytes(&mut self, stack: &Stack, at: u64, bytes: &[u8]) -> Result<(), Abort> {
+    /// Writes words of `size` bytes at `at`.
+    fn push_bytes(&mut self, stack: &Stack, at: u64, words: &[u8], size: usize) -> Result<(), Abort> {
         let address = match stack.width {
             Width::Qword => at,
-            _ if !stack.segment.reaches(at, at + bytes.len() as u64 - 1) => return Err(stack.fault.into()),
+            _ if !stack.segment.reaches(at, at + words.len() as u64 - 1) => return Err(stack.fault.into()),
             _ => u64::from(stack.segment.base.wrapping_add(at) as u32),
         };
-        self.bus
-            .write(&stack.paging, Gva(address), bytes)
-            .map_err(|fault| Abort::from_system(fault, stack.fault))
+        match self.bus.write(&stack.paging, Gva(address), words) {
+            Ok(()) => Ok(()),
+            Err(BusFault::Mmio { .. }) => self.push_to_device(stack, address, words, size),
+            Err(fault) => Err(Abort::from_system(fault, stack.fault)),
+        }
+    }
+
+    /// Writes word after word, as pushes do. A page of no device is known to be reachable, or is above and comes first.
+    fn push_to_device(
+        &mut self,
+        stack: &Stack,
+        address: u64,
+        words: &[u8],
+        size: usize,
+    ) -> Result<(), Abort> {
+        words.chunks_exact(size).enumerate().rev().try_for_each(|(index, word)| {
+            let at = Linear { address: address.wrapping_add((index * size) as u64), stack: true };
+            self.store_linear(at, word, &stack.paging)
+        })
     }
 
     /// Pushes `words` onto the program's own stack.

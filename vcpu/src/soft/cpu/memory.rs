@@ -11,7 +11,7 @@ use super::alu::Width;
 use super::exceptions::Exception;
 use super::segments::Logical;
 use super::step::{Abort, Step};
-use crate::soft::{AccessKind, Bus, BusFault};
+use crate::soft::{AccessKind, Bus, BusFault, Paging};
 use crate::{Entry, MmioData};
 
 /// A linear address, and which exception an impossible one raises.
@@ -231,7 +231,7 @@ impl<B: Bus> Step<'_, B> {
                 Ok(part.len())
             }
             Err(BusFault::Mmio { gpa, len }) => {
-                self.check_next_page(at, buf.len(), kind)?;
+                self.check_next_page(at, buf.len(), kind, &paging)?;
                 let len = len.min(buf.len()).min(8);
                 let request = Request::MmioRead { gpa, size: len as u8 };
                 Err(self.cpu.transactions.wait(Direction::Read, at.address, len, request))
@@ -243,9 +243,17 @@ impl<B: Bus> Step<'_, B> {
     pub(super) fn store_bytes(&mut self, at: Logical, data: &[u8]) -> Result<(), Abort> {
         let first = self.linear(at, data.len(), AccessKind::Write)?;
         self.check_alignment(first, data.len())?;
+        self.store_linear(first, data, &self.cpu.paging())?;
+        self.watch_data(first, data.len(), AccessKind::Write);
+        Ok(())
+    }
+
+    /// Writes all of `data` as `paging` lets it.
+    pub(super) fn store_linear(&mut self, first: Linear, data: &[u8], paging: &Paging) -> Result<(), Abort> {
         let room = self.room(first);
         if room < data.len() {
-            self.check_linear(self.behind(first, room), data.len() - room, AccessKind::Write)?;
+            let (behind, len) = (self.behind(first, room), data.len() - room);
+            self.check_linear(behind, len, AccessKind::Write, paging)?;
         }
         let mut start = 0;
         while start < data.len() {
@@ -255,30 +263,26 @@ impl<B: Bus> Step<'_, B> {
             start += match self.cpu.transactions.replay(Direction::Write, at.address, rest.len()) {
                 Some(done) => usize::from(done.len),
                 None => {
-                    let len = self.store_part(at, rest)?;
+                    let len = self.store_part(at, rest, paging)?;
                     self.cpu.transactions.record(Direction::Write, at.address, &rest[..len])?;
                     len
                 }
             };
         }
-        self.watch_data(first, data.len(), AccessKind::Write);
         Ok(())
     }
 
     /// Writes to memory all of `data`, or what lies before a page of a device.
-    fn store_part(&mut self, at: Linear, data: &[u8]) -> Result<usize, Abort> {
-        let paging = self.cpu.paging();
-        match self.bus.write(&paging, Gva(at.address), data) {
+    fn store_part(&mut self, at: Linear, data: &[u8], paging: &Paging) -> Result<usize, Abort> {
+        match self.bus.write(paging, Gva(at.address), data) {
             Ok(()) => Ok(data.len()),
             Err(BusFault::Mmio { gpa, .. }) if device_is_in_next_page(at, gpa, data.len()) => {
                 let part = &data[..bytes_in_page(at.address)];
-                self.bus
-                    .write(&paging, Gva(at.address), part)
-                    .map_err(|fault| Abort::from_data(fault, at))?;
+                self.bus.write(paging, Gva(at.address), part).map_err(|fault| Abort::from_data(fault, at))?;
                 Ok(part.len())
             }
             Err(BusFault::Mmio { gpa, len }) => {
-                self.check_next_page(at, data.len(), AccessKind::Write)?;
+                self.check_next_page(at, data.len(), AccessKind::Write, paging)?;
                 let len = len.min(data.len()).min(8);
                 let data = MmioData::new(&data[..len]).ok_or(Abort::Emulation)?;
                 let request = Request::MmioWrite { gpa, data };
@@ -290,24 +294,36 @@ impl<B: Bus> Step<'_, B> {
 
     /// Before a device is asked for the first part of an access, the second part must be known to be
     /// reachable: what a device did can't be undone.
-    fn check_next_page(&mut self, at: Linear, len: usize, kind: AccessKind) -> Result<(), Abort> {
+    fn check_next_page(
+        &mut self,
+        at: Linear,
+        len: usize,
+        kind: AccessKind,
+        paging: &Paging,
+    ) -> Result<(), Abort> {
         let first = bytes_in_page(at.address);
         if len <= first {
             return Ok(());
         }
-        self.check_linear(self.behind(at, first), len - first, kind)
+        self.check_linear(self.behind(at, first), len - first, kind, paging)
     }
 
     /// Fails as an access would, but reads nothing from a device.
     pub(super) fn check_access(&mut self, at: Logical, len: usize, kind: AccessKind) -> Result<(), Abort> {
         let at = self.linear(at, len, kind)?;
         self.check_alignment(at, len)?;
-        self.check_linear(at, len, kind)
+        self.check_linear(at, len, kind, &self.cpu.paging())
     }
 
-    fn check_linear(&mut self, at: Linear, len: usize, kind: AccessKind) -> Result<(), Abort> {
-        let paging = self.cpu.paging();
-        match self.bus.read(&paging, Gva(at.address), &mut [0; MAX_ACCESS][..len], kind) {
+    /// The same of a linear address, and as `paging` lets it.
+    fn check_linear(
+        &mut self,
+        at: Linear,
+        len: usize,
+        kind: AccessKind,
+        paging: &Paging,
+    ) -> Result<(), Abort> {
+        match self.bus.read(paging, Gva(at.address), &mut [0; MAX_ACCESS][..len], kind) {
             Ok(()) | Err(BusFault::Mmio { .. }) => Ok(()),
             Err(fault) => Err(Abort::from_data(fault, at)),
         }

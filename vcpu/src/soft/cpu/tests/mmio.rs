@@ -165,3 +165,38 @@ fn a_slot_without_a_host_page_is_a_memory_fault() {
     machine.flat.pages[DATA as usize >> 12] = Page::Memory;
     assert_eq!(machine.run(), Exit::Halt);
 }
+
+#[test]
+fn a_frame_on_a_device_is_pushed_word_by_word() {
+    // enter 0, 1: RBP above the device, the frame pointer into it.
+    let mut enter = Machine::new(0, &[0xc8, 0, 0, 1]).with(Gpr::Rsp, BEHIND_MMIO + 8).with(Gpr::Rbp, 0x77);
+    let pointer = BEHIND_MMIO.to_le_bytes();
+    assert_eq!(enter.run(), write(BEHIND_MMIO - 8, &pointer));
+    assert_eq!(enter.flat.word(BEHIND_MMIO), 0x77);
+    assert_eq!(enter.run(), Exit::Halt);
+    let regs = &enter.cpu.regs;
+    assert_eq!((regs[Gpr::Rsp], regs[Gpr::Rbp]), (BEHIND_MMIO - 8, BEHIND_MMIO));
+}
+
+#[test]
+fn no_word_of_a_frame_is_pushed_if_another_would_fault() {
+    let mut machine = Machine::new(0, &[0xcc]).with(Gpr::Rsp, MMIO + 16); // int3
+    machine.flat.set_gate(14, 0x8e01);
+    assert_eq!(machine.run(), Exit::Halt);
+    assert_eq!((machine.cpu.regs.rip, machine.cpu.system.cr2), (handler(14) + 1, MMIO - 24));
+    // The device below the page that can't be written.
+    let mut machine = Machine::new(0, &[0xcc]).with(Gpr::Rsp, BEHIND_MMIO + 16);
+    machine.flat.pages[BEHIND_MMIO as usize >> 12] = Page::ReadOnly;
+    machine.flat.set_gate(14, 0x8e01);
+    assert_eq!(machine.run(), Exit::Halt);
+    assert_eq!(machine.cpu.regs.rip, handler(14) + 1);
+}
+
+#[test]
+fn the_frame_of_an_exception_cannot_go_to_a_device() {
+    let mut machine = Machine::new(0, &[0x0f, 0x0b]).with(Gpr::Rsp, BEHIND_MMIO); // ud2
+    for _ in 0..2 {
+        assert_eq!(machine.run(), Exit::InternalError { suberror: 1 });
+        assert_eq!(machine.cpu.regs.rip, CODE);
+    }
+}
