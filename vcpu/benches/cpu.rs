@@ -1,9 +1,12 @@
 //! Guest instructions a second of the software CPU.
 
+mod loops;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::*;
+use iced_x86::code_asm::CodeAssembler;
+use loops::{LOOPS, Loop};
 use memory_model::{Gva, RamBlock, RamPage};
 use vcpu::soft::cpu::Cpu;
 use vcpu::soft::{AccessKind, Bus, BusFault, Paging};
@@ -32,34 +35,9 @@ impl Bus for Flat {
     fn invalidate_all(&mut self) {}
 }
 
-fn arithmetic() -> Vec<u8> {
+fn program(repeat: Loop) -> Vec<u8> {
     let mut a = CodeAssembler::new(64).unwrap();
-    let mut top = a.create_label();
-    a.set_label(&mut top).unwrap();
-    a.add(rax, rdx).unwrap();
-    a.xor(rax, 0x1234).unwrap();
-    a.lea(rbx, rax + rcx * 4).unwrap();
-    a.shl(rbx, 3).unwrap();
-    a.sub(esi, ebx).unwrap();
-    a.imul_2(rdi, rax).unwrap();
-    a.adc(r8, rdi).unwrap();
-    a.dec(rcx).unwrap();
-    a.jnz(top).unwrap();
-    a.hlt().unwrap();
-    a.assemble(CODE).unwrap()
-}
-
-fn memory() -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
-    let mut top = a.create_label();
-    a.set_label(&mut top).unwrap();
-    a.mov(rax, qword_ptr(rdi + rbx)).unwrap();
-    a.add(rax, rcx).unwrap();
-    a.mov(qword_ptr(rdi + rbx), rax).unwrap();
-    a.add(rbx, 64).unwrap();
-    a.and(rbx, 0xf_ffff).unwrap();
-    a.dec(rcx).unwrap();
-    a.jnz(top).unwrap();
+    repeat(&mut a).unwrap();
     a.hlt().unwrap();
     a.assemble(CODE).unwrap()
 }
@@ -88,7 +66,8 @@ fn run(program: &[u8], iterations: u64, quick: bool) -> (f64, u64) {
 }
 
 fn main() {
-    for (name, program) in [("arithmetic", arithmetic()), ("memory", memory())] {
+    for (name, repeat, _) in LOOPS {
+        let program = program(repeat);
         let (exact, wanted) = run(&program, 20_000, false);
         let (_, got) = run(&program, 20_000, true);
         assert_eq!(got, wanted);
