@@ -1,5 +1,5 @@
-//! Assembles and links `programs/*.S`, and for 32 bits `programs/multiboot/*.S`, with the linker driver that Rust itself needs, and lists them beside
-//! the ELF files of `elf/`.
+//! Assembles and links `programs/*.S`, and for 32 bits `programs/multiboot/*.S` and `programs/pvh/*.S`, with the linker
+//! driver that Rust itself needs, and lists them beside the ELF files of `elf/`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,8 +12,8 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let (programs, drop_in) = (root.join("programs"), root.join("elf"));
     let mut guests = BTreeMap::new();
-    let multiboot = programs.join("multiboot");
-    for (folder, bits) in [(&programs, "-m64"), (&multiboot, "-m32")] {
+    let (multiboot, pvh) = (programs.join("multiboot"), programs.join("pvh"));
+    for (folder, bits) in [(&programs, "-m64"), (&multiboot, "-m32"), (&pvh, "-m32")] {
         for source in files(folder, "S") {
             let elf = out.join(format!("{}.elf", name_of(&source)));
             build(&programs, &source, bits, &elf);

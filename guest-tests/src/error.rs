@@ -14,7 +14,7 @@ pub enum GuestError {
         size: usize,
     },
     /// No ELF file, a truncated one, or one of another class.
-    #[error("not an x86 ELF file: {why}")]
+    #[error("neither an x86 ELF file nor a bzImage: {why}")]
     NotElf {
         /// What is wrong.
         why: String,
@@ -59,11 +59,23 @@ pub enum GuestError {
         /// What is wrong.
         why: String,
     },
+    /// The note that names a PVH entry has no such value.
+    #[error("the ELF note XEN_ELFNOTE_PHYS32_ENTRY has {bytes:#x} bytes that are no 32-bit address")]
+    PvhNote {
+        /// The length of its value.
+        bytes: usize,
+    },
     /// The entry point lies in no executable segment.
     #[error("the ELF entry point {entry:#x} is in no executable segment")]
     Entry {
         /// The entry point.
         entry: u64,
+    },
+    /// An initial RAM disk for a guest that is not told of one.
+    #[error("a guest booted by `{boot}` has no initial RAM disk")]
+    NoInitrd {
+        /// How it is booted.
+        boot: &'static str,
     },
     /// The manifest section cannot be read.
     #[error("the section .memvirt cannot be read: {why}")]

@@ -1,4 +1,4 @@
-//! A guest's ELF file, judged before anything of it is loaded.
+//! A guest's file, judged before anything of it is loaded.
 //!
 //! A loader takes what it is given: relocatable files, other machines, segments past the end of the file.
 //! All that is refused here, with the place, so that what follows may trust an [`Image`].
@@ -13,10 +13,13 @@ use goblin::elf::program_header::{PF_X, PT_LOAD};
 use goblin::elf::{Elf, Symtab};
 use memory_model::{AddrRange, Gpa};
 
-use crate::{BootSpec, GuestError, Location, Manifest, multiboot};
+use crate::{BootSpec, GuestError, Location, Manifest, multiboot, pvh};
 
-/// An ELF file may be this long, in bytes.
+/// A guest's file may be this long, in bytes.
 pub const MAX_FILE: usize = 64 << 20;
+
+/// Where a bzImage has its magic, and what it is.
+const BZ_IMAGE_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
 
 /// A part of the file that is loaded: `memory` is what it occupies, zero behind the file's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +33,8 @@ pub struct Segment {
     pub executable: bool,
 }
 
-/// A checked guest: a statically linked x86 ELF file with its manifest. A 64-bit one starts in long mode, a 32-bit one
-/// by Multiboot.
+/// A checked guest: a statically linked x86 ELF file with its manifest, or a Linux bzImage. A 64-bit ELF file starts in
+/// long mode, a 32-bit one by Multiboot, and one with a note for that by PVH.
 #[derive(Clone, Debug)]
 pub struct Image {
     bytes: Cow<'static, [u8]>,
@@ -40,45 +43,59 @@ pub struct Image {
     symbols: BTreeMap<String, u64>,
     manifest: Manifest,
     boot: BootSpec,
+    initrd: Vec<u8>,
 }
 
 impl Image {
-    /// Reads and checks an ELF file. A file without a `.memvirt` section has the default manifest, that of
-    /// [`Manifest::multiboot`] if it has 32 bits.
+    /// Reads and checks a file. An ELF file without a `.memvirt` section has the default manifest, that of
+    /// [`Manifest::multiboot`] if it does not start in long mode. Of a bzImage only the magic is looked at: its header is
+    /// for who boots it.
     pub fn parse(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, GuestError> {
         let bytes = bytes.into();
         if bytes.len() > MAX_FILE {
             return Err(GuestError::FileSize { size: bytes.len() });
         }
-        let boot = check_ident(&bytes)?;
+        if bytes.get(BZ_IMAGE_MAGIC.0..).is_some_and(|rest| rest.starts_with(BZ_IMAGE_MAGIC.1)) {
+            return Ok(Self::bz_image(bytes));
+        }
+        let class = check_ident(&bytes)?;
         let elf = Elf::parse(&bytes).map_err(|error| GuestError::NotElf { why: error.to_string() })?;
-        let (machine, expected) = match boot {
-            BootSpec::Long => (EM_X86_64, "x86-64 (62)"),
-            BootSpec::Multiboot => (EM_386, "i386 (3)"),
-        };
+        let (machine, expected) = class.machine();
         if elf.header.e_machine != machine {
             return Err(GuestError::Machine { machine: elf.header.e_machine, expected });
         }
         if elf.header.e_type != ET_EXEC {
             return Err(GuestError::NotExecutable { kind: elf.header.e_type });
         }
-        let segments = segments(&elf, bytes.len() as u64)?;
-        let inside = |segment: &&Segment| segment.executable && segment.memory.contains(Gpa(elf.entry));
-        if segments.iter().find(inside).is_none() {
-            return Err(GuestError::Entry { entry: elf.entry });
-        }
-        let manifest = match manifest_text(&elf, &bytes)? {
-            Some(text) => Manifest::parse(text)?,
-            None if boot == BootSpec::Multiboot => Manifest::multiboot(),
-            None => Manifest::default(),
+        let manifest = manifest_text(&elf, &bytes)?.map(Manifest::parse).transpose()?;
+        let pvh = pvh::entry(&elf, &bytes)?;
+        let asked = manifest.as_ref().and_then(|manifest| manifest.machine.boot);
+        let boot = match (pvh, class) {
+            (Some(_), _) if asked.is_none_or(|asked| asked == BootSpec::Pvh) => BootSpec::Pvh,
+            (_, Class::Elf64) => BootSpec::Long,
+            (_, Class::Elf32) => BootSpec::Multiboot,
         };
+        let manifest = manifest.unwrap_or_else(|| match boot {
+            BootSpec::Long => Manifest::default(),
+            _ => Manifest::multiboot(),
+        });
         manifest.check_boot(boot)?;
         if boot == BootSpec::Multiboot {
             multiboot::check_header(&bytes)?;
         }
+        let entry = pvh.filter(|_| boot == BootSpec::Pvh).map_or(elf.entry, u64::from);
+        let segments = segments(&elf, bytes.len() as u64, boot)?;
+        let inside = |segment: &&Segment| segment.executable && segment.memory.contains(Gpa(entry));
+        if segments.iter().find(inside).is_none() {
+            return Err(GuestError::Entry { entry });
+        }
         let symbols = symbols(&elf, &elf.syms);
-        let entry = elf.entry;
-        Ok(Self { bytes, entry, segments, symbols, manifest, boot })
+        Ok(Self { bytes, entry, segments, symbols, manifest, boot, initrd: Vec::new() })
+    }
+
+    fn bz_image(bytes: Cow<'static, [u8]>) -> Self {
+        let (manifest, boot) = (Manifest::linux(), BootSpec::Linux);
+        Self { bytes, entry: 0, segments: vec![], symbols: BTreeMap::new(), manifest, boot, initrd: vec![] }
     }
 
     /// The file.
@@ -86,12 +103,13 @@ impl Image {
         &self.bytes
     }
 
-    /// Where the program starts: inside an executable segment.
+    /// Where the program starts: inside an executable segment. A bzImage starts where its header says.
     pub fn entry(&self) -> u64 {
         self.entry
     }
 
-    /// What is loaded: ascending, disjoint, each at a physical address equal to its virtual one.
+    /// What is loaded: ascending, disjoint, each at a physical address equal to its virtual one, unless it is a kernel
+    /// booted by PVH. None of a bzImage.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
@@ -105,6 +123,19 @@ impl Image {
     /// How it is started.
     pub fn boot(&self) -> BootSpec {
         self.boot
+    }
+
+    /// Its initial RAM disk; empty for none.
+    pub fn initrd(&self) -> &[u8] {
+        &self.initrd
+    }
+
+    /// The same guest with an initial RAM disk, where its boot protocol has one: PVH and Linux.
+    pub fn with_initrd(self, initrd: Vec<u8>) -> Result<Self, GuestError> {
+        match self.boot {
+            BootSpec::Pvh | BootSpec::Linux => Ok(Self { initrd, ..self }),
+            boot => Err(GuestError::NoInitrd { boot: boot.word() }),
+        }
     }
 
     /// The same guest with another manifest.
@@ -130,21 +161,38 @@ impl Image {
     }
 }
 
-/// How a file of its class is started. goblin reads big-endian files too: those are told apart before.
-fn check_ident(bytes: &[u8]) -> Result<BootSpec, GuestError> {
+/// How wide an ELF file's addresses are.
+#[derive(Clone, Copy)]
+enum Class {
+    Elf32,
+    Elf64,
+}
+
+impl Class {
+    /// The machine that a file of the class is for.
+    fn machine(self) -> (u16, &'static str) {
+        match self {
+            Self::Elf32 => (EM_386, "i386 (3)"),
+            Self::Elf64 => (EM_X86_64, "x86-64 (62)"),
+        }
+    }
+}
+
+/// goblin reads big-endian files too: those are told apart before.
+fn check_ident(bytes: &[u8]) -> Result<Class, GuestError> {
     let not_elf = |why: &str| GuestError::NotElf { why: why.to_owned() };
     let ident = bytes.get(..SIZEOF_IDENT).ok_or_else(|| not_elf("the file is too short"))?;
     if !ident.starts_with(b"\x7fELF") {
         return Err(not_elf("it does not begin with 7f 45 4c 46"));
     }
     match (ident[EI_CLASS], ident[EI_DATA]) {
-        (ELFCLASS64, ELFDATA2LSB) => Ok(BootSpec::Long),
-        (ELFCLASS32, ELFDATA2LSB) => Ok(BootSpec::Multiboot),
+        (ELFCLASS64, ELFDATA2LSB) => Ok(Class::Elf64),
+        (ELFCLASS32, ELFDATA2LSB) => Ok(Class::Elf32),
         _ => Err(not_elf("it is neither a 64-bit nor a 32-bit little-endian file")),
     }
 }
 
-fn segments(elf: &Elf<'_>, file_size: u64) -> Result<Vec<Segment>, GuestError> {
+fn segments(elf: &Elf<'_>, file_size: u64, boot: BootSpec) -> Result<Vec<Segment>, GuestError> {
     let mut segments = Vec::new();
     for header in elf.program_headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
         let wrong = |why: &str| GuestError::Segment {
@@ -158,7 +206,7 @@ fn segments(elf: &Elf<'_>, file_size: u64) -> Result<Vec<Segment>, GuestError> {
         if header.p_offset.checked_add(header.p_filesz).is_none_or(|end| end > file_size) {
             return Err(wrong("its bytes lie past the end of the file"));
         }
-        if header.p_vaddr != header.p_paddr {
+        if header.p_vaddr != header.p_paddr && boot != BootSpec::Pvh {
             return Err(wrong("its virtual address differs from its physical one"));
         }
         let memory = AddrRange::new(Gpa(header.p_paddr), header.p_memsz.into());

@@ -8,13 +8,15 @@
 //! # Ok::<(), guest_tests::GuestError>(())
 //! ```
 //!
-//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` and
-//! `programs/multiboot/*.S` are built here; any other ELF put into `elf/` is picked up beside them.
+//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` and what is in the
+//! folders for the 32-bit boot protocols are built here; any other ELF put into `elf/` is picked up beside them. An
+//! [`Image`] can be a Linux bzImage, too.
 
 mod error;
 mod image;
 mod manifest;
 mod multiboot;
+mod pvh;
 mod values;
 
 pub use error::GuestError;

@@ -100,11 +100,11 @@ pub struct MachineSpec {
     pub ring: u8,
     /// The page size of the identity map, where a region's ends allow it.
     pub page: Page,
-    /// How the program is started; if absent, as its ELF class wants it.
+    /// How the program is started; if absent, by PVH if the file has a note for that, else as its ELF class wants it.
     pub boot: Option<BootSpec>,
     /// The name of the processor; the software machine alone can choose.
     pub vendor: VendorSpec,
-    /// What a Multiboot guest is told as its command line.
+    /// What a guest is told as its command line, but for one in long mode.
     pub command_line: String,
 }
 
@@ -116,6 +116,32 @@ pub enum BootSpec {
     Long,
     /// By Multiboot 1, on a PC: a 32-bit ELF file with its header.
     Multiboot,
+    /// By PVH, on a PC: an ELF file with the note `XEN_ELFNOTE_PHYS32_ENTRY`.
+    Pvh,
+    /// By Linux's own protocol, on a PC: a bzImage.
+    Linux,
+}
+
+impl BootSpec {
+    /// The word in manifests.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Long => "long",
+            Self::Multiboot => "multiboot",
+            Self::Pvh => "pvh",
+            Self::Linux => "linux",
+        }
+    }
+
+    /// The file that can be started so.
+    pub(crate) const fn needs(self) -> &'static str {
+        match self {
+            Self::Long => "a 64-bit ELF file",
+            Self::Multiboot => "a 32-bit ELF file",
+            Self::Pvh => "an ELF file with the note XEN_ELFNOTE_PHYS32_ENTRY",
+            Self::Linux => "a bzImage",
+        }
+    }
 }
 
 /// Whose processor `CPUID` says it is.
@@ -380,6 +406,15 @@ impl Manifest {
         }
     }
 
+    /// That of a Linux kernel: 512 MiB, ten minutes, and exit code 0 for a pass.
+    pub fn linux() -> Self {
+        Self {
+            machine: MachineSpec { memory: Bytes(512 << 20), ..MachineSpec::default() },
+            budget: BudgetSpec { ms: MAX_TIME_MS, instructions: u64::MAX },
+            ..Self::multiboot()
+        }
+    }
+
     /// The main RAM as a region.
     pub fn main_ram(&self) -> RegionSpec {
         RegionSpec {
@@ -399,20 +434,13 @@ impl Manifest {
     pub(crate) fn check_boot(&self, boot: BootSpec) -> Result<(), GuestError> {
         let wrong =
             |what: &str, why: &str| Err(GuestError::Manifest { what: what.to_owned(), why: why.to_owned() });
-        match (self.machine.boot, boot) {
-            (Some(BootSpec::Long), BootSpec::Multiboot) => {
-                wrong("machine.boot", "`long` needs a 64-bit ELF file")
-            }
-            (Some(BootSpec::Multiboot), BootSpec::Long) => {
-                wrong("machine.boot", "`multiboot` needs a 32-bit ELF file")
-            }
-            (_, BootSpec::Multiboot) if !self.maps.is_empty() => {
-                wrong("map", "not for a guest booted by Multiboot")
-            }
-            (_, BootSpec::Multiboot) if !self.handlers.is_empty() => {
-                wrong("handlers", "not for a guest booted by Multiboot")
-            }
-            _ => Ok(()),
+        if let Some(asked) = self.machine.boot.filter(|&asked| asked != boot) {
+            return wrong("machine.boot", &format!("`{}` needs {}", asked.word(), asked.needs()));
+        }
+        let long_alone = [("map", self.maps.is_empty()), ("handlers", self.handlers.is_empty())];
+        match long_alone.into_iter().find(|(_, absent)| boot != BootSpec::Long && !absent) {
+            Some((what, _)) => wrong(what, &format!("not for a guest booted by `{}`", boot.word())),
+            None => Ok(()),
         }
     }
 

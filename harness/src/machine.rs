@@ -10,8 +10,10 @@ use memory_model::{
     PageSize, RamBlock, RegionId, RegionTree,
 };
 use slot_manager::{SlotExecutor, SlotManager};
-use vcpu::boot::multiboot::{Multiboot, information_page};
-use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring};
+use vcpu::boot::linux::Linux;
+use vcpu::boot::multiboot::Multiboot;
+use vcpu::boot::pvh::Pvh;
+use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring, information_page};
 use vcpu::{Budget, Entry, Exit, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -78,7 +80,7 @@ impl Machine {
         let manifest = image.manifest();
         let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
         space.update(|tree| {
-            if image.boot() == BootSpec::Multiboot {
+            if image.boot() != BootSpec::Long {
                 pc::add_devices(tree)?;
             }
             add_regions(tree, manifest)
@@ -212,7 +214,7 @@ fn load(image: &Image, view: &FlatView) -> Result<(), HarnessError> {
 fn boot_memory(boot: BootSpec) -> AddrRange<Gpa> {
     match boot {
         BootSpec::Long => AddrRange::inclusive(Gpa(0), Gpa(RESERVED_BYTES - 1)).expect("written in order"),
-        BootSpec::Multiboot => information_page(),
+        BootSpec::Multiboot | BootSpec::Pvh | BootSpec::Linux => information_page(),
     }
 }
 
@@ -230,15 +232,19 @@ fn first_without_memory(view: &FlatView, range: AddrRange<Gpa>) -> Option<Gpa> {
 
 /// Writes what the guest finds in memory when it starts; gives its first registers.
 fn boot(image: &Image, view: &FlatView) -> Result<(Regs, SystemRegs), HarnessError> {
-    match image.boot() {
-        BootSpec::Long => Ok(long_mode(image)?.install(view)?),
-        BootSpec::Multiboot => {
-            // A 32-bit file has no other addresses.
-            let entry = image.entry() as u32;
-            let command_line = image.manifest().machine.command_line.clone();
-            Ok(Multiboot { entry, command_line }.install(view)?)
+    let (command_line, initrd) = (&image.manifest().machine.command_line, image.initrd());
+    // A file for a 32-bit protocol has no other addresses.
+    let entry = image.entry() as u32;
+    let booted = match image.boot() {
+        BootSpec::Long => long_mode(image)?.install(view),
+        BootSpec::Multiboot => Multiboot { entry, command_line: command_line.clone() }.install(view),
+        BootSpec::Pvh => {
+            let last = image.segments().last().map_or(Gpa(0), |segment| segment.memory.last());
+            Pvh { entry, command_line, initrd, last }.install(view)
         }
-    }
+        BootSpec::Linux => Linux { kernel: image.bytes(), command_line, initrd }.install(view),
+    };
+    Ok(booted?)
 }
 
 /// The registers and tables that the manifest asks for.

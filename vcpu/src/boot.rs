@@ -1,5 +1,5 @@
-//! Starting a guest: in long mode, with its page tables, its descriptor tables and its first registers; or by
-//! [Multiboot](multiboot::Multiboot).
+//! Starting a guest: in long mode, with its page tables, its descriptor tables and its first registers; or without
+//! paging, by [Multiboot](multiboot::Multiboot), by [PVH](pvh::Pvh) or by [Linux's own protocol](linux::Linux).
 //!
 //! The boot into long mode keeps the first MiB of guest memory for itself:
 //!
@@ -13,11 +13,15 @@
 //! | `0x08000` | page tables, 928 KiB | - |
 //! | `0xf0000` | the program's stack, 64 KiB | yes |
 
+mod flat;
+pub mod linux;
 pub mod multiboot;
+pub mod pvh;
 
 use ept::{Attributes, FrameAllocator, Kind, Mapper, MaxPhyAddr, MemoryError, PhysMemory, Rights, Sizes};
 use memory_model::{AddrRange, FlatView, Gpa, Gva, PageSize};
 
+pub use self::flat::information_page;
 use crate::guest_tables::GuestTables;
 use crate::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr4, efer, rflags};
 
@@ -110,15 +114,15 @@ pub enum BootError {
         /// Why not. `OutOfTables`: the maps need more than 928 KiB of tables.
         source: ept::Error,
     },
-    /// The page of the Multiboot information is not RAM.
-    #[error("the Multiboot information needs RAM at {page}: {source}")]
+    /// A page for what the guest is told is not RAM.
+    #[error("the boot information needs RAM at {page}: {source}")]
     NoInformation {
         /// The page.
         page: AddrRange<Gpa>,
         /// Where there is none.
         source: MemoryError,
     },
-    /// The Multiboot information has no room for the command line.
+    /// There is no room for the command line.
     #[error("the command line has {size:#x} bytes, at most {most:#x} fit")]
     CommandLine {
         /// Its size.
@@ -126,7 +130,7 @@ pub enum BootError {
         /// The most there is room for.
         most: usize,
     },
-    /// The Multiboot information has no room for the memory map.
+    /// There is no room for the memory map.
     #[error("the memory map has {count} ranges of RAM, at most {most} fit")]
     MemoryMap {
         /// How many there are.
@@ -134,12 +138,46 @@ pub enum BootError {
         /// The most there is room for.
         most: usize,
     },
+    /// A file is no bzImage, or one that cannot be started.
+    #[error("not a bzImage to start: {why}")]
+    NotBzImage {
+        /// What is wrong.
+        why: String,
+    },
+    /// The kernel, unpacked, would not lie in RAM.
+    #[error("the kernel takes {kernel}: no RAM at {gpa}")]
+    KernelOutsideMemory {
+        /// What it is loaded to and unpacks itself to.
+        kernel: AddrRange<Gpa>,
+        /// The first byte that is not RAM.
+        gpa: Gpa,
+    },
+    /// There is no RAM for the initial RAM disk.
+    #[error("the initial RAM disk has {size:#x} bytes: no RAM for it {}", place(.within))]
+    NoRoomForInitrd {
+        /// Its size.
+        size: u64,
+        /// Where it may lie; nowhere, if the kernel ends behind the last address for it.
+        within: Option<AddrRange<Gpa>>,
+    },
+    /// A part of what is loaded could not be copied into memory.
+    #[error("loading to {place}: {source}")]
+    Load {
+        /// Where it was to lie.
+        place: AddrRange<Gpa>,
+        /// Why not.
+        source: vm_memory::GuestMemoryError,
+    },
     /// An exception vector that the IDT does not have.
     #[error("exception vector {vector} is not below 32")]
     Vector {
         /// The vector.
         vector: u8,
     },
+}
+
+fn place(within: &Option<AddrRange<Gpa>>) -> String {
+    within.map_or_else(|| "behind the kernel".to_owned(), |within| format!("at {within}"))
 }
 
 impl LongMode {

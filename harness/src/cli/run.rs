@@ -1,8 +1,9 @@
 //! `memvirt run`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use guest_tests::{Bytes, GuestError, Image, VendorSpec};
+use guest_tests::{BootSpec, Bytes, GuestError, Image, VendorSpec};
 use harness::{Mmu, Report, Verdict, run_guest};
 
 use super::source::{self, Columns, Source};
@@ -27,6 +28,12 @@ pub(crate) struct Args {
     /// Seconds that it may take, whatever the manifest says.
     #[arg(long)]
     timeout: Option<u32>,
+    /// The initial RAM disk of a Linux kernel, or of one booted by PVH.
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line, instead of the manifest's.
+    #[arg(long, allow_hyphen_values = true)]
+    append: Option<String>,
     /// The name of the software machine's processor: intel, amd or memvirt.
     #[arg(long)]
     vendor: Option<VendorSpec>,
@@ -68,7 +75,11 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
 impl Args {
     /// The guest on the machine that the command line asks for.
     fn change(&self, Source { name, image }: Source) -> Result<Source, String> {
-        let image = self.change_image(&name, image).map_err(|error| format!("{name}: {error}"))?;
+        let mut image = self.change_image(&name, image).map_err(|error| format!("{name}: {error}"))?;
+        if let Some(path) = &self.initrd {
+            let initrd = source::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            image = image.with_initrd(initrd).map_err(|error| format!("{name}: {error}"))?;
+        }
         Ok(Source { name, image })
     }
 
@@ -79,7 +90,9 @@ impl Args {
         let machine = &mut manifest.machine;
         machine.memory = self.memory.unwrap_or(machine.memory);
         machine.vendor = self.vendor.unwrap_or(machine.vendor);
-        if machine.command_line.is_empty() {
+        if let Some(text) = &self.append {
+            text.clone_into(&mut machine.command_line);
+        } else if machine.command_line.is_empty() && image.boot() == BootSpec::Multiboot {
             name.clone_into(&mut machine.command_line);
         }
         image.with_manifest(manifest)

@@ -1,4 +1,4 @@
-//! Guests as the command line names them: built in, or an ELF file.
+//! Guests as the command line names them: built in, or a file.
 
 use std::fs;
 use std::io::Read;
@@ -40,7 +40,7 @@ fn parse(name: &str, bytes: Vec<u8>) -> Result<Source, String> {
 }
 
 /// Reads a file, but no more of it than a guest may have: a device file never ends.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(guest_tests::MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

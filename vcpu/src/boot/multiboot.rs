@@ -1,7 +1,7 @@
 //! Starting a guest by Multiboot 1: flat 32-bit protected mode, and an information structure that tells of memory.
 //!
 //! Names and layout are those of the Multiboot Specification 0.6.96, chapter 3. All that the guest is told lies in the
-//! one page, [`information_page`]:
+//! one page, [`information_page`](super::information_page):
 //!
 //! | offset | what |
 //! |---|---|
@@ -10,28 +10,13 @@
 //! | `0x100` | the memory map: the RAM of the flat view, 24 bytes a range |
 //! | `0xb00` | the command line |
 
-use memory_model::{AddrRange, FlatRange, FlatView, Gpa, PageSize};
+use memory_model::{AddrRange, FlatView, Gpa};
 
 use super::BootError;
-use crate::guest_tables::GuestTables;
-use crate::{Gpr, Regs, Segment, SystemRegs, cr0, rflags};
+use super::flat::{self, COMMAND_LINE, INFO, MAP_ENTRY, MAX_MAP_ENTRIES, MEMORY_MAP, Page, address};
+use crate::{Gpr, Regs, SystemRegs, rflags};
 
-/// The page that the boot writes: a program is loaded beside it.
-pub fn information_page() -> AddrRange<Gpa> {
-    AddrRange::page_of(Gpa(INFO), PageSize::Size4K)
-}
-
-const INFO: u64 = 0x7000;
-const PAGE: usize = 0x1000;
 const LOADER_NAME: usize = 0x80;
-const MEMORY_MAP: usize = 0x100;
-const COMMAND_LINE: usize = 0xb00;
-
-/// A range of the memory map: its own size (without this field), base, length, type.
-const MAP_ENTRY: usize = 24;
-const MAX_MAP_ENTRIES: usize = (COMMAND_LINE - MEMORY_MAP) / MAP_ENTRY;
-/// With a zero behind it.
-const MAX_COMMAND_LINE: usize = PAGE - COMMAND_LINE - 1;
 
 /// What EAX holds: a Multiboot loader was here.
 const BOOTLOADER_MAGIC: u64 = 0x2bad_b002;
@@ -52,27 +37,17 @@ pub struct Multiboot {
 impl Multiboot {
     /// Writes the information structure into guest memory; gives the registers to start with.
     pub fn install(&self, view: &FlatView) -> Result<(Regs, SystemRegs), BootError> {
-        let page = self.information(view)?;
-        let written = GuestTables(view).write_frame(INFO, &page);
-        written.map_err(|source| BootError::NoInformation { page: information_page(), source })?;
+        self.information(view)?.write(view, INFO)?;
         let mut regs = Regs { rip: self.entry.into(), rflags: rflags::FIXED, ..Regs::default() };
         regs[Gpr::Rax] = BOOTLOADER_MAGIC;
         regs[Gpr::Rbx] = INFO;
-        Ok((regs, system_regs()))
+        Ok((regs, flat::system_regs(1 << 3, 2 << 3)))
     }
 
-    fn information(&self, view: &FlatView) -> Result<[u8; PAGE], BootError> {
-        let command_line = self.command_line.as_bytes();
-        if command_line.len() > MAX_COMMAND_LINE {
-            return Err(BootError::CommandLine { size: command_line.len(), most: MAX_COMMAND_LINE });
-        }
-        let ram: Vec<_> = view.ranges().filter(|range| is_ram(range)).map(|range| range.range).collect();
-        if ram.len() > MAX_MAP_ENTRIES {
-            return Err(BootError::MemoryMap { count: ram.len(), most: MAX_MAP_ENTRIES });
-        }
-        let mut page = [0; PAGE];
-        let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
-        let fields = [
+    fn information(&self, view: &FlatView) -> Result<Page, BootError> {
+        let mut page = Page::new(&self.command_line)?;
+        let ram = flat::ram(view, MAX_MAP_ENTRIES)?;
+        page.put_all(&[
             (0, FLAGS),
             (4, kib_from(&ram, 0).min(640)),
             (8, kib_from(&ram, 0x10_0000)),
@@ -80,26 +55,18 @@ impl Multiboot {
             (44, (ram.len() * MAP_ENTRY) as u32),
             (48, address(MEMORY_MAP)),
             (64, address(LOADER_NAME)),
-        ];
-        for (at, value) in fields {
-            put(at, &value.to_le_bytes());
-        }
-        put(LOADER_NAME, LOADER);
-        for (index, range) in ram.iter().enumerate() {
-            let at = MEMORY_MAP + index * MAP_ENTRY;
-            put(at, &(MAP_ENTRY as u32 - 4).to_le_bytes());
-            put(at + 4, &range.first().0.to_le_bytes());
+        ]);
+        page.put(LOADER_NAME, LOADER);
+        for (range, at) in ram.iter().zip((MEMORY_MAP..).step_by(MAP_ENTRY)) {
+            // The size of what follows, base, length, type.
+            page.put(at, &(MAP_ENTRY as u32 - 4).to_le_bytes());
+            page.put(at + 4, &range.first().0.to_le_bytes());
             // A RAM block is shorter than 2^64 bytes.
-            put(at + 12, &(range.bytes() as u64).to_le_bytes());
-            put(at + 20, &AVAILABLE.to_le_bytes());
+            page.put(at + 12, &(range.bytes() as u64).to_le_bytes());
+            page.put(at + 20, &AVAILABLE.to_le_bytes());
         }
-        put(COMMAND_LINE, command_line);
         Ok(page)
     }
-}
-
-fn is_ram(range: &FlatRange) -> bool {
-    range.ram().is_some() && !range.readonly
 }
 
 /// KiB of RAM from `first` on, up to the first hole.
@@ -115,27 +82,11 @@ fn kib_from(ram: &[AddrRange<Gpa>], first: u64) -> u32 {
     u32::try_from((end - first) >> 10).unwrap_or(u32::MAX)
 }
 
-/// The address of something in the page.
-const fn address(offset: usize) -> u32 {
-    INFO as u32 + offset as u32
-}
-
-/// Flat segments of 4 GiB, paging off, interrupts off. GDTR and IDTR are empty: the guest brings its own.
-fn system_regs() -> SystemRegs {
-    let flat = Segment { limit: u32::MAX, code_or_data: true, present: true, db: true, ..Segment::default() };
-    let code = Segment { selector: 1 << 3, kind: 0xb, ..flat };
-    let data = Segment { selector: 2 << 3, kind: 0x3, ..flat };
-    SystemRegs {
-        tr: Segment { kind: 0xb, limit: 0x67, present: true, ..Segment::default() },
-        cr0: cr0::PE | cr0::ET,
-        ..SystemRegs::with_segments(code, data)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use memory_model::{AddressSpace, RamBlock, RegionTree};
 
+    use super::super::flat::MAX_COMMAND_LINE;
     use super::*;
 
     /// RAM at these addresses, each this long.
@@ -178,7 +129,7 @@ mod tests {
             |ram: &[(u64, u64)], command_line: &str| install(ram, command_line).unwrap_err().to_string();
         assert_eq!(
             says(&[(0, 0x1000), (0x8000, 0x1000)], ""),
-            "the Multiboot information needs RAM at 0x7000-0x7fff: no memory at 0x7000"
+            "the boot information needs RAM at 0x7000-0x7fff: no memory at 0x7000"
         );
         let fits = "x".repeat(MAX_COMMAND_LINE);
         assert!(install(&[(0, 0x1_0000)], &fits).is_ok());
