@@ -175,6 +175,11 @@ impl PhysMemory for Host {
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<bool, MemoryError> {
         self.ram.compare_exchange(address, current, new)
     }
+
+    #[inline]
+    fn write_entries(&self, address: u64, entries: &[u64]) -> Result<(), MemoryError> {
+        self.ram.write_entries(address, entries)
+    }
 }
 
 impl HostFrames for Host {

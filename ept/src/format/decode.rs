@@ -153,6 +153,11 @@ impl Format {
         granted & self.grant(right) != 0
     }
 
+    /// Table pointers, in the shape of [`mergeable`](Self::mergeable), that withhold these rights and nothing else.
+    pub(crate) fn tables_without(&self, rights: Rights) -> u64 {
+        !rights.iter().fold(0, |withheld, right| withheld | self.grant(right))
+    }
+
     /// The bit that grants that single right; zero where nothing does, or nothing can withhold it.
     #[inline(always)]
     pub(crate) const fn grant(&self, right: Rights) -> u64 {

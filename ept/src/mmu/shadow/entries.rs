@@ -145,24 +145,27 @@ impl Shadow {
     ) -> Result<bool, Error> {
         let spte = leaf.spte(&self.sptes)?;
         let held = Held::Leaf { gfn: leaf.gfn, access: leaf.access };
+        let address = self.pages[at.page].entry_address(at.index);
         // An entry of zero holds nothing. To ask the page as well would cost a cache miss.
-        let mut absent = host.read_entry(self.pages[at.page].entry_address(at.index))? == 0;
+        let mut absent = host.read_entry(address)? == 0;
         if !absent && matches!(self.pages[at.page].held(at.index), Held::Leaf { gfn, .. } if gfn != leaf.gfn)
         {
             self.drop_spte(at, host)?;
             absent = true;
         }
-        let old = self.change(at, host, |_| spte)?;
-        let flags = self.sptes.format.flags(true, true);
         if absent {
+            // Hardware sets no flags in it, so that nobody else writes it.
+            host.write_entries(address, &[spte])?;
             let level = leaf.size.level();
             self.pages[at.page].hold_first(at.index, held);
             self.rmap.add(level, leaf.gfn, at);
             self.leaves[usize::from(level - 1)] += 1;
-        } else {
-            self.pages[at.page].hold(at.index, held);
-            self.flushes += u64::from(takes_rights(old & !flags, spte & !flags));
+            return Ok(true);
         }
+        let old = self.change(at, host, |_| spte)?;
+        self.pages[at.page].hold(at.index, held);
+        let flags = self.sptes.format.flags(true, true);
+        self.flushes += u64::from(takes_rights(old & !flags, spte & !flags));
         Ok((old ^ spte) & !flags != 0)
     }
 
@@ -185,7 +188,7 @@ impl Shadow {
         let page = &mut self.pages[at.page];
         page.hold(at.index, Held::Absent);
         page.mark_unsync_child(at.index, false);
-        self.pages[child].parents.remove(at);
+        self.pages[child].parents.retain(|&parent| parent != at);
         self.flushes += 1;
         Ok(Some(child))
     }
@@ -205,7 +208,7 @@ impl Shadow {
     /// Takes a page out of use: what it holds, and what points to it (`kvm_mmu_prepare_zap_page`). Its table is freed
     /// unless it is some processor's root.
     pub(super) fn zap_page(&mut self, id: PageId, host: &impl HostFrames) -> Result<(), Error> {
-        while let Some(&parent) = self.pages[id].parents.as_slice().first() {
+        while let Some(&parent) = self.pages[id].parents.first() {
             self.unlink(parent, host)?;
         }
         self.pages.forget(id);

@@ -1,4 +1,8 @@
 //! From a page fault to a shadow leaf (`FNAME(page_fault)`, `FNAME(fetch)`).
+//!
+//! A pointer that the shadow has is the guest's own: the guest's table is tracked (rule L2), and A was set before the
+//! pointer was made. A processor would go down it and ask no one. So does a fault: it goes down the shadow as far as
+//! that leads, and walks the guest's tables from there.
 
 use memory_model::{AddrRange, Gpa, PageSize};
 
@@ -6,7 +10,7 @@ use super::Shadow;
 use super::context::ShadowContext;
 use super::entries::NewLeaf;
 use super::memory::GuestMemory;
-use super::page::{Held, PageId, SpteRef};
+use super::page::{Held, PageId, ShadowPage, SpteRef};
 use super::role::{Mode, PageRole};
 use crate::access::{Access, Rights};
 use crate::error::Error;
@@ -14,15 +18,18 @@ use crate::fault::Fault;
 use crate::format::{Format, Kind};
 use crate::mmu::level::mapping_size;
 use crate::mmu::{FaultOutcome, Faultin, HostFrames, Memslots, PageFault};
-use crate::walk::{Flags, Path, walk_into};
+use crate::paging::Start;
+use crate::phys::PhysMemory;
+use crate::quick::Ask;
+use crate::walk::{Flags, Path, walk_from};
 
 /// What the guest's tables say of the address (`guest_walker`).
 struct Guest<'a> {
     gva: u64,
     gpa: Gpa,
     mode: Mode,
-    /// Format and entries of the walk; `None` with paging off.
-    walk: Option<(&'a Format, &'a Path)>,
+    /// With paging on, the format of the guest's tables, the entries read, and the AND of the pointers above them.
+    walk: Option<(&'a Format, &'a Path, u64)>,
     /// The level of the table that holds the guest's leaf; with paging off, that of the root.
     level: u8,
     /// The largest shadow page that the guest's page can have (rule L4).
@@ -72,10 +79,12 @@ impl Shadow {
         if !context.paging.format.translates(gva) {
             return Err(Error::InputRange { address: gva, levels: context.paging.format.levels() });
         }
+        self.make_room(usize::from(PATH_TABLES), host)?;
         let seq = self.invalidations.seq();
         let memory = GuestMemory::new(slots, host);
         let mut path = Path::default();
-        let guest = match self.walk_guest(context, gva, access, &memory, &mut path) {
+        let page = self.descend(context.root(), gva);
+        let guest = match self.walk_guest(context, page, gva, access, &memory, &mut path) {
             Ok(guest) => guest,
             Err(fault) => {
                 let fault = match (fault, &context.guest) {
@@ -97,18 +106,37 @@ impl Shadow {
         if guest.emulate {
             return Ok(FaultOutcome::WriteProtected { gpa: guest.gpa });
         }
-        self.make_room(usize::from(PATH_TABLES), host)?;
-        let outcome = self.fetch(context.root(), &guest, &fault, &faultin, &memory)?;
+        let outcome = self.fetch(page, &guest, &fault, &faultin, &memory)?;
         if faultin.slot.log_dirty && access.writes() && matches!(outcome, FaultOutcome::Fixed { .. }) {
             slots.mark_page_dirty(guest.gpa);
         }
         Ok(outcome)
     }
 
-    /// Walks the guest's tables; sets their flags as hardware would (`FNAME(walk_addr)`).
+    /// The last page on the way to `gva` that shadows a table, or else the root.
+    fn descend(&mut self, root: PageId, gva: u64) -> PageId {
+        let mut id = root;
+        loop {
+            let page = &mut self.pages[id];
+            page.write_flooding_count = 0;
+            match page.held(self.sptes.format.index(page.role.level, gva)) {
+                Held::Table(child) if !self.pages[child].role.direct => id = child,
+                _ => return id,
+            }
+        }
+    }
+
+    /// The guest's table that a page shadows.
+    fn start(&self, page: &ShadowPage, format: &Format) -> Option<Start> {
+        let table = page.guest_table()?.raw();
+        Some(Start { level: page.role.level, table, tables: format.tables_without(PageRole::ALL - page.role.access) })
+    }
+
+    /// Walks the guest's tables from that page's on; sets their flags as hardware would (`FNAME(walk_addr)`).
     fn walk_guest<'a, S: Memslots, H: HostFrames>(
         &self,
         context: &'a ShadowContext,
+        page: PageId,
         gva: u64,
         access: Access,
         memory: &GuestMemory<'_, S, H>,
@@ -128,8 +156,16 @@ impl Shadow {
                 emulate: false,
             });
         };
-        let leaf = walk_into(path, memory, paging, gva, access, Flags::Set)?;
         let format = &paging.format;
+        let start = self.start(&self.pages[page], format);
+        let quick = start.filter(|start| start.level == 1).and_then(|start| {
+            let ask = Ask::new(paging, access, Flags::Set)?;
+            ask.descend_lowest(start, gva, |entry| memory.read_entry(entry).ok())
+        });
+        let leaf = match quick {
+            Some(leaf) => leaf,
+            None => walk_from(start, path, memory, paging, gva, access, Flags::Set)?,
+        };
         let granted = leaf.rights();
         let mut rights = granted & PageRole::ALL;
         let mut emulate = false;
@@ -153,7 +189,7 @@ impl Shadow {
             gva,
             gpa: Gpa(leaf.address),
             mode,
-            walk: Some((format, path)),
+            walk: Some((format, path, start.map_or(u64::MAX, |start| start.tables))),
             level,
             size,
             access: rights,
@@ -162,22 +198,20 @@ impl Shadow {
         })
     }
 
-    /// Goes down the shadow, linking what is missing: first the shadows of the guest's tables, then direct pages for the
+    /// Goes on down the shadow, linking what is missing: first the shadows of the guest's tables, then direct pages for the
     /// pieces of a large guest page; then sets the leaf.
     fn fetch<S: Memslots, H: HostFrames>(
         &mut self,
-        root: PageId,
+        mut page: PageId,
         guest: &Guest<'_>,
         fault: &PageFault,
         faultin: &Faultin,
         memory: &GuestMemory<'_, S, H>,
     ) -> Result<FaultOutcome, Error> {
         let host = memory.host();
-        let (mut page, mut linked) = (root, false);
-        self.pages[page].write_flooding_count = 0;
-        if let Some((format, path)) = guest.walk {
-            let mut tables = u64::MAX;
-            for level in (guest.level..self.pages[root].role.level).rev() {
+        let mut linked = false;
+        if let Some((format, path, mut tables)) = guest.walk {
+            for level in (guest.level..self.pages[page].role.level).rev() {
                 let (role, gfn) = self.shadowed_child(guest, (format, path), level, &mut tables);
                 linked |= self.link_child(&mut page, guest.gva, role, gfn, memory)?;
                 self.pages[page].write_flooding_count = 0;
@@ -247,10 +281,9 @@ impl Shadow {
             access: PageRole::ALL,
             mode: guest.mode,
         };
-        if level > format.levels() {
+        let Some(nth) = path[0].level.checked_sub(level).map(usize::from) else {
             return (PageRole { pae_root: true, ..role }, 0);
-        }
-        let nth = usize::from(format.levels() - level);
+        };
         if let Some(above) = nth.checked_sub(1) {
             *tables &= format.mergeable(path[above].entry);
             role.access = format.merged_rights(*tables, 0) & PageRole::ALL;

@@ -72,52 +72,6 @@ impl Packed {
     }
 }
 
-/// A list of entries, most often of one (`kvm_rmap_head`).
-#[derive(Clone, Default, Debug)]
-pub(super) enum PteList {
-    #[default]
-    Empty,
-    One(SpteRef),
-    Many(Vec<SpteRef>),
-}
-
-impl PteList {
-    pub fn as_slice(&self) -> &[SpteRef] {
-        match self {
-            Self::Empty => &[],
-            Self::One(at) => core::slice::from_ref(at),
-            Self::Many(list) => list,
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.as_slice().is_empty()
-    }
-
-    pub fn push(&mut self, at: SpteRef) {
-        match self {
-            Self::Empty => *self = Self::One(at),
-            Self::One(first) => *self = Self::Many([*first, at].into()),
-            Self::Many(list) => list.push(at),
-        }
-    }
-
-    pub fn remove(&mut self, at: SpteRef) {
-        match self {
-            Self::One(only) if *only == at => *self = Self::Empty,
-            Self::Empty | Self::One(_) => {}
-            Self::Many(list) => {
-                if let Some(place) = list.iter().position(|&other| other == at) {
-                    list.swap_remove(place);
-                }
-                if list.is_empty() {
-                    *self = Self::Empty;
-                }
-            }
-        }
-    }
-}
-
 /// One table of the shadow MMU (`kvm_mmu_page`).
 #[derive(Debug)]
 pub struct ShadowPage {
@@ -138,7 +92,7 @@ pub struct ShadowPage {
     /// Writes to the guest's table since the shadow was last used for a fault (rule H2).
     pub(super) write_flooding_count: u8,
     /// The entries that point to it (`parent_ptes`).
-    pub(super) parents: PteList,
+    pub(super) parents: Vec<SpteRef>,
     /// By entry: something below it is unsync (`unsync_child_bitmap`). A bit may be set in vain, never clear in vain.
     unsync_children: [u64; ENTRIES / 64],
     /// When it was made.
@@ -157,7 +111,7 @@ impl ShadowPage {
             root_count: 0,
             used: 0,
             write_flooding_count: 0,
-            parents: PteList::Empty,
+            parents: Vec::new(),
             unsync_children: [0; ENTRIES / 64],
             born,
             held: Box::new([Packed::ABSENT; ENTRIES]),

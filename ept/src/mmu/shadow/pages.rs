@@ -97,7 +97,7 @@ impl Pages {
             PageRole { direct: true, .. } => &self.direct,
             _ => &self.shadowing,
         };
-        known.within(gfn..=gfn).find(|&id| self[id].role == role)
+        known.at(gfn).find(|&id| self[id].role == role)
     }
 
     /// Those that shadow a guest table in these pages.
@@ -105,9 +105,14 @@ impl Pages {
         self.shadowing.within(gfns)
     }
 
+    /// Those that shadow the guest table in that page.
+    pub fn shadows_of(&self, gfn: u64) -> impl Iterator<Item = PageId> + '_ {
+        self.shadowing.at(gfn)
+    }
+
     /// A page for that guest table which is unsync, or one which is not.
     pub fn find_shadowing(&self, gfn: u64, unsync: bool) -> Option<PageId> {
-        self.shadowing(gfn..=gfn).find(|&id| self[id].unsync == unsync)
+        self.shadows_of(gfn).find(|&id| self[id].unsync == unsync)
     }
 
     /// The oldest that is not invalid.
@@ -145,6 +150,11 @@ impl ByGfn {
                 stretch.remove();
             }
         }
+    }
+
+    fn at(&self, gfn: u64) -> impl Iterator<Item = PageId> + '_ {
+        let pages = self.0.get(&(gfn >> 9)).into_iter();
+        pages.flat_map(move |pages| pages.range((gfn, PageId(0))..=(gfn, PageId(u32::MAX)))).map(|&(_, id)| id)
     }
 
     fn within(&self, gfns: RangeInclusive<u64>) -> impl Iterator<Item = PageId> + '_ {

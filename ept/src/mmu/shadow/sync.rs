@@ -73,8 +73,8 @@ impl Shadow {
     }
 
     pub(super) fn mark_parents_unsync(&mut self, id: PageId) {
-        for nth in 0..self.pages[id].parents.as_slice().len() {
-            self.mark_unsync(self.pages[id].parents.as_slice()[nth]);
+        for nth in 0..self.pages[id].parents.len() {
+            self.mark_unsync(self.pages[id].parents[nth]);
         }
     }
 

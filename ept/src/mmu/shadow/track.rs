@@ -1,5 +1,7 @@
 //! Guest tables that have shadows: whether the guest may write them, and what its writes do (rules H1 and H2).
 
+use alloc::vec::Vec;
+
 use memory_model::{Gpa, PageSize};
 
 use super::Shadow;
@@ -22,7 +24,7 @@ impl Shadow {
         }
         for size in [PageSize::Size2M, PageSize::Size1G] {
             // The 4K pages around the table come back by themselves (rule L2).
-            while let Some(&at) = self.rmap.leaves(size.level(), gfn).first() {
+            for at in self.rmap.leaves(size.level(), gfn) {
                 self.drop_spte(at, host)?;
             }
         }
@@ -31,8 +33,7 @@ impl Shadow {
 
     /// Takes W from all small leaves of a guest page, for good (`rmap_write_protect`, rule S1).
     pub(super) fn protect(&mut self, gfn: u64, host: &impl HostFrames) -> Result<(), Error> {
-        for nth in 0..self.rmap.leaves(1, gfn).len() {
-            let at = self.rmap.leaves(1, gfn)[nth];
+        for at in self.rmap.leaves(1, gfn) {
             self.take_write(at, BITS.mmu_writable, host)?;
         }
         Ok(())
@@ -47,8 +48,10 @@ impl Shadow {
     /// Whether the guest may write a page now. If it is a table that has shadows of level 1 alone, a write makes them
     /// unsync (`mmu_try_to_unsync_pages`).
     pub(super) fn try_to_unsync(&mut self, gfn: u64, writes: bool) -> bool {
-        if self.pages.shadowing(gfn..=gfn).any(|id| self.pages[id].role.level > 1) {
-            return false;
+        match self.pages.shadows_of(gfn).map(|id| self.pages[id].role.level).max() {
+            None => return true,
+            Some(1) => {}
+            Some(_) => return false,
         }
         while let Some(id) = self.pages.find_shadowing(gfn, false) {
             if !writes {
@@ -71,7 +74,7 @@ impl Shadow {
     pub fn track_write(&mut self, gpa: Gpa, bytes: u64, host: &impl HostFrames) -> Result<(), Error> {
         self.stats.mmu_pte_write += 1;
         let gfn = gpa.page_number();
-        let shadows: alloc::vec::Vec<_> = self.pages.shadowing(gfn..=gfn).collect();
+        let shadows: Vec<_> = self.pages.shadows_of(gfn).collect();
         let offset = gpa.page_offset(PageSize::Size4K);
         for id in shadows {
             if self.is_misaligned(id, offset, bytes) || self.is_flooded(id) {
