@@ -84,6 +84,9 @@ impl Shadow {
         let memory = GuestMemory::new(slots, host);
         let mut path = Path::default();
         let page = self.descend(context.root(), gva);
+        let shadow = &self.pages[page];
+        // Its line is as far away as that of the guest's entry: both are awaited at once.
+        _ = host.read_entry(shadow.entry_address(self.sptes.format.index(shadow.role.level, gva)));
         let guest = match self.walk_guest(context, page, gva, access, &memory, &mut path) {
             Ok(guest) => guest,
             Err(fault) => {
