@@ -132,7 +132,11 @@ impl Shadow {
     /// The guest's table that a page shadows.
     fn start(&self, page: &ShadowPage, format: &Format) -> Option<Start> {
         let table = page.guest_table()?.raw();
-        Some(Start { level: page.role.level, table, tables: format.tables_without(PageRole::ALL - page.role.access) })
+        Some(Start {
+            level: page.role.level,
+            table,
+            tables: format.tables_without(PageRole::ALL - page.role.access),
+        })
     }
 
     /// Walks the guest's tables from that page's on; sets their flags as hardware would (`FNAME(walk_addr)`).

@@ -154,7 +154,9 @@ impl ByGfn {
 
     fn at(&self, gfn: u64) -> impl Iterator<Item = PageId> + '_ {
         let pages = self.0.get(&(gfn >> 9)).into_iter();
-        pages.flat_map(move |pages| pages.range((gfn, PageId(0))..=(gfn, PageId(u32::MAX)))).map(|&(_, id)| id)
+        pages
+            .flat_map(move |pages| pages.range((gfn, PageId(0))..=(gfn, PageId(u32::MAX))))
+            .map(|&(_, id)| id)
     }
 
     fn within(&self, gfns: RangeInclusive<u64>) -> impl Iterator<Item = PageId> + '_ {

@@ -32,36 +32,30 @@ enum Leaves {
     None,
     One(SpteRef),
     /// The number of the list that has them.
-    Many(u32),
+    Many(usize),
 }
 
-/// [`Leaves`] in eight bytes: `page or list (63:32) | index (31:16) | kind (1:0)`.
+/// [`Leaves`] in four bytes: `0 (31) | page (30:10) | index (9:1) | 1`, or `1 (31) | list (30:0)`, or zero. There is one
+/// for each page that is mapped, so that its size tells in cache misses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct RmapHead(u64);
+struct RmapHead(u32);
 
 impl RmapHead {
     const EMPTY: Self = Self(0);
-    const ONE: u64 = 1;
-    const MANY: u64 = 2;
+    const LIST: u32 = 1 << 31;
 
+    /// Of one leaf; `None` if the number of its page is too large.
     #[inline]
-    fn pack(leaves: Leaves) -> Self {
-        Self(match leaves {
-            Leaves::None => 0,
-            Leaves::One(SpteRef { page: PageId(page), index }) => {
-                u64::from(page) << 32 | u64::from(index) << 16 | Self::ONE
-            }
-            Leaves::Many(list) => u64::from(list) << 32 | Self::MANY,
-        })
+    fn one(SpteRef { page: PageId(page), index }: SpteRef) -> Option<Self> {
+        (page < 1 << 21).then_some(Self(page << 10 | u32::from(index) << 1 | 1))
     }
 
     #[inline]
-    fn unpack(self) -> Leaves {
-        let number = (self.0 >> 32) as u32;
-        match self.0 & 3 {
-            Self::ONE => Leaves::One(SpteRef { page: PageId(number), index: (self.0 >> 16) as u16 }),
-            Self::MANY => Leaves::Many(number),
-            _ => Leaves::None,
+    fn leaves(self) -> Leaves {
+        match self.0 {
+            0 => Leaves::None,
+            list if list & Self::LIST != 0 => Leaves::Many((list & !Self::LIST) as usize),
+            one => Leaves::One(SpteRef { page: PageId(one >> 10), index: (one >> 1 & 511) as u16 }),
         }
     }
 }
@@ -70,25 +64,25 @@ impl RmapHead {
 #[derive(Debug, Default)]
 struct Lists {
     lists: Vec<Vec<SpteRef>>,
-    free: Vec<u32>,
+    free: Vec<usize>,
 }
 
 impl Lists {
+    #[inline]
     fn push(&mut self, head: &mut RmapHead, at: SpteRef) {
-        let leaves = match head.unpack() {
-            Leaves::None => Leaves::One(at),
-            Leaves::One(first) => Leaves::Many(self.make(first, at)),
-            Leaves::Many(list) => return self.lists[list as usize].push(at),
+        *head = match head.leaves() {
+            Leaves::None => RmapHead::one(at).unwrap_or_else(|| self.list([at].into())),
+            Leaves::One(first) => self.list([first, at].into()),
+            Leaves::Many(list) => return self.lists[list].push(at),
         };
-        *head = RmapHead::pack(leaves);
     }
 
     fn remove(&mut self, head: &mut RmapHead, at: SpteRef) {
-        match head.unpack() {
+        match head.leaves() {
             Leaves::One(only) if only == at => *head = RmapHead::EMPTY,
             Leaves::None | Leaves::One(_) => {}
             Leaves::Many(number) => {
-                let list = &mut self.lists[number as usize];
+                let list = &mut self.lists[number];
                 list.retain(|&other| other != at);
                 if list.is_empty() {
                     self.free.push(number);
@@ -99,20 +93,25 @@ impl Lists {
     }
 
     #[cold]
-    fn make(&mut self, first: SpteRef, second: SpteRef) -> u32 {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.lists.push(Vec::new());
-            self.lists.len() as u32 - 1
-        });
-        self.lists[number as usize].extend([first, second]);
-        number
+    fn list(&mut self, leaves: Vec<SpteRef>) -> RmapHead {
+        let number = match self.free.pop() {
+            Some(free) => {
+                self.lists[free] = leaves;
+                free
+            }
+            None => {
+                self.lists.push(leaves);
+                self.lists.len() - 1
+            }
+        };
+        RmapHead(number as u32 | RmapHead::LIST)
     }
 
     fn iter(&self, head: RmapHead) -> impl Iterator<Item = SpteRef> + '_ {
-        let (one, many): (_, &[_]) = match head.unpack() {
+        let (one, many): (_, &[_]) = match head.leaves() {
             Leaves::None => (None, &[]),
             Leaves::One(at) => (Some(at), &[]),
-            Leaves::Many(list) => (None, &self.lists[list as usize]),
+            Leaves::Many(list) => (None, &self.lists[list]),
         };
         one.into_iter().chain(many.iter().copied())
     }
@@ -179,14 +178,53 @@ impl Rmap {
             let [first, last] = [range.first(), range.last()].map(|gpa| gpa.raw() >> size.shift());
             for (&number, region) in regions.range(first >> 18..=last >> 18) {
                 for (stretch, base) in region.iter().zip((number << 18..).step_by(512)) {
-                    let Some(stretch) = stretch.as_ref().filter(|_| base <= last && first < base + 512) else {
+                    let Some(stretch) = stretch.as_ref().filter(|_| base <= last && first < base + 512)
+                    else {
                         continue;
                     };
-                    let heads = &stretch.heads[first.saturating_sub(base) as usize..=(last - base).min(511) as usize];
+                    let heads =
+                        &stretch.heads[first.saturating_sub(base) as usize..=(last - base).min(511) as usize];
                     found.extend(heads.iter().flat_map(|&head| self.lists.iter(head)));
                 }
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list takes over where a head has no room: for a second leaf, and for a shadow page of a large number.
+    #[test]
+    fn every_leaf_is_found_until_it_goes() {
+        let at = |page, index| SpteRef { page: PageId(page), index };
+        for leaves in
+            [vec![at(0, 0)], vec![at(u32::MAX, 511)], vec![at((1 << 21) - 1, 511), at(1 << 21, 0), at(7, 3)]]
+        {
+            let mut rmap = Rmap::default();
+            for _ in 0..2 {
+                leaves.iter().for_each(|&leaf| rmap.add(1, 0x7_ffff, leaf));
+                assert_eq!(rmap.leaves(1, 0x7_ffff), leaves);
+                assert_eq!(rmap.leaves(1, 0x7_fffe), []);
+                for left in 1..=leaves.len() {
+                    rmap.remove(1, 0x7_ffff, leaves[left - 1]);
+                    assert_eq!(rmap.leaves(1, 0x7_ffff), leaves[left..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_finds_the_leaves_of_all_sizes_that_touch_it() {
+        let mut rmap = Rmap::default();
+        let at = |page| SpteRef { page: PageId(page), index: 0 };
+        // 1 GiB at 1 GiB, 2 MiB at its beginning, and 4 KiB pages at both ends of the range and beside them.
+        let last = 0x8_01ff;
+        let gfns = [(3, 0x4_0000), (2, 0x4_0000), (1, 0x4_01ff), (1, 0x4_0200), (1, last), (1, last + 1)];
+        (0..).zip(gfns).for_each(|(page, (level, gfn))| rmap.add(level, gfn, at(page)));
+        let range = AddrRange::inclusive(Gpa(0x4_0200 << 12), Gpa(last << 12)).unwrap();
+        assert_eq!(rmap.leaves_in(range), [at(3), at(4), at(0)]);
     }
 }
