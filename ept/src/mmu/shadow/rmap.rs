@@ -194,6 +194,8 @@ impl Rmap {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
 
     /// A list takes over where a head has no room: for a second leaf, and for a shadow page of a large number.
@@ -201,7 +203,7 @@ mod tests {
     fn every_leaf_is_found_until_it_goes() {
         let at = |page, index| SpteRef { page: PageId(page), index };
         for leaves in
-            [vec![at(0, 0)], vec![at(u32::MAX, 511)], vec![at((1 << 21) - 1, 511), at(1 << 21, 0), at(7, 3)]]
+            [vec![at(0, 0)], vec![at(1 << 21, 511)], vec![at((1 << 21) - 1, 511), at(1 << 21, 0), at(7, 3)]]
         {
             let mut rmap = Rmap::default();
             for _ in 0..2 {
