@@ -75,6 +75,8 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(feature = "live")]
+extern crate std;
 
 mod access;
 mod batch;
@@ -83,6 +85,8 @@ mod error;
 mod fault;
 mod format;
 mod judge;
+#[cfg(feature = "live")]
+pub mod live;
 mod mapper;
 mod mappings;
 pub mod mmu;

@@ -1,10 +1,9 @@
 //! What the host's KVM is: whether it can be used, its flavour, the CPUID it supports.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::OnceLock;
 
+use ept::live::KvmModule;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -31,17 +30,6 @@ pub enum KvmUnavailable {
     NoCapability(&'static str),
 }
 
-/// The kernel module behind `/dev/kvm`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KvmModule {
-    /// `kvm_intel`: VMX.
-    Intel,
-    /// `kvm_amd`: SVM.
-    Amd,
-    /// `kvm_pvm`: no hardware virtualization. Ring 3 runs natively, ring 0 is interpreted.
-    Pvm,
-}
-
 /// What `/dev/kvm` offers, for a report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KvmHost {
@@ -57,8 +45,7 @@ impl KvmHost {
     /// Looks at `/dev/kvm`. The error is the reason why KVM cannot be used.
     pub fn probe() -> Result<Self, KvmUnavailable> {
         let kvm = open()?;
-        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let (module, tdp) = flavour(Path::new("/sys/module"), &cpu).unzip();
+        let (module, tdp) = KvmModule::of_this_host().unzip();
         Ok(Self { api_version: kvm.get_api_version(), module, tdp: tdp.flatten() })
     }
 }
@@ -92,51 +79,9 @@ pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<&'static CpuId, VcpuError> {
     Ok(SUPPORTED.get_or_init(|| cpuid))
 }
 
-/// A module, the CPU vendor it is for (a kernel with everything built in shows the others too), and the parameter
-/// that says whether it uses two-dimensional paging.
-const MODULES: [(&str, KvmModule, &str, Option<&str>); 3] = [
-    ("kvm_pvm", KvmModule::Pvm, "", None),
-    ("kvm_intel", KvmModule::Intel, "GenuineIntel", Some("ept")),
-    ("kvm_amd", KvmModule::Amd, "AuthenticAMD", Some("npt")),
-];
-
-/// The module under `modules` that fits the `cpu`, and whether it uses two-dimensional paging.
-fn flavour(modules: &Path, cpu: &str) -> Option<(KvmModule, Option<bool>)> {
-    let &(name, module, _, parameter) =
-        MODULES.iter().find(|(name, _, vendor, _)| cpu.contains(vendor) && modules.join(name).is_dir())?;
-    let tdp = match parameter {
-        None => Some(false),
-        Some(parameter) => fs::read_to_string(modules.join(name).join("parameters").join(parameter))
-            .ok()
-            .map(|value| matches!(value.trim(), "Y" | "1")),
-    };
-    Some((module, tdp))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_module_fits_the_cpu_and_its_parameter_says_tdp() {
-        let modules = std::env::temp_dir().join(format!("vcpu-flavour-{}", std::process::id()));
-        let parameter = |module: &str, name: &str, value: &str| {
-            let folder = modules.join(module).join("parameters");
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join(name), value).unwrap();
-        };
-        let (intel, amd) = ("vendor_id\t: GenuineIntel\n", "vendor_id\t: AuthenticAMD\n");
-        assert_eq!(flavour(&modules, intel), None);
-        parameter("kvm_intel", "ept", "Y\n");
-        parameter("kvm_amd", "npt", "0\n");
-        assert_eq!(flavour(&modules, intel), Some((KvmModule::Intel, Some(true))));
-        assert_eq!(flavour(&modules, amd), Some((KvmModule::Amd, Some(false))));
-        fs::remove_file(modules.join("kvm_amd/parameters/npt")).unwrap();
-        assert_eq!(flavour(&modules, amd), Some((KvmModule::Amd, None)));
-        fs::create_dir(modules.join("kvm_pvm")).unwrap();
-        assert_eq!(flavour(&modules, intel), Some((KvmModule::Pvm, Some(false))));
-        fs::remove_dir_all(&modules).unwrap();
-    }
 
     #[test]
     fn probing_tells_what_there_is_or_why_not() {

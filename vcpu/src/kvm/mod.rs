@@ -27,6 +27,7 @@ mod thread;
 mod vcpu;
 mod vm;
 
-pub use host::{KvmHost, KvmModule, KvmUnavailable};
+pub use ept::live::KvmModule;
+pub use host::{KvmHost, KvmUnavailable};
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;

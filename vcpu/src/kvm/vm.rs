@@ -1,5 +1,6 @@
 //! A VM of `/dev/kvm`.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use kvm_bindings::CpuId;
@@ -43,6 +44,12 @@ impl KvmVm {
     /// The same for the port address space.
     pub fn port_doorbells(&self) -> KvmDoorbells {
         KvmDoorbells::ports(self.fd.clone())
+    }
+}
+
+impl AsRawFd for KvmVm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 }
 

@@ -43,16 +43,25 @@ impl Guest {
     /// A guest about to run `code` at ring 3, with the right to do port I/O: by IOPL, and by the TSS's bitmap
     /// too, for KVM's PVM flavour runs ring 3 with IOPL 0. Its IDT is empty, so any exception is a triple fault. `None` (and a word about it) where there is no KVM.
     pub fn ring3(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<Self> {
-        Self::boot(3, code)
+        Self::ring3_on(RamBlock::anonymous("ram", RAM_BYTES).unwrap(), code)
+    }
+
+    /// The same in that memory, as large as usual.
+    pub fn ring3_on(
+        ram: Arc<RamBlock>,
+        code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    ) -> Option<Self> {
+        Self::boot(3, ram, code)
     }
 
     /// The same at ring 0.
     pub fn ring0(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<Self> {
-        Self::boot(0, code)
+        Self::boot(0, RamBlock::anonymous("ram", RAM_BYTES).unwrap(), code)
     }
 
     fn boot(
         ring: u8,
+        ram: Arc<RamBlock>,
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
     ) -> Option<Self> {
         if let Err(reason) = KvmHost::probe() {
@@ -61,7 +70,6 @@ impl Guest {
         }
         let mut asm = CodeAssembler::new(64).unwrap();
         code(&mut asm).unwrap();
-        let ram = RamBlock::anonymous("ram", RAM_BYTES).unwrap();
         ram.write(CODE, &asm.assemble(CODE).unwrap()).unwrap();
         write_tables(&ram);
 

@@ -4,3 +4,4 @@ mod budget;
 mod doorbells;
 mod exits;
 mod guest;
+mod live;
