@@ -35,12 +35,19 @@ impl Machine {
 
     /// A vCPU before `code`, at ring 0, with these pages mapped one to one.
     fn boot(&self, code: &[u8], maps: Vec<GuestMap>) -> Box<dyn Vcpu> {
+        let [vcpu] = self.boot_many(code, maps);
+        vcpu
+    }
+
+    fn boot_many<const N: usize>(&self, code: &[u8], maps: Vec<GuestMap>) -> [Box<dyn Vcpu>; N] {
         self.block.write(CODE, code).unwrap();
         let (regs, system) = guest(maps).install(&self.space.view()).unwrap();
-        let mut vcpu = self.vm.create_vcpu(0).unwrap();
-        vcpu.set_system_regs(&system).unwrap();
-        vcpu.set_regs(&regs).unwrap();
-        vcpu
+        std::array::from_fn(|index| {
+            let mut vcpu = self.vm.create_vcpu(index as u32).unwrap();
+            vcpu.set_system_regs(&system).unwrap();
+            vcpu.set_regs(&regs).unwrap();
+            vcpu
+        })
     }
 
     fn boot_with_all_mapped(&self, code: &[u8]) -> Box<dyn Vcpu> {
@@ -129,6 +136,35 @@ fn a_kick_brings_an_endless_guest_back() {
         kick.kick();
         assert_eq!(running.join().unwrap(), Exit::Kicked);
     });
+}
+
+#[test]
+fn vcpus_run_in_threads_and_their_locked_instructions_are_atomic() {
+    const ROUNDS: u64 = 100_000;
+    let machine = Machine::new();
+    #[rustfmt::skip]
+    let code = [
+        0xb9, 0xa0, 0x86, 0x01, 0x00,                       //       mov ecx, ROUNDS
+        0xf0, 0x48, 0xff, 0x04, 0x25, 0, 0, 0x20, 0,        // next: lock inc qword [0x200000]
+        0xb0, 0x01,                                         // take: mov al, 1
+        0x86, 0x04, 0x25, 0x10, 0, 0x20, 0,                 //       xchg al, [0x200010]
+        0x84, 0xc0,                                         //       test al, al
+        0x75, 0xf3,                                         //       jnz take
+        0x48, 0x8b, 0x1c, 0x25, 0x08, 0, 0x20, 0,           //       mov rbx, [0x200008]
+        0x48, 0xff, 0xc3,                                   //       inc rbx
+        0x48, 0x89, 0x1c, 0x25, 0x08, 0, 0x20, 0,           //       mov [0x200008], rbx
+        0xc6, 0x04, 0x25, 0x10, 0, 0x20, 0, 0,              //       mov byte [0x200010], 0
+        0xff, 0xc9,                                         //       dec ecx
+        0x75, 0xcb,                                         //       jnz next
+        0xf4,                                               //       hlt
+    ];
+    let vcpus: [_; 4] = machine.boot_many(&code, vec![identity(CODE, 0x30_0000)]);
+    std::thread::scope(|scope| {
+        let running = vcpus.map(|mut vcpu| scope.spawn(move || vcpu.run(Entry::Resume, &soon()).unwrap()));
+        running.into_iter().for_each(|vcpu| assert_eq!(vcpu.join().unwrap(), Exit::Halt));
+    });
+    let count = |at| machine.block.load_u64(at).unwrap();
+    assert_eq!([count(STORED.0), count(STORED.0 + 8)], [4 * ROUNDS; 2], "counted with a lock, and under one");
 }
 
 #[test]
