@@ -110,8 +110,11 @@ pub use format::{
 };
 pub use mapper::{Flush, Mapper, Sizes};
 pub use mappings::{Mapping, Mappings, mappings};
-pub use nested::{NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_translate, nested_walk};
+pub use nested::{
+    NestedFault, NestedLeaf, NestedWalk, nested_pdptes, nested_translate, nested_walk, try_guest_table,
+    try_nested_translate, try_nested_translate_by,
+};
 pub use paging::Paging;
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};
 pub use registers::{Processor, Registers, pdptes};
-pub use walk::{Flags, Leaf, Path, Step, Walk, translate, walk};
+pub use walk::{Flags, Leaf, Path, Step, Walk, translate, try_translate, walk};

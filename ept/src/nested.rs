@@ -122,15 +122,35 @@ pub fn nested_translate(
     access: Access,
     flags: Flags,
 ) -> Result<NestedLeaf, NestedFault> {
-    match quick(memory, guest, second, gva, access, flags) {
+    match try_nested_translate(memory, guest, second, gva, access, flags) {
         Some(leaf) => Ok(leaf),
         None => nested_walk(memory, guest, second, gva, access, flags).outcome,
     }
 }
 
-/// The nested walk of which nothing is unusual; `None` leaves it to the exact one.
+/// The same, if nothing about the walk is unusual: nothing is refused, and no flag is left to set. It writes nothing, and
+/// `None` says only that [`nested_walk`] knows more.
 #[inline(always)]
-fn quick(
+pub fn try_nested_translate(
+    memory: &impl PhysMemory,
+    guest: Option<&Paging>,
+    second: &Paging,
+    gva: Gva,
+    access: Access,
+    flags: Flags,
+) -> Option<NestedLeaf> {
+    let load = |entry| memory.read_entry(entry).ok();
+    let tables = ask_for_tables(second, flags)?;
+    let mut near = Near::default();
+    let entry = |gpa: Gpa| load(tables.descend_near(&mut near, gpa.raw(), load)?.address);
+    try_nested_translate_by(entry, memory, guest, second, gva, access, flags)
+}
+
+/// The same for who remembers where the guest's tables lie, and found them by [`try_guest_table`]: `entry` reads their
+/// entries.
+#[inline(always)]
+pub fn try_nested_translate_by(
+    mut entry: impl FnMut(Gpa) -> Option<u64>,
     memory: &impl PhysMemory,
     guest: Option<&Paging>,
     second: &Paging,
@@ -142,20 +162,26 @@ fn quick(
     if second.format.has_guest_paging_verification() {
         return None;
     }
-    let load = |entry| memory.read_entry(entry).ok();
-    let tables = Ask::new(second, guest_table_access(&second.format), flags)?;
     let guest = match guest {
         None => None,
-        Some(guest) => {
-            let mut near = Near::default();
-            let read = |gpa| load(tables.descend_near(&mut near, gpa, load)?.address);
-            Some(Ask::new(guest, access, flags)?.descend(gva.raw(), read)?)
-        }
+        Some(guest) => Some(Ask::new(guest, access, flags)?.descend(gva.raw(), |gpa| entry(Gpa(gpa)))?),
     };
     let gpa = guest.map_or(gva.raw(), |leaf| leaf.address);
     let access = final_access(&second.format, guest.as_ref(), access);
+    let load = |entry| memory.read_entry(entry).ok();
     let second = Ask::new(second, access, flags)?.descend(gpa, load)?;
     Some(NestedLeaf { guest, gpa: Gpa(gpa), second, hpa: Hpa(second.address) })
+}
+
+/// The leaf that a walk of the guest's tables needs for the table at `gpa`, if nothing about it is unusual.
+#[inline(always)]
+pub fn try_guest_table(memory: &impl PhysMemory, second: &Paging, gpa: Gpa, flags: Flags) -> Option<Leaf> {
+    ask_for_tables(second, flags)?.descend(gpa.raw(), |entry| memory.read_entry(entry).ok())
+}
+
+#[inline(always)]
+fn ask_for_tables(second: &Paging, flags: Flags) -> Option<Ask<'_>> {
+    Ask::new(second, guest_table_access(&second.format), flags)
 }
 
 /// Reads the four page-directory pointers that a MOV to CR3 loads in PAE paging. These are reads even where other

@@ -217,11 +217,23 @@ pub fn translate(
     access: Access,
     flags: Flags,
 ) -> Result<Leaf, Fault> {
-    let ask = Ask::new(paging, access, flags);
-    match ask.and_then(|ask| ask.descend(address, |entry| memory.read_entry(entry).ok())) {
+    match try_translate(memory, paging, address, access, flags) {
         Some(leaf) => Ok(leaf),
         None => translate_exactly(memory, paging, address, access, flags),
     }
+}
+
+/// The same, if nothing about the walk is unusual: nothing is refused, and no flag is left to set. It writes nothing, and
+/// `None` says only that [`walk`] knows more.
+#[inline(always)]
+pub fn try_translate(
+    memory: &impl PhysMemory,
+    paging: &Paging,
+    address: u64,
+    access: Access,
+    flags: Flags,
+) -> Option<Leaf> {
+    Ask::new(paging, access, flags)?.descend(address, |entry| memory.read_entry(entry).ok())
 }
 
 #[cold]

@@ -73,13 +73,14 @@ pub trait Bus {
     fn read(&mut self, paging: &Paging, gva: Gva, buf: &mut [u8], kind: AccessKind) -> Result<(), BusFault>;
     /// Writes `data` at `gva`.
     fn write(&mut self, paging: &Paging, gva: Gva, data: &[u8]) -> Result<(), BusFault>;
-    /// The page of memory that such an access at `gva` reaches, whole, if that is known without a walk: the access may be
-    /// made there, and later ones like it too, until [`generation`](Self::generation) changes. `None` where `read` and
-    /// `write` are the only way, or have not been it yet.
+    /// The page of memory that such an access at `gva` reaches, whole, if there is nothing else to it: the access may be
+    /// made there, and later ones like it too, until [`generation`](Self::generation) changes or the page is
+    /// [invalidated](Self::invalidate_page). `None` where `read` and `write` are the only way, or have not been it yet.
     fn page(&mut self, _paging: &Paging, _gva: Gva, _kind: AccessKind) -> Option<RamPage> {
         None
     }
-    /// Another number after each invalidation, and whenever else a page that was given may have become another one.
+    /// Another number after each invalidation of more than the page asked for, and whenever else a page that was given may
+    /// have become another one.
     fn generation(&self) -> u64 {
         0
     }

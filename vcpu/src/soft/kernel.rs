@@ -12,6 +12,7 @@ use super::guest_paging::GuestPagings;
 use super::host::{Host, MmuNotifier};
 use super::options::{MAX_PHY_ADDR, SoftOptions};
 use super::second_level::SoftMmu;
+use super::table_tlb::TableTlb;
 use super::tlb::Tlb;
 use crate::{SecondLevelLeaf, VcpuError};
 
@@ -56,6 +57,8 @@ impl Flushes {
 pub(super) struct VcpuArch {
     /// Its processor's translation cache.
     pub(super) tlb: Tlb,
+    /// Its processor's way to the guest's tables.
+    pub(super) tables: TableTlb,
     /// What its control registers select.
     pub(super) pagings: GuestPagings,
     /// Its roots, if the MMU is a shadow.
@@ -98,6 +101,7 @@ impl SoftKernel {
         let shadow = self.mmu.context(&self.host)?;
         self.vcpus.push(VcpuArch {
             tlb: Tlb::default(),
+            tables: TableTlb::default(),
             pagings: GuestPagings::default(),
             shadow,
             reload: true,

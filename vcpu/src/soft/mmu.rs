@@ -1,12 +1,16 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
 use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
-use ept::{Access, Fault, Flags, NestedFault, Rights, nested_translate, translate};
+use ept::{
+    Access, Fault, Flags, NestedFault, NestedLeaf, Rights, nested_translate, translate, try_guest_table,
+    try_nested_translate_by, try_translate,
+};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize, RamPage};
 use slot_manager::SlotRecord;
 
 use super::kernel::{Slots, SoftKernel, VcpuArch};
 use super::second_level::SoftMmu;
+use super::table_tlb::Table;
 use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
 
@@ -54,8 +58,10 @@ impl Bus for Mmu<'_> {
     }
 
     fn page(&mut self, paging: &Paging, gva: Gva, kind: AccessKind) -> Option<RamPage> {
+        let of = Use::new(paging, gva, kind);
         let flushes = self.kernel.flushes();
-        let page = self.kernel.vcpu(self.vcpu).tlb.get(Use::new(paging, gva, kind), flushes)?;
+        let known = self.kernel.vcpu(self.vcpu).tlb.get(of, flushes);
+        let page = known.or_else(|| self.walk_quickly(paging, of))?;
         self.kernel.host.page(page.hpa, kind == AccessKind::Write)
     }
 
@@ -135,6 +141,36 @@ impl Mmu<'_> {
         Err(BusFault::Retry)
     }
 
+    /// What a walk comes to that meets nothing unusual, for a use that is not in the TLB.
+    fn walk_quickly(&mut self, paging: &Paging, of: Use) -> Option<Page> {
+        let flushes = self.kernel.flushes();
+        let SoftKernel { host, mmu, vcpus, .. } = &mut *self.kernel;
+        let VcpuArch { tlb, tables, pagings, shadow, reload } = &mut vcpus[self.vcpu as usize];
+        let (gva, access) = (of.gva(), access_of(of.kind(), of.user(), of.ac()));
+        let (page, size) = match mmu {
+            SoftMmu::Tdp(tdp) => {
+                let guest = pagings.select(paging).ok()?;
+                let second = tdp.paging();
+                let find = |gpa| {
+                    let hpa = Hpa(try_guest_table(host, second, gpa, Flags::Set)?.address);
+                    let page = host.page(hpa, false)?;
+                    Some(Table { hpa: hpa.align_down(PageSize::Size4K), page })
+                };
+                tables.hear(flushes);
+                let entry = |gpa| tables.entry(gpa, || find(gpa));
+                let leaf = try_nested_translate_by(entry, host, guest, second, gva, access, Flags::Set)?;
+                (Page { input: leaf.gpa.raw(), hpa: leaf.hpa }, guest_size(&leaf))
+            }
+            SoftMmu::Shadow(_) => {
+                let context = shadow.as_ref().filter(|_| !*reload)?;
+                let leaf = try_translate(host, context.paging(), gva.raw(), access, Flags::Set)?;
+                (Page { input: gva.raw(), hpa: Hpa(leaf.address) }, PageSize::Size4K)
+            }
+        };
+        tlb.insert(of, page, size, flushes);
+        Some(page)
+    }
+
     /// Walks the guest's tables, each of them and the page behind the second level.
     fn walk_both(
         &mut self,
@@ -150,7 +186,7 @@ impl Mmu<'_> {
         let (gpa, why, absent_table) =
             match nested_translate(host, guest, tdp.paging(), gva, access, Flags::Set) {
                 Ok(leaf) => {
-                    let size = leaf.guest.map_or(PageSize::Size4K, |guest| guest.size);
+                    let size = guest_size(&leaf);
                     return Ok(Walked::To { input: leaf.gpa.raw(), hpa: leaf.hpa, size });
                 }
                 Err(NestedFault::Guest(fault)) => return Err(guest_fault(fault, gva)),
@@ -272,6 +308,11 @@ fn pieces(gva: Gva, len: usize) -> Result<impl Iterator<Item = (Gva, usize)>, Bu
         rest => Some((gva.checked_add(first as u64).ok_or(BusFault::NotCanonical)?, rest)),
     };
     Ok([Some((gva, first)), second].into_iter().flatten())
+}
+
+/// The size of the guest's page; with paging off, one that is in one piece here.
+fn guest_size(leaf: &NestedLeaf) -> PageSize {
+    leaf.guest.map_or(PageSize::Size4K, |guest| guest.size)
 }
 
 /// An access of that kind.

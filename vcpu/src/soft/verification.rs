@@ -4,8 +4,8 @@ use std::fmt;
 
 use ept::mmu::{self, Tdp};
 use ept::verify::{DirtyLog, Guest, Policy, Report, Shadow, Slot, verify};
-use ept::{Flags, Kind, translate};
-use memory_model::{Gva, Hpa};
+use ept::{Flags, Kind, translate, try_guest_table};
+use memory_model::{Gpa, Gva, Hpa};
 use slot_manager::{SlotFlags, SlotRecord};
 
 use super::kernel::{SoftKernel, VcpuArch, memslot};
@@ -30,12 +30,30 @@ pub struct Verification {
 pub struct StaleUse {
     /// The processor.
     pub vcpu: u32,
-    /// The page, as the guest sees it.
-    pub gva: Gva,
+    /// What it remembers.
+    pub what: Remembered,
     /// Where the processor would go.
     pub remembered: Hpa,
     /// Where the tables lead now, if they allow the access.
     pub present: Option<Hpa>,
+}
+
+/// What a processor remembers the place of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remembered {
+    /// A page, as the guest sees it.
+    Page(Gva),
+    /// A table of the guest's.
+    Table(Gpa),
+}
+
+impl fmt::Display for Remembered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page(gva) => write!(f, "GVA {gva}"),
+            Self::Table(gpa) => write!(f, "the guest's table, GPA {gpa},"),
+        }
+    }
 }
 
 impl Verification {
@@ -60,8 +78,8 @@ impl fmt::Display for Verification {
 
 impl fmt::Display for StaleUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vcpu, gva, remembered, present } = self;
-        write!(f, "vCPU {vcpu} remembers GVA {gva} at {remembered}, ")?;
+        let Self { vcpu, what, remembered, present } = self;
+        write!(f, "vCPU {vcpu} remembers {what} at {remembered}, ")?;
         match present {
             Some(present) => write!(f, "it is at {present}"),
             None => write!(f, "the tables do not allow that"),
@@ -141,11 +159,22 @@ impl SoftKernel {
     /// What a processor would use, and the tables do not give. Changes that the guest has made to its own tables do not
     /// count: those it may remember.
     fn stale(&self, vcpu: u32, arch: &VcpuArch) -> impl Iterator<Item = StaleUse> {
-        arch.tlb.iter(self.flushes()).filter_map(move |(of, page)| {
+        let pages = arch.tlb.iter(self.flushes()).map(move |(of, page)| {
             let present = self.present(arch, of, page);
-            let stale = StaleUse { vcpu, gva: of.gva(), remembered: page.hpa, present };
-            (present != Some(page.hpa)).then_some(stale)
-        })
+            StaleUse { vcpu, what: Remembered::Page(of.gva()), remembered: page.hpa, present }
+        });
+        let tables = arch.tables.iter(self.flushes()).map(move |(gpa, hpa)| {
+            let present = self.table(gpa);
+            StaleUse { vcpu, what: Remembered::Table(gpa), remembered: hpa, present }
+        });
+        pages.chain(tables).filter(|remembered| remembered.present != Some(remembered.remembered))
+    }
+
+    /// Where the second level leads for a walk of the guest's tables.
+    fn table(&self, gpa: Gpa) -> Option<Hpa> {
+        let SoftMmu::Tdp(tdp) = &self.mmu else { return None };
+        let leaf = try_guest_table(&self.host, tdp.paging(), gpa, Flags::Set)?;
+        Some(Hpa(leaf.address))
     }
 
     /// Where the MMU's tables lead for a use that a processor remembers.

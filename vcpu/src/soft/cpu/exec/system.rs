@@ -61,6 +61,7 @@ impl<B: Bus> Step<'_, B> {
         // Of an address that is not canonical it does nothing.
         if self.cpu.canonical_if_widest(address) {
             self.bus.invalidate_page(Gva(address));
+            self.cpu.quick.forget_page(Gva(address));
         }
         Ok(())
     }

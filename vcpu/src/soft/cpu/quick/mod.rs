@@ -58,6 +58,11 @@ impl Quick {
             self.pages.iter_mut().for_each(Pages::forget_all);
         }
     }
+
+    /// Lets go of a page that was invalidated.
+    pub(super) fn forget_page(&mut self, gva: Gva) {
+        self.pages.iter_mut().for_each(|pages| pages.forget(gva.raw()));
+    }
 }
 
 /// How a stretch of quick instructions ended.

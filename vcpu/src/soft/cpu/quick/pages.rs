@@ -25,6 +25,13 @@ impl Pages {
     pub fn forget_all(&mut self) {
         [&mut self.read, &mut self.write, &mut self.fetch].into_iter().for_each(PageTable::forget_all);
     }
+
+    /// The page that holds `address`.
+    pub fn forget(&mut self, address: u64) {
+        for table in [&mut self.read, &mut self.write, &mut self.fetch] {
+            table.forget(address);
+        }
+    }
 }
 
 const ENTRIES: usize = 256;
@@ -73,6 +80,14 @@ impl PageTable {
             self.used.push(Self::place(address) as u16);
         }
         *entry = Entry { address: address & !0xfff, page: Some(page) };
+    }
+
+    /// Its place stays among those in use.
+    fn forget(&mut self, address: u64) {
+        let entry = &mut self.entries[Self::place(address)];
+        if entry.address == address & !0xfff {
+            entry.address = NONE.address;
+        }
     }
 
     fn forget_all(&mut self) {
