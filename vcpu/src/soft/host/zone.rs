@@ -75,12 +75,12 @@ impl Zones {
 
     /// How much of the frame of 2 MiB or 1 GiB around this is in use, in frames of 4 KiB.
     pub(super) fn in_use(&self, frame: u64) -> u64 {
-        self.zone(frame).map_or(0, |zone| zone.in_use(zone.index(frame) >> zone.order()).into())
+        self.zone(frame).map_or(0, |zone| zone.in_use(zone.index(frame) >> zone.order).into())
     }
 
     /// The pieces of the frame of 2 MiB or 1 GiB that begins here.
     pub(super) fn large(&self, frame: u64) -> Option<Range<u64>> {
-        let order = self.zone(frame)?.order();
+        let order = self.zone(frame)?.order;
         (order > 0 && frame.trailing_zeros() >= order).then(|| frame..frame + (1 << order))
     }
 
@@ -100,6 +100,12 @@ impl Zones {
 /// accident.
 struct Zone {
     size: PageSize,
+    /// log2 of a frame's length in frames of 4 KiB.
+    order: u32,
+    /// A window's length in frames of this zone, less one.
+    window: u64,
+    /// What turns an offset to the opposite end of the zone, where that is the first.
+    turn: u64,
     /// The first frame number.
     first: u64,
     /// How many frames there are.
@@ -125,21 +131,24 @@ struct Supply {
 
 impl Zone {
     fn new(size: PageSize, first: u64, limit: u64) -> Self {
-        let most = 1 << (ZONE_SHIFT + PageSize::Size4K.shift() - size.shift());
+        let order = size.shift() - PageSize::Size4K.shift();
+        let most = 1 << (ZONE_SHIFT - order);
+        let window = match size {
+            PageSize::Size4K => 15,
+            PageSize::Size1G => 3,
+            PageSize::Size2M | PageSize::Size4M => 6,
+        };
         Self {
             size,
+            order,
+            window: (1 << window) - 1,
+            turn: if order == 0 { (1 << ZONE_SHIFT) - 1 } else { 0 },
             first,
             limit: limit.min(most),
             supply: Supply::default(),
             records: Chunked::default(),
             in_use: Chunked::default(),
         }
-    }
-
-    /// log2 of a frame's length in frames of 4 KiB.
-    #[inline]
-    fn order(&self) -> u32 {
-        self.size.shift() - PageSize::Size4K.shift()
     }
 
     /// Frames that were never used come first: an old address shows longest that nothing is there any more.
@@ -149,50 +158,34 @@ impl Zone {
             Ok(dense) => dense,
             Err(_) => self.pop()?,
         };
-        if self.order() > 0 {
-            self.in_use.at(dense).store(1 << self.order(), Ordering::Relaxed);
+        if self.order > 0 {
+            self.in_use.at(dense).store(1 << self.order, Ordering::Relaxed);
         }
         Some(self.number(dense))
-    }
-
-    /// log2 of a window, in frames of this zone.
-    #[inline]
-    fn window(&self) -> u32 {
-        match self.size {
-            PageSize::Size4K => 15,
-            PageSize::Size1G => 3,
-            PageSize::Size2M | PageSize::Size4M => 6,
-        }
     }
 
     /// The first frame of 4 KiB of a frame with that dense number. Frames of 4 KiB are used from the zone's end down and
     /// larger ones from its start up: what a small VM uses is near together.
     #[inline]
     fn number(&self, dense: u64) -> u64 {
-        let mask = (1 << self.window()) - 1;
+        let mask = self.window;
         let scattered = dense & !mask | dense.wrapping_add(1).wrapping_mul(SCATTER) & mask;
-        self.first + self.turned(scattered << self.order())
-    }
-
-    /// The opposite end of the zone, where that is the first.
-    #[inline]
-    fn turned(&self, offset: u64) -> u64 {
-        if self.order() == 0 { offset ^ ((1 << ZONE_SHIFT) - 1) } else { offset }
+        self.first + ((scattered << self.order) ^ self.turn)
     }
 
     /// The frames of 4 KiB of all windows that were ever used.
     fn span(&self) -> Option<Range<u64>> {
         let used = self.supply.used.load(Ordering::Acquire);
-        let windows = used.div_ceil(1 << self.window()) << self.window() << self.order();
-        let first = self.first + if self.order() == 0 { (1 << ZONE_SHIFT) - windows } else { 0 };
+        let windows = used.next_multiple_of(self.window + 1) << self.order;
+        let first = self.first + if self.turn == 0 { 0 } else { (1 << ZONE_SHIFT) - windows };
         (used > 0).then(|| first..first + windows)
     }
 
     /// The place of a frame's record.
     #[inline]
     fn index(&self, frame: u64) -> u64 {
-        let (order, mask) = (self.order(), (1 << self.window()) - 1);
-        let offset = self.turned(frame - self.first);
+        let (order, mask) = (self.order, self.window);
+        let offset = (frame - self.first) ^ self.turn;
         let scattered = offset >> order;
         let dense = scattered & !mask | scattered.wrapping_mul(GATHER).wrapping_sub(1) & mask;
         (dense << order) | (offset & ((1 << order) - 1))
@@ -201,14 +194,14 @@ impl Zone {
     fn free(&self, frame: u64) {
         let index = self.index(frame);
         self.records.at(index).store(Record::FREE.bits(), Ordering::Release);
-        let dense = index >> self.order();
-        if self.order() == 0 || self.in_use.at(dense).fetch_sub(1, Ordering::AcqRel) == 1 {
+        let dense = index >> self.order;
+        if self.order == 0 || self.in_use.at(dense).fetch_sub(1, Ordering::AcqRel) == 1 {
             self.push(dense);
         }
     }
 
     fn push(&self, dense: u64) {
-        let record = self.records.at(dense << self.order());
+        let record = self.records.at(dense << self.order);
         self.change_top(|top| {
             record.store(Record::free_before(top).bits(), Ordering::Release);
             Some(dense as u32 + 1)
@@ -217,7 +210,7 @@ impl Zone {
 
     fn pop(&self) -> Option<u64> {
         let next = |top: u32| {
-            let record = self.records.get(u64::from(top.checked_sub(1)?) << self.order())?;
+            let record = self.records.get(u64::from(top.checked_sub(1)?) << self.order)?;
             Some(Record::from_bits(record.load(Ordering::Acquire)).next_free())
         };
         Some(u64::from(self.change_top(next)?) - 1)
@@ -237,14 +230,14 @@ impl Zone {
     }
 
     fn in_use(&self, dense: u64) -> u32 {
-        match self.order() {
+        match self.order {
             0 => 1,
             _ => self.in_use.get(dense).map_or(0, |count| count.load(Ordering::Acquire)),
         }
     }
 
     fn frames(&self) -> impl Iterator<Item = u64> {
-        let each = move |dense| (0..1 << self.order()).map(move |piece| self.number(dense) + piece);
+        let each = move |dense| (0..1 << self.order).map(move |piece| self.number(dense) + piece);
         (0..self.supply.used.load(Ordering::Acquire)).flat_map(each)
     }
 }
@@ -265,7 +258,7 @@ mod tests {
             assert_eq!(frames.iter().collect::<HashSet<_>>().len(), expected, "{size}");
             assert!(frames.iter().all(|frame| (frame << 12) % size.bytes() == 0));
             let zone = zones.zone(frames[0]).unwrap();
-            let dense = frames.iter().map(|&frame| zone.index(frame) >> zone.order());
+            let dense = frames.iter().map(|&frame| zone.index(frame) >> zone.order);
             assert!(dense.eq(0..expected as u64));
             assert!(frames.iter().all(|frame| frame >> ZONE_SHIFT == u64::from(size.level())));
         }
