@@ -33,7 +33,8 @@ const LOADED_HIGH: u8 = 1 << 0;
 const UNDEFINED_LOADER: u8 = 0xff;
 const E820_RAM: u32 = 1;
 const MAX_RANGES: usize = 128;
-/// Below is what the boot keeps for itself, and what a PC has of devices.
+/// Below is what the boot keeps for itself, and from here on what a PC has of devices.
+const DEVICES: u64 = 0xa_0000;
 const HIGH_MEMORY: u64 = 0x10_0000;
 
 const TEXT: u64 = 0x8000;
@@ -62,7 +63,8 @@ impl Linux<'_> {
     /// Writes the kernel and all that it is told into guest memory; gives the registers to start with.
     pub fn install(&self, view: &FlatView) -> Result<(Regs, SystemRegs), BootError> {
         let mut header = self.header()?;
-        let ram = flat::ram(view, MAX_RANGES)?;
+        // Less one, for the one that is split.
+        let ram = flat::ram(view, MAX_RANGES - 1)?;
         let most = MAX_COMMAND_LINE.min(header.cmdline_size as usize);
         flat::check_command_line(self.command_line, most)?;
         let kernel = self.kernel_memory(&header)?;
@@ -160,9 +162,18 @@ fn setup_bytes(header: &setup_header) -> usize {
     (1 + sectors) * SECTOR
 }
 
+/// RAM without that behind the devices of a PC, from 640 KiB to 1 MiB. Linux looks at no map that has one range alone.
+fn as_on_a_pc(range: AddrRange<Gpa>) -> impl Iterator<Item = AddrRange<Gpa>> {
+    let parts = [(0, DEVICES - 1), (HIGH_MEMORY, u64::MAX)];
+    parts
+        .into_iter()
+        .filter_map(move |(first, last)| range.intersection(AddrRange::inclusive(Gpa(first), Gpa(last))?))
+}
+
 fn write_zero_page(header: setup_header, ram: &[AddrRange<Gpa>], view: &FlatView) -> Result<(), BootError> {
-    let mut page = boot_params { hdr: header, e820_entries: ram.len() as u8, ..boot_params::default() };
-    for (index, range) in ram.iter().enumerate() {
+    let map: Vec<_> = ram.iter().flat_map(|&range| as_on_a_pc(range)).collect();
+    let mut page = boot_params { hdr: header, e820_entries: map.len() as u8, ..boot_params::default() };
+    for (index, range) in map.iter().enumerate() {
         // A RAM block is shorter than 2^64 bytes.
         let size = range.bytes() as u64;
         page.e820_table[index] = boot_e820_entry { addr: range.first().0, size, r#type: E820_RAM };

@@ -47,8 +47,8 @@ const NAME: &[u8; 12] = Vendor::Memvirt.text();
 
 /// MONITOR, CMPXCHG16B, PCID, MOVBE, POPCNT.
 const LEAF_1_ECX: u32 = bits([3, 13, 17, 22, 23]);
-/// DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, FXSR, SSE, SSE2.
-const LEAF_1_EDX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 19, 24, 25, 26]);
+/// FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFSH, FXSR, SSE, SSE2.
+const LEAF_1_EDX: u32 = bits([0, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 19, 24, 25, 26]);
 /// FSGSBASE, BMI1, SMEP, BMI2, INVPCID, ADX, SMAP, CLFLUSHOPT, CLWB.
 const LEAF_7_EBX: u32 = bits([0, 3, 7, 8, 10, 19, 20, 23, 24]);
 /// UMIP, PKU, LA57, RDPID, PKS.

@@ -55,6 +55,8 @@ impl Default for Msrs {
 
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
+/// IA32_BIOS_SIGN_ID: no microcode was ever loaded.
+const BIOS_SIGN_ID: u32 = 0x8b;
 const MTRR_CAP: u32 = 0xfe;
 const SYSENTER_CS: u32 = 0x174;
 const SYSENTER_ESP: u32 = 0x175;
@@ -109,7 +111,7 @@ impl Cpu {
             CSTAR => msrs.cstar,
             FMASK => msrs.fmask,
             KERNEL_GS_BASE => msrs.kernel_gs_base,
-            K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => 0,
+            BIOS_SIGN_ID | K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => 0,
             TSC_AUX if self.cpuid.has(Feature::RDTSCP) => msrs.tsc_aux,
             PKRS if self.cpuid.has(Feature::PKS) => msrs.pkrs,
             MTRR_DEF_TYPE => msrs.mtrr_default,
@@ -140,7 +142,7 @@ impl Cpu {
             CSTAR => msrs.cstar = address?,
             FMASK => msrs.fmask = checked(value, u32::MAX.into())?,
             KERNEL_GS_BASE => msrs.kernel_gs_base = address?,
-            K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => {}
+            BIOS_SIGN_ID | K7_COUNTERS_FIRST..=K7_COUNTERS_LAST => {}
             TSC_AUX if rdtscp => msrs.tsc_aux = checked(value, u32::MAX.into())?,
             PKRS if pks => msrs.pkrs = checked(value, u32::MAX.into())?,
             MTRR_DEF_TYPE => {

@@ -190,8 +190,8 @@ fn cpuid_names_the_cpu_and_tells_nothing_it_lacks() {
     let [_, b, c, d] = cpuid(0);
     assert_eq!([b, d, c].map(u32::to_le_bytes).concat(), b"memvirt soft");
     let [_, _, ecx, edx] = cpuid(1);
-    // FPU, MMX; FXSR, SSE, SSE2; SSE3, AVX.
-    assert_eq!((edx & (1 | 0xf << 23), ecx & (1 | 1 << 28)), (7 << 24, 0));
+    // FPU, MMX, FXSR, SSE, SSE2; SSE3, AVX.
+    assert_eq!((edx & (1 | 0xf << 23), ecx & (1 | 1 << 28)), (1 | 7 << 24, 0));
     assert_eq!(cpuid(0x1234), [0; 4]);
 }
 
