@@ -1,13 +1,17 @@
 //! Files and manifests from anywhere: each is read or refused, never a panic; and what was read is sound.
 
-use guest_tests::{Image, MAX_GPA, Manifest, built_in};
+use guest_tests::{BootSpec, Image, MAX_GPA, Manifest, built_in};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// The smallest of the built-in guests of that class, 32 or 64 bits: most of its bytes mean something.
-fn small_elf(has_64_bits: bool) -> Vec<u8> {
-    let of_class = built_in().map(|guest| guest.elf).filter(|elf| elf[4] == 1 + u8::from(has_64_bits));
-    of_class.min_by_key(|elf| elf.len()).expect("there are guests of both").to_vec()
+/// How an ELF file is started.
+const BOOTS: [BootSpec; 3] = [BootSpec::Long, BootSpec::Multiboot, BootSpec::Pvh];
+
+/// The smallest of the built-in guests that is started so: most of its bytes mean something.
+fn small_elf(boot: BootSpec) -> Vec<u8> {
+    let starts_so = |elf: &&[u8]| Image::parse(elf.to_vec()).is_ok_and(|image| image.boot() == boot);
+    let elfs = built_in().map(|guest| guest.elf).filter(starts_so);
+    elfs.min_by_key(|elf| elf.len()).expect("there are guests of all").to_vec()
 }
 
 /// What an image promises to those who load it.
@@ -42,10 +46,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn a_guest_with_changed_bytes_is_read_or_refused(has_64_bits: bool, changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
-        let mut elf = small_elf(has_64_bits);
-        // Mostly the headers: the code means nothing to the reader.
-        let headers: Vec<usize> = (0..64 + 4 * 56).chain(elf.len().saturating_sub(12 * 64)..elf.len()).collect();
+    fn a_guest_with_changed_bytes_is_read_or_refused(boot in prop::sample::select(&BOOTS), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut elf = small_elf(boot);
+        // Mostly the headers: the code means nothing to the reader, but for a note behind it.
+        let note = elf.windows(4).position(|bytes| bytes == b"Xen\0").map_or(0..0, |name| name - 12..name + 8);
+        let headers: Vec<usize> = (0..64 + 4 * 56).chain(note).chain(elf.len().saturating_sub(12 * 64)..elf.len()).collect();
         for (at, value) in changes {
             let at = *at.get(&headers);
             elf[at] = value;
@@ -56,8 +61,8 @@ proptest! {
     }
 
     #[test]
-    fn a_truncated_guest_is_read_or_refused(has_64_bits: bool, length in any::<prop::sample::Index>()) {
-        let elf = small_elf(has_64_bits);
+    fn a_truncated_guest_is_read_or_refused(boot in prop::sample::select(&BOOTS), length in any::<prop::sample::Index>()) {
+        let elf = small_elf(boot);
         let length = length.index(elf.len());
         if let Ok(image) = Image::parse(elf[..length].to_vec()) {
             check(&image);
@@ -80,6 +85,30 @@ proptest! {
             check_manifest(&manifest);
         }
     }
+}
+
+/// A note of another value than an address, and one for nobody.
+#[test]
+fn a_pvh_note_names_the_entry_or_is_none() {
+    let elf = small_elf(BootSpec::Pvh);
+    let name = elf.windows(4).position(|bytes| bytes == b"Xen\0").unwrap();
+    let parse = |at: usize, bytes: &[u8]| {
+        let mut changed = elf.clone();
+        changed[at..at + bytes.len()].copy_from_slice(bytes);
+        Image::parse(changed).map(|image| image.entry()).map_err(|error| error.to_string())
+    };
+    assert_eq!(parse(0, &[]), Ok(Image::parse(elf.clone()).unwrap().entry()));
+    assert_eq!(
+        parse(name + 4, &0x20_0000_u32.to_le_bytes()).unwrap_err(),
+        "the ELF entry point 0x200000 is in no executable segment"
+    );
+    assert_eq!(
+        parse(name - 8, &[3]).unwrap_err(),
+        "the ELF note XEN_ELFNOTE_PHYS32_ENTRY has 0x3 bytes that are no 32-bit address"
+    );
+    let asks = "manifest: machine.boot: `pvh` needs an ELF file with the note XEN_ELFNOTE_PHYS32_ENTRY";
+    assert_eq!(parse(name - 4, &[17]).unwrap_err(), asks);
+    assert_eq!(parse(name, b"xen").unwrap_err(), asks);
 }
 
 #[test]

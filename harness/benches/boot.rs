@@ -20,10 +20,10 @@ fn main() {
         "", "median", "target"
     );
     let all: [(&str, Mmu, BootSpec, Vec<u8>); 5] = [
-        ("long mode, pages of 2M, ept", Mmu::Ept, BootSpec::Long, elf64()),
-        ("long mode, pages of 2M, npt", Mmu::Npt, BootSpec::Long, elf64()),
-        ("long mode, pages of 2M, shadow", Mmu::Shadow, BootSpec::Long, elf64()),
-        ("PVH, ept", Mmu::Ept, BootSpec::Pvh, elf64()),
+        ("long mode, pages of 2M, ept", Mmu::Ept, BootSpec::Long, elf64(PT_NULL)),
+        ("long mode, pages of 2M, npt", Mmu::Npt, BootSpec::Long, elf64(PT_NULL)),
+        ("long mode, pages of 2M, shadow", Mmu::Shadow, BootSpec::Long, elf64(PT_NULL)),
+        ("PVH, ept", Mmu::Ept, BootSpec::Pvh, elf64(PT_NOTE)),
         ("Linux, ept", Mmu::Ept, BootSpec::Linux, bz_image()),
     ];
     for (name, mmu, boot, file) in all {
@@ -55,8 +55,11 @@ fn manifest(boot: BootSpec) -> Manifest {
     manifest
 }
 
-/// A 64-bit ELF file with one segment, and with a note for PVH.
-fn elf64() -> Vec<u8> {
+const PT_NULL: u32 = 0;
+const PT_NOTE: u32 = 4;
+
+/// A 64-bit ELF file with one segment, and with a note for PVH if its program header is one of a note.
+fn elf64(note: u32) -> Vec<u8> {
     const PROGRAM_HEADER: u64 = 56;
     const NOTE: u64 = 64 + 2 * PROGRAM_HEADER;
     const SEGMENT: u64 = NOTE + 24;
@@ -68,9 +71,10 @@ fn elf64() -> Vec<u8> {
     [code, 64, 0].iter().for_each(|field| put(&field.to_le_bytes()));
     put(&[0; 4]);
     [64_u16, PROGRAM_HEADER as u16, 2, 64, 0, 0].iter().for_each(|field| put(&field.to_le_bytes()));
-    // PT_LOAD, to be read and executed; PT_NOTE.
+    // PT_LOAD, to be read and executed; the note.
     let size = PROGRAM.len() as u64;
-    for (kind, flags, offset, address, size) in [(1_u32, 5_u32, SEGMENT, code, size), (4, 4, NOTE, 0, 24)] {
+    for (kind, flags, offset, address, size) in [(1_u32, 5_u32, SEGMENT, code, size), (note, 4, NOTE, 0, 24)]
+    {
         [kind, flags].iter().for_each(|field| put(&field.to_le_bytes()));
         [offset, address, address, size, size, 4].iter().for_each(|field| put(&field.to_le_bytes()));
     }

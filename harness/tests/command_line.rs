@@ -117,8 +117,8 @@ fn files_that_are_no_guests_are_refused_in_one_line() {
     let refused = |name: &str, bytes: &[u8], says: &str| assert_refused(&run_file(name, bytes, &[]), says);
     refused("empty", &[], "the file is too short");
     refused("text", b"#!/bin/sh\necho this is no ELF file\n", "it does not begin with 7f 45 4c 46");
-    refused("truncated_header", &bytes[..40], "not an x86 ELF file");
-    refused("truncated_segment", &bytes[..HEADERS + 2], "not an x86 ELF file");
+    refused("truncated_header", &bytes[..40], "neither an x86 ELF file nor a bzImage");
+    refused("truncated_segment", &bytes[..HEADERS + 2], "neither an x86 ELF file nor a bzImage");
     refused("class", &ElfBuilder { class: 3, ..good.clone() }.build(), "neither a 64-bit nor a 32-bit");
     refused("machine", &ElfBuilder { machine: 183, ..good.clone() }.build(), "machine 183");
     refused("relocatable", &ElfBuilder { kind: 1, ..good.clone() }.build(), "type 1, not ET_EXEC");
@@ -159,6 +159,49 @@ fn a_32_bit_file_boots_by_multiboot_or_is_refused_in_one_line() {
     assert_refused(&output, "no RAM or ROM at 0x100000");
     let long = ElfBuilder::new(PASS).manifest("[machine]\nboot = 'multiboot'").build();
     assert_refused(&run_file("boot_of_64", &long, &[]), "`multiboot` needs a 32-bit ELF file");
+}
+
+/// A bzImage of protocol 2.15 with one setup sector, which reports the size of its initial RAM disk, less 5, plus the
+/// first letter of its command line, less `x`.
+fn bz_image() -> Vec<u8> {
+    let mut file = vec![0; 2 * 512];
+    let fields: [(usize, &[u8]); 9] = [
+        (0x1f1, &[1]),
+        (0x201, &[0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &[0x0f, 0x02]),
+        (0x211, &[1]),
+        (0x214, &[0, 0, 0x10, 0]),
+        (0x22c, &[0xff, 0xff, 0xff, 0x7f]),
+        (0x230, &[0, 0, 0x20, 0]),
+        (0x238, &[0xff, 0x07]),
+    ];
+    fields.iter().for_each(|(at, bytes)| file[*at..at + bytes.len()].copy_from_slice(bytes));
+    // mov al, [esi + 0x21c]; mov ecx, [esi + 0x228]; add al, [ecx]; sub al, 0x7d; out 0xf4, al
+    file.extend([0x8a, 0x86, 0x1c, 2, 0, 0, 0x8b, 0x8e, 0x28, 2, 0, 0, 0x02, 0x01, 0x2c, 0x7d, 0xe6, 0xf4]);
+    file
+}
+
+#[test]
+fn a_bz_image_boots_with_its_command_line_and_initial_ram_disk_or_is_refused_in_one_line() {
+    let initrd = file("initrd", &[7; 5]);
+    let with = ["--initrd", initrd.to_str().unwrap(), "--append"];
+    for mmu in [Mmu::Ept, Mmu::Npt, Mmu::Shadow] {
+        let args = [&with[..], &["xyz", "--mmu", mmu.name()]].concat();
+        let output = run_file("bz_image", &bz_image(), &args);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    let output = run_file("bz_image", &bz_image(), &[&with[..], &["yz"]].concat());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the guest reported 0x1, expected 0x0"));
+    let mut old = bz_image();
+    old[0x206] = 0;
+    assert_refused(&run_file("bz_image_old", &old, &[]), "boot protocol 0x200 is older than 0x20a");
+    let small = run_file("bz_image_small", &bz_image(), &["--memory", "1M"]);
+    assert_refused(&small, "the kernel takes 0x100000-0x100011: no RAM at 0x100000");
+    assert_refused(
+        &memvirt(&[&["run", "first_touch"], &with[..2]].concat()),
+        "booted by `long` has no initial RAM disk",
+    );
 }
 
 /// ELF header and one program header.

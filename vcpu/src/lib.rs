@@ -41,13 +41,11 @@
 //! | [`Vm`], [`Vcpu`] | what every machine can do; [`Entry`] -> [`Exit`], always with a [`Budget`] |
 //! | [`KvmVm`] | the machine of `/dev/kvm` |
 //! | [`soft::SoftVm`] | the machine without one: CPU, EPT and host frames in software |
-//! | [`boot`] | a guest's first tables and registers, in long mode at ring 3 or 0, or by Multiboot 1 |
+//! | [`boot`] | a guest's first tables and registers: in long mode at ring 3 or 0; by Multiboot 1, PVH or Linux's protocol |
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
 //! Known holes: no interrupts; the software CPU computes no floating point and has no call gates, task switches or
-//! virtual-8086 mode; one vCPU of a software machine runs at a time; guests start in long mode or by Multiboot 1; KVM's
-//! own tables are not read yet.
-//! not read yet.
+//! virtual-8086 mode; one vCPU of a software machine runs at a time; KVM's own tables are not read yet.
 
 pub mod boot;
 mod error;
