@@ -60,10 +60,14 @@ impl<B: Bus> Step<'_, B> {
         let address = if self.cpu.in_64_bit_mode() { address } else { u64::from(address as u32) };
         // Of an address that is not canonical it does nothing.
         if self.cpu.canonical_if_widest(address) {
-            self.bus.invalidate_page(Gva(address));
-            self.cpu.quick.forget_page(Gva(address));
+            self.invalidate_page(Gva(address));
         }
         Ok(())
+    }
+
+    fn invalidate_page(&mut self, gva: Gva) {
+        self.cpu.quick.forget_page(gva);
+        self.bus.invalidate_page(gva);
     }
 
     /// `INVPCID`: a descriptor of PCID and address, and a type (SDM vol. 2A, "INVPCID").
@@ -82,7 +86,7 @@ impl<B: Bus> Step<'_, B> {
         check(kind > 1 || pcids || pcid == 0)?;
         check(kind != 0 || self.cpu.canonical_if_widest(address))?;
         if kind == 0 && pcid == self.cpu.system.cr3 & 0xfff {
-            self.bus.invalidate_page(Gva(address));
+            self.invalidate_page(Gva(address));
         } else {
             self.bus.invalidate_all();
         }
