@@ -55,6 +55,15 @@ impl<'a> Ask<'a> {
     #[inline(always)]
     pub fn descend(&self, address: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
         let mut walk = Quick::new(self.paging, address);
+        if self.paging.format.levels() != 4 {
+            walk = walk.top(self, &mut read)?;
+        }
+        self.descend_four(walk, read)
+    }
+
+    /// The same of a walk that has come to a table of level 4.
+    #[inline(always)]
+    pub fn descend_four(&self, mut walk: Quick, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Leaf> {
         match self.tables(&mut walk, &mut read)? {
             1 => {
                 walk.level::<1>(self, &mut read)?;
@@ -76,6 +85,9 @@ impl<'a> Ask<'a> {
         let mut walk = Quick { address, ..near.0 };
         if (address ^ near.0.address) >> 21 != 0 {
             walk = Quick::new(self.paging, address);
+            if self.paging.format.levels() != 4 {
+                walk = walk.top(self, &mut read)?;
+            }
             match self.tables(&mut walk, &mut read)? {
                 1 => near.0 = walk,
                 2 => return walk.leaf::<2>(self),
@@ -86,15 +98,11 @@ impl<'a> Ask<'a> {
         walk.leaf::<1>(self)
     }
 
-    /// Reads all entries above level 1, up to a leaf if there is one; the level that comes next, or that of the leaf.
+    /// Reads all entries from level 4 to level 2, up to a leaf if there is one; the level that comes next, or that of the leaf.
     #[inline(always)]
     fn tables(&self, walk: &mut Quick, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u8> {
-        let format = &self.paging.format;
-        if !format.translates(walk.address) {
+        if !self.paging.format.translates(walk.address) {
             return None;
-        }
-        if format.levels() != 4 {
-            *walk = walk.top(self, read)?;
         }
         if !walk.level::<4>(self, read)? {
             return None;
@@ -234,8 +242,11 @@ impl Quick {
     #[inline(always)]
     pub fn leaf<const LEVEL: u8>(&self, ask: &Ask<'_>) -> Option<Leaf> {
         let format = &ask.paging.format;
-        let plain = format.admits_leaf(LEVEL, format.withheld(self.entry), ask.leaf);
-        if !plain || !ask.grants(self.entry, self.withheld) {
+        let withheld = format.withheld(self.entry);
+        if withheld & ask.leaf != 0
+            || !ask.grants(self.entry, self.withheld)
+            || !format.admits_leaf(LEVEL, withheld)
+        {
             return None;
         }
         let size = PageSize::of_level(LEVEL)?;

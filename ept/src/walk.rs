@@ -11,7 +11,7 @@ use crate::format::{Caching, Entry, Format, Kind, MAX_LEVEL, Offer};
 use crate::judge::{Found, judge};
 use crate::paging::{Paging, Start};
 use crate::phys::{MemoryError, PhysMemory};
-use crate::quick::Ask;
+use crate::quick::{Ask, Quick};
 
 /// Whether a walk sets accessed and dirty flags as hardware does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -217,9 +217,11 @@ pub fn translate(
     access: Access,
     flags: Flags,
 ) -> Result<Leaf, Fault> {
-    match try_translate(memory, paging, address, access, flags) {
+    let ask = Ask::new(paging, access, flags).filter(|_| paging.format.levels() == 4);
+    let read = |entry| memory.read_entry(entry).ok();
+    match ask.and_then(|ask| ask.descend_four(Quick::new(paging, address), read)) {
         Some(leaf) => Ok(leaf),
-        None => translate_exactly(memory, paging, address, access, flags),
+        None => translate_other(memory, paging, address, access, flags),
     }
 }
 
@@ -236,16 +238,21 @@ pub fn try_translate(
     Ask::new(paging, access, flags)?.descend(address, |entry| memory.read_entry(entry).ok())
 }
 
+/// What is not through four levels, or unusual.
 #[cold]
 #[inline(never)]
-fn translate_exactly(
+fn translate_other(
     memory: &impl PhysMemory,
     paging: &Paging,
     address: u64,
     access: Access,
     flags: Flags,
 ) -> Result<Leaf, Fault> {
-    walk(memory, paging, address, access, flags).outcome
+    let ask = Ask::new(paging, access, flags).filter(|_| paging.format.levels() == 5);
+    match ask.and_then(|ask| ask.descend(address, |entry| memory.read_entry(entry).ok())) {
+        Some(leaf) => Ok(leaf),
+        None => walk(memory, paging, address, access, flags).outcome,
+    }
 }
 
 /// A walk that leaves its path with the caller.

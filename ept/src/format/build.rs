@@ -208,12 +208,16 @@ impl Format {
             format.level[level] = level_masks(rows, features, level as u8, max_phy_addr);
             level += 1;
         }
+        // Of EPT entries it takes more to tell: see `plain_leaf`.
+        let present = if matches!(kind, Kind::Ept) { 0 } else { format.present };
+        let always = present | format.level[1].reserved[1];
         let mut does = 0;
         while does <= Rights::RWX.bits() {
             let access = Access { does: Rights::from_bits_truncate(does), user: false, ac: false };
             // Without WP fewer accesses are denied: the exact walker knows.
-            format.asks[ask_index(access)] = format.demand(access, Controls::WP).all;
-            format.asks[ask_index(access.by_user())] = format.demand(access.by_user(), Controls::WP).all;
+            format.asks[ask_index(access)] = always | format.demand(access, Controls::WP).all;
+            let user = access.by_user();
+            format.asks[ask_index(user)] = always | format.demand(user, Controls::WP).all;
             does += 1;
         }
         format

@@ -79,22 +79,26 @@ impl Format {
     /// Whether an entry is for certain a good leaf. If not, [`decode`](Self::decode) tells.
     #[inline(always)]
     pub(crate) const fn is_plain_leaf(&self, level: u8, entry: u64) -> bool {
-        self.admits_leaf(level, self.withheld(entry), 0)
-    }
-
-    /// The same of the entry that [withholds](Self::withheld) so much, and that must not withhold these flags.
-    #[inline(always)]
-    pub(crate) const fn admits_leaf(&self, level: u8, withheld: u64, flags: u64) -> bool {
-        let masks = &self.level[level as usize];
+        let (masks, withheld) = (&self.level[level as usize], self.withheld(entry));
         (level == 1 || withheld & masks.leaf != 0)
-            && withheld & (masks.reserved[1] | flags) == 0
+            && withheld & masks.reserved[1] == 0
             && self.plain_leaf >> (withheld & 0x3f) & 1 != 0
     }
 
-    /// The bits that no entry of a walk for that access may withhold, unless CR0.WP is clear.
+    /// The bits that no entry of a walk for that access may withhold, unless CR0.WP is clear: those that grant it, P, and
+    /// what is reserved in small leaves, as that is reserved everywhere.
     #[inline(always)]
     pub(crate) const fn asked(&self, access: Access) -> u64 {
         self.asks[ask_index(access)]
+    }
+
+    /// Whether the entry that [withholds](Self::withheld) so much, but nothing that is [asked](Self::asked), is for
+    /// certain a good leaf.
+    #[inline(always)]
+    pub(crate) const fn admits_leaf(&self, level: u8, withheld: u64) -> bool {
+        let masks = &self.level[level as usize];
+        let large = withheld & masks.leaf != 0 && withheld & masks.reserved[1] == 0;
+        (level == 1 || large) && (!self.offer.is_ept() || self.plain_leaf >> (withheld & 0x3f) & 1 != 0)
     }
 
     /// Rule M5.
