@@ -66,6 +66,7 @@ pub(crate) fn controls_deny(paging: &Paging, access: Access, leaf: u64, withheld
 }
 
 /// Out of line, so that walks which need none of it keep their registers.
+#[cold]
 #[inline(never)]
 fn denied_by_controls(paging: &Paging, access: Access, leaf: u64, withheld: u64) -> bool {
     let Paging { format, controls, .. } = paging;
