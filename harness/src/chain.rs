@@ -104,6 +104,8 @@ pub struct Observer<'a> {
     pub slots: &'a SlotRegistry,
     /// What the host shows.
     pub host: &'a dyn HostView,
+    /// The ring that the guest is in.
+    pub ring: u8,
 }
 
 impl Observer<'_> {
@@ -212,6 +214,10 @@ impl Observer<'_> {
         let leaf = match self.host.leaf(chain.gva, gpa) {
             Witness::Seen(leaf) => leaf,
             Witness::Absent if known.access.is_none() => return,
+            Witness::Absent if self.host.bypasses_tables(self.ring) => {
+                let why = format!("this machine interprets ring {}, which takes no leaf", self.ring);
+                return note.not_checked("mapped by the second level", why);
+            }
             Witness::Absent => {
                 return note.wrong("mapped by the second level", format!("no leaf maps {gpa}"));
             }

@@ -191,9 +191,9 @@ impl Judge {
 
     /// Every page that the manifest names, from its GVA to its HPA.
     fn pages(&mut self, machine: &mut Machine) -> Result<Vec<Chain>, HarnessError> {
-        let guest = machine.guest_paging()?;
+        let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
         let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-        let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host() };
+        let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host(), ring };
         let image = machine.image();
         let mut chains = Vec::new();
         for pages in &image.manifest().expect.pages {

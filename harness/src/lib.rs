@@ -19,8 +19,8 @@
 //! | [`judge`], [`Report`] | from a run to a verdict |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
-//! Known holes: one vCPU; no interrupts; no steps while a guest runs; the second level of KVM is
-//! reported as not checked.
+//! Known holes: one vCPU; no interrupts; no steps while a guest runs. KVM's second level is read from the kernel, which
+//! takes root; elsewhere it is reported as not checked.
 
 mod chain;
 mod devices;

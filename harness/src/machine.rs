@@ -137,6 +137,11 @@ impl Machine {
         &*self.vm
     }
 
+    /// The ring that the guest is in.
+    pub fn ring(&mut self) -> Result<u8, HarnessError> {
+        Ok(self.vcpu.system_regs()?.ss.dpl)
+    }
+
     /// The guest's paging, as the vCPU's registers select it now; `None` with paging off.
     pub fn guest_paging(&mut self) -> Result<Option<Paging>, HarnessError> {
         let processor = Processor::new(MaxPhyAddr::MAX);

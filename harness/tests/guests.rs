@@ -1,4 +1,5 @@
-//! Every guest on every machine. `MEMVIRT_REQUIRE=kvm` turns a machine that is missing here into a failure.
+//! Every guest on every machine. `MEMVIRT_REQUIRE=kvm` turns a machine that is missing here into a failure;
+//! `MEMVIRT_REQUIRE=kvm,live` does so, too, where KVM's own tables cannot be read.
 
 use std::process::ExitCode;
 
@@ -58,6 +59,10 @@ fn explain(report: &Report) -> String {
 fn required_machines_are_here() -> Result<(), Failed> {
     let required = std::env::var("MEMVIRT_REQUIRE").unwrap_or_default();
     for name in required.split(',').filter(|name| !name.is_empty()) {
+        if name == "live" {
+            vcpu::kvm::live_kernel().map_err(|why| format!("MEMVIRT_REQUIRE names live, but {why}"))?;
+            continue;
+        }
         let mmu: Mmu = name.parse()?;
         if let Some(why) = mmu.unavailable() {
             return Err(format!("MEMVIRT_REQUIRE names {mmu}, which cannot run here: {why}").into());

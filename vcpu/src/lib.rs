@@ -45,7 +45,7 @@
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
 //! Known holes: no interrupts; the software CPU computes no floating point and has no call gates, task switches or
-//! virtual-8086 mode; one vCPU of a software machine runs at a time; KVM's own tables are not read yet.
+//! virtual-8086 mode; one vCPU of a software machine runs at a time.
 
 pub mod boot;
 mod error;
@@ -67,4 +67,4 @@ pub use kvm::KvmVm;
 pub use pagemap::frame as pagemap_frame;
 pub use regs::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr3, cr4, efer, rflags};
 pub use vm::{Vcpu, Vm};
-pub use witness::{HostView, SecondLevelLeaf, Witness};
+pub use witness::{HostView, SecondLevelLeaf, Verification, Witness};

@@ -1,11 +1,13 @@
 //! What a host can show of a running VM's inside, so that a translation can be compared with the truth.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use ept::Rights;
+use ept::live::LiveReport;
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
-use crate::soft::Verification;
+use crate::soft;
 
 /// What was seen of something. Not being able to look is not the same as having seen nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +41,42 @@ pub struct SecondLevelLeaf {
     pub entry: u64,
 }
 
+/// What was found of all second-level tables of a VM.
+#[derive(Clone, Debug)]
+pub enum Verification {
+    /// Of tables of this crate's own, and of what its processors remember.
+    Soft(soft::Verification),
+    /// Of KVM's, read from the kernel.
+    Live(LiveReport),
+}
+
+impl Verification {
+    /// Whether nothing was found.
+    pub fn is_clean(&self) -> bool {
+        match self {
+            Self::Soft(found) => found.is_clean(),
+            Self::Live(found) => found.is_clean(),
+        }
+    }
+
+    /// What was found, a line each.
+    pub fn findings(&self) -> Vec<String> {
+        match self {
+            Self::Soft(found) => found.findings().collect(),
+            Self::Live(found) => found.lines().collect(),
+        }
+    }
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Soft(found) => found.fmt(f),
+            Self::Live(found) => found.fmt(f),
+        }
+    }
+}
+
 /// The inside of a VM, as far as its host shows it.
 pub trait HostView {
     /// The host-virtual address that the kernel's own memory slots give for `gpa`.
@@ -48,6 +86,8 @@ pub trait HostView {
     /// What the second-level table in use says of `gpa`; where that is a shadow table, of `gva`, as vCPU 0 translates
     /// it now. The guest's own tables lead from the one to the other.
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf>;
+    /// Whether a ring's accesses go to the host's memory without a second-level leaf, as an interpreter's do.
+    fn bypasses_tables(&self, ring: u8) -> bool;
     /// Second-level faults taken so far, where the host counts them.
     fn violations(&self) -> Option<u64>;
     /// What is wrong with all of the second-level tables, and with what processors remember of them.

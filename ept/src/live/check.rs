@@ -1,5 +1,6 @@
 //! Each leaf of a VM against its slots and its process's pages; and the verification of the trees above them.
 
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -81,6 +82,12 @@ impl LiveReport {
     /// Whether nothing was found.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.trees.is_clean()
+    }
+
+    /// What was found, a line each: of leaves, then of trees.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let trees = self.trees.findings.iter().map(ToString::to_string);
+        self.findings.iter().map(ToString::to_string).chain(trees)
     }
 }
 

@@ -57,9 +57,9 @@ fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
     let mut machine =
         Machine::build(guest.image.clone(), args.mmu.create_vm(guest.image.manifest().machine.vendor)?)?;
     machine.run()?;
-    let guest = machine.guest_paging()?;
+    let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
     let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-    let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host() };
+    let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host(), ring };
     Ok(addresses.into_iter().map(|gva| observer.follow(Gva(gva), &Known::default())).collect())
 }
 

@@ -3,8 +3,7 @@
 use std::io::{self, Write};
 
 use harness::{HarnessError, Machine, Mmu};
-use vcpu::Witness;
-use vcpu::soft::Verification;
+use vcpu::{Verification, Witness};
 
 use super::source::{self, Columns, Source};
 use super::{Status, output};

@@ -8,6 +8,7 @@
 //!   thread.rs       the thread in KVM_RUN and its deadline timer
 //!   signal.rs       the signal that brings it out
 //!   regs.rs         kvm_regs and kvm_sregs <-> Regs and SystemRegs
+//! live.rs           slots, leaves and tables as the kernel has them
 //! host.rs           can KVM be used here, which flavour, which CPUID
 //! ```
 //!
@@ -20,6 +21,7 @@
 
 mod coalesced;
 mod host;
+mod live;
 mod regs;
 mod run_page;
 pub(crate) mod signal;
@@ -29,5 +31,6 @@ mod vm;
 
 pub use ept::live::KvmModule;
 pub use host::{KvmHost, KvmUnavailable};
+pub use live::live_kernel;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;

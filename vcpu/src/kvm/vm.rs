@@ -3,15 +3,16 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use ept::live::KvmModule;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 
 use super::coalesced::CoalescedWrites;
+use super::live::Live;
 use super::{KvmVcpu, host};
-use crate::soft::Verification;
-use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Vm, Witness, pagemap};
+use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
 
 /// A virtual machine of KVM's, without an interrupt controller in the kernel: `HLT` comes back as an exit.
 ///
@@ -23,6 +24,7 @@ pub struct KvmVm {
     cpuid: &'static CpuId,
     rings: KvmRings,
     coalesced: CoalescedWrites,
+    live: Live,
 }
 
 impl KvmVm {
@@ -31,8 +33,8 @@ impl KvmVm {
         let kvm = host::open()?;
         let cpuid = host::supported_cpuid(&kvm)?;
         let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
-        let (rings, coalesced) = Default::default();
-        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced })
+        let (rings, coalesced, live) = Default::default();
+        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced, live })
     }
 
     /// Keeps this VM's ioeventfds and coalesced zones in step with the memory address space that it listens to.
@@ -65,23 +67,26 @@ impl Vm for KvmVm {
     }
 }
 
-const NO_TABLES: &str = "KVM has no call that reads its page tables";
-
 impl HostView for KvmVm {
-    fn slot_hva(&self, _gpa: Gpa) -> Witness<Hva> {
-        Witness::NotShown("KVM has no call that reads its memory slots".into())
+    fn slot_hva(&self, gpa: Gpa) -> Witness<Hva> {
+        self.live.slot_hva(self, gpa)
     }
 
     fn frame(&self, hva: Hva) -> Witness<Hpa> {
         pagemap::frame(hva)
     }
 
-    fn leaf(&self, _gva: Gva, _gpa: Gpa) -> Witness<SecondLevelLeaf> {
-        Witness::NotShown(NO_TABLES.into())
+    fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        self.live.leaf(self, gva, gpa)
+    }
+
+    /// `kvm_pvm` interprets ring 0, by the guest's tables and the slots.
+    fn bypasses_tables(&self, ring: u8) -> bool {
+        ring == 0 && KvmModule::of_this_host().is_some_and(|(module, _)| module == KvmModule::Pvm)
     }
 
     fn verification(&self) -> Witness<Verification> {
-        Witness::NotShown(NO_TABLES.into())
+        self.live.verification(self)
     }
 
     fn violations(&self) -> Option<u64> {

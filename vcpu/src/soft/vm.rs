@@ -81,13 +81,17 @@ impl HostView for SoftVm {
         self.kernel().leaf(gva, gpa).into()
     }
 
+    fn bypasses_tables(&self, _ring: u8) -> bool {
+        false
+    }
+
     fn violations(&self) -> Option<u64> {
         Some(self.kernel().mmu.stats().pf_taken)
     }
 
-    fn verification(&self) -> Witness<Verification> {
+    fn verification(&self) -> Witness<crate::Verification> {
         match self.verify() {
-            Ok(found) => Witness::Seen(found),
+            Ok(found) => Witness::Seen(crate::Verification::Soft(found)),
             Err(error) => Witness::NotShown(error.to_string().into()),
         }
     }

@@ -1,0 +1,81 @@
+//! What the kernel's memory shows of a VM, where this process may read it.
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, OnceLock};
+
+use ept::live::{Kernel, LiveError, LiveTables, LiveVm, SecondLevel};
+use ept::{Access, Flags, walk};
+use memory_model::{Gpa, Gva, Hpa, Hva};
+
+use crate::{SecondLevelLeaf, Verification, Witness, pagemap};
+
+/// The running kernel, if this process may read it; else why not. Asked once: it takes a while to find the fields.
+pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
+    static KERNEL: OnceLock<Result<Arc<Kernel>, String>> = OnceLock::new();
+    let kernel = KERNEL.get_or_init(|| Kernel::open().map_err(|error| error.to_string()));
+    kernel.as_ref().map_err(String::as_str)
+}
+
+/// A VM as the kernel has it, once somebody asks.
+#[derive(Debug, Default)]
+pub(super) struct Live(OnceLock<Result<LiveVm, String>>);
+
+impl Live {
+    fn vm(&self, fd: &impl AsRawFd) -> Result<&LiveVm, String> {
+        let vm = self.0.get_or_init(|| {
+            let vm = LiveVm::of_fd(live_kernel()?, fd).map_err(|error| error.to_string())?;
+            vm.ok_or_else(|| "the kernel does not take this file for a VM".to_owned())
+        });
+        vm.as_ref().map_err(String::clone)
+    }
+
+    /// Asks the VM, of which something may not be there.
+    fn ask<T>(
+        &self,
+        fd: &impl AsRawFd,
+        ask: impl FnOnce(&LiveVm) -> Result<Option<T>, LiveError>,
+    ) -> Witness<T> {
+        match self.vm(fd).and_then(|vm| ask(vm).map_err(|error| error.to_string())) {
+            Ok(seen) => seen.into(),
+            Err(why) => Witness::NotShown(why.into()),
+        }
+    }
+
+    pub fn slot_hva(&self, fd: &impl AsRawFd, gpa: Gpa) -> Witness<Hva> {
+        self.ask(fd, |vm| {
+            let slots = vm.slots()?;
+            let guests = slots.iter().filter(|slot| slot.space == 0);
+            Ok(guests.filter_map(|slot| slot.memslot.hva_of(gpa)).next())
+        })
+    }
+
+    pub fn leaf(&self, fd: &impl AsRawFd, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        self.ask(fd, |vm| Ok(leaf(&vm.tables()?, gva, gpa)))
+    }
+
+    pub fn verification(&self, fd: &impl AsRawFd) -> Witness<Verification> {
+        let pagemap = match pagemap::of_this_process() {
+            Ok(pagemap) => pagemap,
+            Err(why) => return Witness::NotShown(why.as_str().into()),
+        };
+        self.ask(fd, |vm| Ok(Some(Verification::Live(vm.tables()?.check(pagemap)?))))
+    }
+}
+
+/// By the root that vCPU 0 uses.
+fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
+    let root = tables.root_of(0)?;
+    let (address, access) = match tables.second_level() {
+        SecondLevel::Shadow if !root.page.direct => (gva.raw(), Access::READ),
+        _ => (gpa.raw(), Access::READ.by_user()),
+    };
+    let found = walk(tables, &root.paging, address, access, Flags::Keep);
+    let (leaf, step) = found.outcome.ok().zip(found.path.last())?;
+    Some(SecondLevelLeaf {
+        hpa: Hpa(leaf.address),
+        size: leaf.size,
+        rights: leaf.rights(),
+        entry_address: Hpa(step.entry_address()),
+        entry: leaf.entry,
+    })
+}
