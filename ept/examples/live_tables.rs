@@ -16,7 +16,7 @@ fn main() -> Result<(), LiveError> {
     let kernel = Kernel::open()?;
     for vm in LiveVm::of_process(&kernel, pid)? {
         let tables = vm.tables()?;
-        println!("{vm:?}: {:?} tables, {} of them", tables.second_level(), tables.frames().count());
+        println!("{vm:?}: {}, {} tables", tables.second_level(), tables.frames().count());
         for slot in tables.slots() {
             let memslot = slot.memslot;
             println!("  slot {}: {:#x} bytes at {} -> {}", slot.id, memslot.bytes, memslot.base, memslot.hva);

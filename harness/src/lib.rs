@@ -17,6 +17,7 @@
 //! | [`Machine`] | manifest -> address space -> slots -> VM -> vCPU, and the run |
 //! | [`Observer`], [`Chain`] | one address followed all the way, a witness for each link |
 //! | [`judge`], [`Report`] | from a run to a verdict |
+//! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
 //! Known holes: one vCPU; no interrupts; no steps while a guest runs. KVM's second level is read from the kernel, which
@@ -25,6 +26,7 @@
 mod chain;
 mod devices;
 mod error;
+pub mod inspect;
 mod judge;
 mod machine;
 mod mmu;

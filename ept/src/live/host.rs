@@ -1,6 +1,7 @@
 //! What the host is: the module that drives its VMs, the processor's widths, where it has RAM.
 
 use alloc::string::String;
+use core::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -58,6 +59,16 @@ pub enum SecondLevel {
     Npt,
     /// Linear addresses, in the host's own format, in place of the guest's tables.
     Shadow,
+}
+
+impl fmt::Display for SecondLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ept => "EPT",
+            Self::Npt => "NPT",
+            Self::Shadow => "shadow paging",
+        })
+    }
 }
 
 /// What of a host decides how its tables are read.

@@ -262,6 +262,11 @@ impl LiveTables {
         &self.roots
     }
 
+    /// The numbers of the vCPUs.
+    pub fn vcpus(&self) -> impl Iterator<Item = u32> {
+        self.reading.vcpus.iter().map(|vcpu| vcpu.id)
+    }
+
     /// The root that a vCPU uses now.
     pub fn root_of(&self, vcpu: u32) -> Option<&LiveRoot> {
         self.roots.iter().find(|root| root.vcpus.contains(&vcpu))

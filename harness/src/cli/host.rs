@@ -37,7 +37,7 @@ pub(crate) fn host() -> io::Result<Status> {
     match vcpu::kvm::live_kernel() {
         Ok(kernel) => writeln!(
             out,
-            "  {:<12} yes  KVM's own tables ({:?}) are read: the second level of kvm is checked",
+            "  {:<12} yes  KVM's own tables ({}) are read: the second level of kvm is checked",
             "live tables",
             kernel.second_level()
         )?,

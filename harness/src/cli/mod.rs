@@ -1,6 +1,7 @@
 //! The command line. Exit status: 0 all as expected, 1 a guest or a check failed, 2 wrong use or host trouble.
 
 mod host;
+mod inspect;
 mod map;
 mod output;
 mod run;
@@ -30,6 +31,8 @@ enum Command {
     Tree(tree::Args),
     /// Run a guest, then verify every second-level table, entry by entry.
     Verify(verify::Args),
+    /// Show the VMs of another process: slots, tables, an address, and what is wrong.
+    Inspect(inspect::Args),
     /// Say what this host offers, and what is missing for the rest.
     Host,
 }
@@ -53,6 +56,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Map(args) => map::map(&args),
         Command::Tree(args) => tree::tree(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         Command::Host => host::host(),
     };
     match status {

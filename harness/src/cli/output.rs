@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+pub(crate) use harness::inspect::letters;
 use harness::{Chain, Counts, Ending, Outcome, Report, Run, Verdict};
 use serde::Serialize;
 
@@ -133,13 +134,6 @@ fn row(chain: &Chain) -> [String; 7] {
         shown(chain.hpa),
         if wrong { format!("{leaf}  WRONG") } else { leaf },
     ]
-}
-
-pub(crate) fn letters(rights: ept::Rights) -> String {
-    let letter = |right, letter| if rights.contains(right) { letter } else { '-' };
-    [letter(ept::Rights::READ, 'r'), letter(ept::Rights::WRITE, 'w'), letter(ept::Rights::EXEC, 'x')]
-        .iter()
-        .collect()
 }
 
 pub(crate) fn shown<T: fmt::Display>(value: Option<T>) -> String {

@@ -1,0 +1,166 @@
+//! `memvirt inspect` on other processes: a `memvirt` that runs a guest, and a QEMU. Where the kernel's memory cannot be
+//! read, or there is no such process, a test says so and checks nothing.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use harness::Mmu;
+use serde_json::Value;
+use support::ElfBuilder;
+
+const MEMVIRT: &str = env!("CARGO_BIN_EXE_memvirt");
+
+/// Sixteen pages from here on hold their own addresses once the guest has been there.
+const DATA: u64 = 0x18_0000;
+const PAGES: u64 = 16;
+
+/// Touches the pages, then goes round.
+#[rustfmt::skip]
+const TOUCH: &[u8] = &[
+    0xbe, 0, 0, 0x18, 0,        // mov esi, 0x180000
+    0x48, 0x89, 0x36,           // next: mov [rsi], rsi
+    0x81, 0xc6, 0, 0x10, 0, 0,  // add esi, 0x1000
+    0x81, 0xfe, 0, 0, 0x19, 0,  // cmp esi, 0x190000
+    0x72, 0xef,                 // jb next
+    0xeb, 0xfe,                 // jmp $
+];
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> std::io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(Self)
+    }
+
+    fn inspect(&self, more: &[&str]) -> Output {
+        let pid = self.0.id().to_string();
+        Command::new(MEMVIRT).args(["inspect", &pid]).args(more).output().expect("the program runs")
+    }
+
+    /// Looks at its one VM until it is as it should be.
+    fn until(&mut self, more: &[&str], is_there: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let output = self.inspect(&[more, &["--json"]].concat());
+            let found = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+            if is_there(&found) {
+                assert_eq!(output.status.code(), Some(0), "{found}");
+                return found;
+            }
+            let ended = self.0.try_wait().expect("a child can be asked");
+            assert!(ended.is_none(), "{ended:?}, {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Why nothing can be checked here.
+fn missing() -> Option<String> {
+    let why = Mmu::Kvm.unavailable().or(vcpu::kvm::live_kernel().err().map(str::to_owned));
+    why.inspect(|why| println!("not checked: {why}"))
+}
+
+/// Another `memvirt` that runs the guest for a minute, unless it is ended before.
+fn running_guest(name: &str) -> Process {
+    let manifest = "[machine]\nmemory = \"4M\"\n[budget]\nms = 60000\n";
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("inspect-{name}.elf"));
+    std::fs::write(&path, ElfBuilder::new(TOUCH).manifest(manifest).build()).unwrap();
+    Process::start(Command::new(MEMVIRT).arg("run").arg(path).args(["--mmu", "kvm"])).unwrap()
+}
+
+fn leaves(vm: &Value) -> u64 {
+    vm["leaves"][0].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn a_running_guest_of_another_process_has_its_slots_and_leaves() {
+    if missing().is_some() {
+        return;
+    }
+    let mut process = running_guest("leaves");
+    let last = format!("{:#x}", DATA + (PAGES - 1) * 0x1000 + 0x123);
+    let mapped = |vm: &Value| vm["gpa"]["leaves"].as_array().is_some_and(|leaves| !leaves.is_empty());
+    let vm = process.until(&["--gpa", &last], mapped);
+    assert_eq!(vm["pid"], process.0.id());
+    assert_eq!(vm["vcpus"], serde_json::json!([0]));
+    let slots = vm["slots"].as_array().unwrap();
+    assert_eq!(slots.iter().map(|slot| slot["bytes"].as_u64().unwrap()).sum::<u64>(), 0x40_0000);
+    assert!(leaves(&vm) > PAGES, "the pages and the code: {vm}");
+    assert_eq!(vm["leaves"], vm["counted"]);
+    assert_eq!(vm["frames"], leaves(&vm));
+    let view = &vm["gpa"];
+    assert_eq!((view["gpa"].as_str(), &view["slot"]), (Some(&last[..]), &slots[0]["id"]));
+    assert_eq!(view["hpa"], view["leaves"][0]["hpa"]);
+    assert!(view["hpa"].as_str().unwrap().ends_with("123"));
+    assert_eq!(view["leaves"][0]["rights"], "rwx");
+}
+
+#[test]
+fn text_shows_the_same() {
+    if missing().is_some() {
+        return;
+    }
+    let mut process = running_guest("text");
+    process.until(&[], |vm| leaves(vm) > PAGES);
+    let output = process.inspect(&["--vm", "0", "--gpa", "0x180000"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in ["VM 0 of process ", "0x0-0x3fffff", "GPA 0x180000", " 4K page, rwx, ", ", 0 findings"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    assert!(!text.contains("WRONG"), "{text}");
+    let none = process.inspect(&["--vm", "1"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("has no VM number 1"));
+}
+
+#[test]
+fn qemus_slots_are_its_memory() {
+    if missing().is_some() {
+        return;
+    }
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-accel", "kvm", "-m", "64", "-display", "none", "-nodefaults", "-monitor", "none"]);
+    let mut qemu = match Process::start(&mut command) {
+        Ok(qemu) => qemu,
+        Err(error) => return println!("not checked: qemu-system-x86_64: {error}"),
+    };
+    // Its memory below 1 MiB comes in several slots, which the firmware changes.
+    let high = |vm: &Value| {
+        let ends_at_64m = |slot: &Value| {
+            let first = slot["gpa"].as_str().and_then(|gpa| u64::from_str_radix(&gpa[2..], 16).ok());
+            first.zip(slot["bytes"].as_u64()).is_some_and(|(first, bytes)| first + bytes == 64 << 20)
+        };
+        vm["slots"].as_array().is_some_and(|slots| slots.iter().any(ends_at_64m))
+    };
+    let vm = qemu.until(&["--gpa", "0xfffffff0"], high);
+    // The reset vector is in the firmware's own slot, just below 4 GiB.
+    let rom = vm["slots"].as_array().unwrap().iter().find(|slot| slot["id"] == vm["gpa"]["slot"]).unwrap();
+    assert_eq!(rom["readonly"], true, "{vm}");
+    assert!(vm["gpa"]["hva"].is_string(), "{vm}");
+    assert_eq!(vm["findings"], serde_json::json!([]));
+}
+
+#[test]
+fn what_is_no_vm_is_refused_in_one_line() {
+    let refused = |args: &[&str], says: &str| {
+        let output = Command::new(MEMVIRT).arg("inspect").args(args).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{error}");
+        assert!(error.contains(says), "{error:?} does not say {says:?}");
+    };
+    refused(&["none"], "none");
+    refused(&["1", "--gpa", "0xg"], "0xg");
+    if missing().is_none() {
+        refused(&[&std::process::id().to_string()], "has no VM");
+        refused(&[&i32::MAX.to_string()], "No such process");
+    }
+}
