@@ -20,6 +20,7 @@
 //! - [`mmu`]: KVM's MMU: faults that run beside each other, page sizes, zaps, dirty logging, access tracking.
 //! - [`tlb`]: what a processor remembers of tables, and INVEPT, INVVPID and INVLPG, which make it forget.
 //! - [`verify`]: all that is wrong with a guest's tables, given its slots and the host's frames.
+//! - `live` (a feature; Linux, std): the tables of VMs that run under KVM, read from the kernel.
 //!
 //! Rule names such as M1 or V1 in these docs and in the tests number the rules of the Intel SDM (vol. 3C, EPT; vol. 3A,
 //! chapter 4), of AMD's nested paging, and of KVM's MMU.
