@@ -8,8 +8,10 @@ use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 
 use super::LiveError;
 use super::host::{SecondLevel, host_ram};
+use super::leaf::LiveLeaf;
 use super::pagemap::Pagemap;
-use super::tables::{LiveLeaf, LiveTables, SwitcherEntry};
+use super::reading::SwitcherEntry;
+use super::tables::LiveTables;
 use super::vm::{LiveSlot, LiveVm};
 use crate::access::Rights;
 use crate::format::Kind;

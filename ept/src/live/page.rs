@@ -8,6 +8,7 @@ use super::btf::Field;
 use super::kernel::{Kernel, Record};
 use super::layout::Layout;
 use super::vm::LiveVm;
+use crate::format::MAX_LEVEL;
 
 /// A table of KVM's, as its descriptor has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +82,11 @@ fn pages(kernel: &Kernel, kvm: u64, list: Field) -> Result<Vec<LivePage>, LiveEr
             return Err(LiveError::Unreadable { address: link });
         }
         let record = kernel.record(link.wrapping_sub(layout.page_link.offset()), layout.page_bytes)?;
-        pages.push(LivePage::new(&record, layout));
+        let page = LivePage::new(&record, layout);
+        if !(1..=MAX_LEVEL).contains(&usize::from(page.level)) {
+            return Err(LiveError::Unreadable { address: link });
+        }
+        pages.push(page);
         link = record.word(layout.page_link);
     }
     Ok(pages)

@@ -12,6 +12,7 @@ use memory_model::{Gpa, Hva};
 
 use super::LiveError;
 use super::bpf::sys;
+use super::btf::Field;
 use super::kernel::Kernel;
 use crate::mmu::Memslot;
 use crate::registers::Registers;
@@ -139,7 +140,7 @@ impl LiveVm {
             }
             let slot = kernel.record(node.wrapping_sub(node_at), layout.slot_bytes)?;
             for child in [layout.node_left, layout.node_right] {
-                open.push(slot.get(super::btf::Field { bit: child.bit + node_at * 8, ..child }));
+                open.push(slot.get(Field { bit: child.bit + node_at * 8, ..child }));
             }
             let flags = slot.get(layout.slot_flags);
             if flags & INVALID != 0 {
@@ -157,36 +158,31 @@ impl LiveVm {
         Ok(())
     }
 
-    /// Each vCPU's root and registers, in the order of their numbers.
+    /// Each vCPU's root and registers, in the order of their numbers. They are in an XArray (Linux,
+    /// Documentation/core-api/xarray.rst): an entry with 10 in its lowest bits is a node with entries of its own.
     pub(super) fn vcpus(&self) -> Result<Vec<VcpuState>, LiveError> {
-        let mut states = Vec::new();
-        self.vcpus_in(self.kernel.field(self.kvm, self.kernel.layout.kvm_vcpus)?, 0, &mut states)?;
-        Ok(states)
-    }
-
-    /// The vCPUs in an entry of an XArray (Linux, Documentation/core-api/xarray.rst): a node has 10 in its lowest bits.
-    fn vcpus_in(&self, entry: u64, depth: u32, states: &mut Vec<VcpuState>) -> Result<(), LiveError> {
         const NODE: u64 = 2;
         /// Internal entries up to here mean something else, and stand for nothing.
         const LAST_MARK: u64 = 4096;
-        /// Twelve times six bits of index are more than there are.
-        const DEEPEST: u32 = 12;
         let (kernel, layout) = (&self.kernel, &self.kernel.layout);
-        match entry & 3 {
-            NODE if entry > LAST_MARK && depth < DEEPEST => {
-                let node = kernel.record(entry - NODE, layout.xa_bytes)?;
-                let slots = (0..layout.xa_slots.bits / 64).map(|slot| layout.xa_slots.bit + slot * 64);
-                for bit in slots {
-                    self.vcpus_in(node.get(super::btf::Field { bit, bits: 64 }), depth + 1, states)?;
+        let (mut states, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut open = [kernel.field(self.kvm, layout.kvm_vcpus)?].to_vec();
+        while let Some(entry) = open.pop() {
+            match entry & 3 {
+                NODE if entry > LAST_MARK => {
+                    if !seen.insert(entry) {
+                        return Err(LiveError::Unreadable { address: entry });
+                    }
+                    let node = kernel.record(entry - NODE, layout.xa_bytes)?;
+                    let slots = (0..layout.xa_slots.bits / 64).map(|slot| layout.xa_slots.bit + slot * 64);
+                    open.extend(slots.map(|bit| node.get(Field { bit, bits: 64 })));
                 }
-                Ok(())
+                0 if entry != 0 => states.push(self.vcpu(entry)?),
+                _ => {}
             }
-            0 if entry != 0 => {
-                states.push(self.vcpu(entry)?);
-                Ok(())
-            }
-            _ => Ok(()),
         }
+        states.sort_unstable_by_key(|state| state.id);
+        Ok(states)
     }
 
     fn vcpu(&self, vcpu: u64) -> Result<VcpuState, LiveError> {

@@ -8,7 +8,7 @@ use ept::verify::{HostMap, HostPage, Invariant};
 use ept::{Access, Flags, Leaf, translate};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use memory_model::{Gpa, Hpa, Hva, PageSize, RamBlock};
+use memory_model::{Gpa, Hpa, Hva, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::{Slot, SlotFlags, SlotOp};
 use vcpu::{Budget, Entry, Exit};
 
@@ -49,9 +49,14 @@ fn kernel() -> Option<Arc<Kernel>> {
     KERNEL.get_or_init(open).clone()
 }
 
-/// A guest that has touched its pages, and the kernel's view of it.
+/// Memory for a guest, in pages of that kind.
+fn ram(pages: Pages) -> Arc<RamBlock> {
+    RamBlock::create("ram", 0x40_0000, RamOptions { pages, ..RamOptions::default() }).unwrap()
+}
+
+/// A guest that has touched its pages, which are small ones, and the kernel's view of it.
 fn touched() -> Option<(Guest, LiveVm)> {
-    let (kernel, mut guest) = (kernel()?, Guest::ring3(touch)?);
+    let (kernel, mut guest) = (kernel()?, Guest::ring3_on(ram(Pages::Small), touch)?);
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![0] });
     let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
     Some((guest, vm))
@@ -119,12 +124,7 @@ fn leaves_go_with_what_is_behind_them() {
 
 #[test]
 fn huge_pages_of_both_sides_make_huge_leaves() {
-    use memory_model::{Pages, RamOptions};
-    let Some(kernel) = kernel() else { return };
-    let options = RamOptions { pages: Pages::Thp, ..RamOptions::default() };
-    let Some(mut guest) = Guest::ring3_on(RamBlock::create("ram", 0x40_0000, options).unwrap(), touch) else {
-        return;
-    };
+    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(ram(Pages::Thp), touch)) else { return };
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![0] });
     let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().unwrap();
     let tables = vm.tables().unwrap();
@@ -139,7 +139,10 @@ fn huge_pages_of_both_sides_make_huge_leaves() {
 
 #[test]
 fn a_running_guest_is_read_as_one_that_stands_still() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3(touch_for_ever)) else { return };
+    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(ram(Pages::Small), touch_for_ever))
+    else {
+        return;
+    };
     let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().unwrap();
     let kick = guest.vcpu.kick();
     let budget = Budget::time(PLENTY);
