@@ -200,3 +200,79 @@ impl Kernel {
         Ok(table)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::registers::Registers;
+
+    const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+    const FLAGS: u64 = 0x60;
+
+    fn page(level: u8, at: u64) -> LivePage {
+        LivePage {
+            table: DIRECT_MAP + at,
+            translation: 0,
+            gfn: 0,
+            level,
+            direct: true,
+            unsync: false,
+            smm: false,
+            nested: false,
+            flags_off: false,
+            invalid: false,
+        }
+    }
+
+    fn vcpu(root_level: u8, root: u64, pae_root: u64) -> VcpuState {
+        VcpuState { id: 0, root, root_level, pae_root, registers: Registers::default() }
+    }
+
+    fn reading(vcpus: Vec<VcpuState>, pages: Vec<LivePage>, entry: u64) -> Reading {
+        let tables = BTreeMap::from([(0x1000, Box::new([entry; ENTRIES]))]);
+        let (slots, tdp_roots, counted) = Default::default();
+        let (translations, switcher) = Default::default();
+        Reading { slots, vcpus, pages, tdp_roots, counted, tables, translations, switcher }
+    }
+
+    #[test]
+    fn physical_memory_lies_where_both_addresses_of_a_root_say() {
+        let direct_map = |vcpus, pages| reading(vcpus, pages, 0).direct_map();
+        let (root, other) = (page(4, 0x1_2345_6000), page(4, 0x77_7000));
+        let user = vcpu(4, 0x1_2345_6000, 0);
+        assert_eq!(direct_map(vec![user], vec![other, root]), Some(DIRECT_MAP));
+        assert_eq!(direct_map(vec![user], vec![page(3, 0x1_2345_6000)]), None, "a table of another level");
+        assert_eq!(direct_map(vec![vcpu(4, u64::MAX, 0)], vec![root]), None, "no root");
+        // A table that lies like the root, 1 GiB further on, is another way to explain it; a second root decides.
+        let like = page(4, 0x1_6345_6000);
+        assert_eq!(direct_map(vec![user], vec![root, like]), None);
+        assert_eq!(direct_map(vec![user, vcpu(4, 0x77_7000, 0)], vec![root, like, other]), Some(DIRECT_MAP));
+        let pae = vcpu(3, 0x8000, DIRECT_MAP + 0x8000);
+        assert_eq!(direct_map(vec![pae], vec![page(2, 0x9000)]), Some(DIRECT_MAP));
+    }
+
+    #[test]
+    fn readings_are_alike_but_for_flags() {
+        let one = reading(vec![], vec![page(1, 0x1000)], 0x9067);
+        assert!(one.is_like(&reading(vec![], vec![page(1, 0x1000)], 0x9007), FLAGS));
+        assert!(!one.is_like(&reading(vec![], vec![page(1, 0x1000)], 0xa067), FLAGS), "another frame");
+        assert!(!one.is_like(&reading(vec![], vec![page(2, 0x1000)], 0x9067), FLAGS), "another level");
+        let mut counted = reading(vec![], vec![page(1, 0x1000)], 0x9067);
+        counted.counted[0] = 1;
+        assert!(!one.is_like(&counted, FLAGS));
+    }
+
+    #[test]
+    fn what_kvm_did_not_make_is_taken_out_of_a_root() {
+        let mut table: Table = Box::new([0; ENTRIES]);
+        let (kvms, absent, host) = (0x5000 | 0x827, 1 << 63, 0x6000 | 0x63);
+        (table[0], table[1], table[256]) = (kvms, absent, host);
+        let taken = take_switcher(0x1000, &mut table);
+        assert_eq!(taken, [SwitcherEntry { table: Hpa(0x1000), index: 256, entry: host }]);
+        assert_eq!((table[0], table[1], table[256]), (kvms, absent, 0));
+        assert!(!taken[0].grants_user());
+        assert!(SwitcherEntry { entry: host | 4, ..taken[0] }.grants_user());
+    }
+}
