@@ -17,6 +17,8 @@ pub const MAX_GPA: u64 = 1 << 46;
 pub const MAX_EXPECTED: u64 = 1 << 16;
 /// A map may have this many pages.
 pub const MAX_PAGES: u64 = 1 << 20;
+/// A machine may have this many processors.
+pub const MAX_VCPUS: u32 = 64;
 /// The budget may be this long, in milliseconds.
 pub const MAX_TIME_MS: u64 = 3_600_000;
 
@@ -96,6 +98,8 @@ impl Area {
 pub struct MachineSpec {
     /// The RAM at guest address 0; its region is called `ram`.
     pub memory: Bytes,
+    /// How many processors it has; those after the first wait for INIT and SIPI, which only a PC has (Multiboot).
+    pub vcpus: u32,
     /// The privilege level the program starts at: 3 (with IOPL 3) or 0.
     pub ring: u8,
     /// The page size of the identity map, where a region's ends allow it.
@@ -173,6 +177,7 @@ impl Default for MachineSpec {
     fn default() -> Self {
         Self {
             memory: Bytes(16 << 20),
+            vcpus: 1,
             ring: 3,
             page: Page(PageSize::Size4K),
             boot: None,
@@ -437,6 +442,9 @@ impl Manifest {
         if let Some(asked) = self.machine.boot.filter(|&asked| asked != boot) {
             return wrong("machine.boot", &format!("`{}` needs {}", asked.word(), asked.needs()));
         }
+        if boot == BootSpec::Long && self.machine.vcpus > 1 {
+            return wrong("machine.vcpus", "a guest booted by `long` has one: none starts the others");
+        }
         let long_alone = [("map", self.maps.is_empty()), ("handlers", self.handlers.is_empty())];
         match long_alone.into_iter().find(|(_, absent)| boot != BootSpec::Long && !absent) {
             Some((what, _)) => wrong(what, &format!("not for a guest booted by `{}`", boot.word())),
@@ -449,6 +457,10 @@ impl Manifest {
         let wrong = |what: &str, why: String| GuestError::Manifest { what: what.to_owned(), why };
         if !matches!(self.machine.ring, 0 | 3) {
             return Err(wrong("machine.ring", format!("{} is neither 0 nor 3", self.machine.ring)));
+        }
+        if !(1..=MAX_VCPUS).contains(&self.machine.vcpus) {
+            let vcpus = self.machine.vcpus;
+            return Err(wrong("machine.vcpus", format!("{vcpus} is not within 1 to {MAX_VCPUS}")));
         }
         if !(1..=MAX_TIME_MS).contains(&self.budget.ms) {
             return Err(wrong("budget.ms", format!("{} is not within 1 to {MAX_TIME_MS}", self.budget.ms)));

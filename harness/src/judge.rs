@@ -109,7 +109,7 @@ impl Report {
 
 /// Boots `image` on a new VM of that kind, runs it and judges it.
 pub fn run_guest(name: &str, image: &Image, mmu: Mmu) -> Result<Report, HarnessError> {
-    let mut machine = Machine::build(image.clone(), mmu.create_vm(image.manifest().machine.vendor)?)?;
+    let mut machine = Machine::build(image.clone(), mmu.create_vm(image)?)?;
     let run = machine.run()?;
     judge(name, mmu, &mut machine, run)
 }

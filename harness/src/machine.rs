@@ -1,4 +1,4 @@
-//! A machine for one guest: manifest -> address space -> slots -> VM -> vCPU; then the run.
+//! A machine for one guest: manifest -> address space -> slots -> VM -> vCPUs; then the run.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,6 +22,9 @@ use crate::devices::{Devices, pc};
 
 /// The slots of a machine, as its address space's listener keeps them.
 pub type Slots = SlotManager<Box<dyn SlotExecutor>>;
+
+/// So many instructions a vCPU runs, where there are several, before it is another one's turn.
+const TURN: u64 = 1024;
 
 /// How a run ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,9 +58,9 @@ pub struct Run {
 
 /// A guest with all it needs to run, on one VM.
 pub struct Machine {
-    // Dropped in this order: the vCPU, the VM, and only then the memory. A VM that lives while its memory is unmapped
+    // Dropped in this order: the vCPUs, the VM, and only then the memory. A VM that lives while its memory is unmapped
     // makes the kernel take every page out of its tables one by one.
-    vcpu: Box<dyn Vcpu>,
+    vcpus: Vec<Box<dyn Vcpu>>,
     vm: Box<dyn Vm>,
     slots: Arc<Mutex<Slots>>,
     space: AddressSpace,
@@ -90,10 +93,11 @@ impl Machine {
         let view = space.view();
         load(&image, &view)?;
         let (regs, system) = boot(&image, &view)?;
-        let mut vcpu = vm.create_vcpu(0)?;
-        vcpu.set_system_regs(&system)?;
-        vcpu.set_regs(&regs)?;
-        Ok(Self { image, space, slots, vcpu, vm })
+        let vcpus = (0..manifest.machine.vcpus).map(|index| vm.create_vcpu(index));
+        let mut vcpus: Vec<_> = vcpus.collect::<Result<_, _>>()?;
+        vcpus[0].set_system_regs(&system)?;
+        vcpus[0].set_regs(&regs)?;
+        Ok(Self { image, space, slots, vcpus, vm })
     }
 
     /// Runs the guest to its end, or to that of its budget.
@@ -102,19 +106,50 @@ impl Machine {
         let spec = manifest.budget;
         let start = Instant::now();
         let budget = Budget::time(Duration::from_millis(spec.ms)).instructions(spec.instructions);
-        let mut devices = Devices::new(self.space.view(), manifest.machine.memory.0);
-        let mut entry = Entry::Resume;
-        let ending = loop {
-            match devices.serve(self.vcpu.run(entry, &budget)?) {
-                Ok(answer) => entry = answer,
-                Err(ending) => break ending,
-            }
-        };
+        let machine = &manifest.machine;
+        let mut devices = Devices::new(self.space.view(), machine.memory.0, machine.vcpus);
+        let (ending, last) = self.take_turns(&mut devices, &budget)?;
         let elapsed = start.elapsed();
-        let regs = self.vcpu.regs()?;
+        let regs = self.vcpus[last].regs()?;
         let (mmio, mmio_unkept) = (std::mem::take(&mut devices.mmio), devices.mmio_unkept);
         let console = String::from_utf8_lossy(&devices.into_console()).into_owned();
         Ok(Run { ending, regs, console, mmio, mmio_unkept, elapsed })
+    }
+
+    /// Runs the vCPUs in turn, on this one thread so that two runs are the same, until one of them ends the run or all
+    /// sleep for good: why, and which was the last.
+    fn take_turns(
+        &mut self,
+        devices: &mut Devices,
+        budget: &Budget,
+    ) -> Result<(Ending, usize), HarnessError> {
+        let alone = self.vcpus.len() == 1;
+        let mut entries = vec![Entry::Resume; self.vcpus.len()];
+        let (mut left, mut asleep) = (budget.instructions, 0);
+        for index in (0..self.vcpus.len()).cycle() {
+            let turn = if alone { left } else { left.min(TURN) };
+            let entry = std::mem::replace(&mut entries[index], Entry::Resume);
+            let exit = self.vcpus[index].run(entry, &budget.instructions(turn))?;
+            if let Some((line, high)) = Devices::interrupt_line(&exit) {
+                self.vm.set_irq_line(line, high)?;
+            }
+            asleep = if exit == Exit::Halt { asleep + 1 } else { 0 };
+            if exit == Exit::BudgetExceeded(Limit::Instructions) {
+                left -= turn;
+            }
+            let others_go_on = match exit {
+                Exit::Halt => asleep < self.vcpus.len(),
+                Exit::BudgetExceeded(Limit::Instructions) => left > 0,
+                _ => false,
+            };
+            if !others_go_on {
+                match devices.serve(exit) {
+                    Ok(answer) => entries[index] = answer,
+                    Err(ending) => return Ok((ending, index)),
+                }
+            }
+        }
+        unreachable!("a machine has a processor")
     }
 
     /// The guest.
@@ -145,7 +180,7 @@ impl Machine {
     /// The guest's paging, as the vCPU's registers select it now; `None` with paging off.
     pub fn guest_paging(&mut self) -> Result<Option<Paging>, HarnessError> {
         let processor = Processor::new(MaxPhyAddr::MAX);
-        self.vcpu.system_regs()?.paging(processor).map_err(HarnessError::GuestPaging)
+        self.vcpus[0].system_regs()?.paging(processor).map_err(HarnessError::GuestPaging)
     }
 }
 

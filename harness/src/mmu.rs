@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use guest_tests::VendorSpec;
+use guest_tests::{BootSpec, Image, VendorSpec};
 use vcpu::soft::cpu::Vendor;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
@@ -43,24 +43,33 @@ impl Mmu {
         }
     }
 
-    /// A new, empty VM. The name of its processor is the host's own on KVM.
-    pub fn create_vm(self, vendor: VendorSpec) -> Result<Box<dyn Vm>, VcpuError> {
-        Ok(match self {
-            Self::Ept => soft(SecondLevel::EPT, vendor)?,
-            Self::Npt => soft(SecondLevel::NPT, vendor)?,
-            Self::Shadow => soft(SecondLevel::Shadow, vendor)?,
-            Self::Kvm => Box::new(KvmVm::new()?),
-        })
+    /// Why this guest cannot run on it, even where the column can run.
+    pub fn unsuited(self, image: &Image) -> Option<String> {
+        let several = self == Self::Kvm && image.manifest().machine.vcpus > 1;
+        several.then(|| "its processors take turns, counted in instructions, which KVM does not count".to_owned())
+    }
+
+    /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots by Multiboot. The name of its
+    /// processor is the host's own on KVM.
+    pub fn create_vm(self, image: &Image) -> Result<Box<dyn Vm>, VcpuError> {
+        let second_level = match self {
+            Self::Ept => SecondLevel::EPT,
+            Self::Npt => SecondLevel::NPT,
+            Self::Shadow => SecondLevel::Shadow,
+            Self::Kvm => return Ok(Box::new(if is_pc(image) { KvmVm::with_irqchip()? } else { KvmVm::new()? })),
+        };
+        let vendor = match image.manifest().machine.vendor {
+            VendorSpec::Memvirt => Vendor::Memvirt,
+            VendorSpec::Intel => Vendor::Intel,
+            VendorSpec::Amd => Vendor::Amd,
+        };
+        let options = SoftOptions { vendor, irqchip: is_pc(image), ..SoftOptions::of(second_level) };
+        Ok(Box::new(SoftVm::with(&options)?))
     }
 }
 
-fn soft(second_level: SecondLevel, vendor: VendorSpec) -> Result<Box<dyn Vm>, VcpuError> {
-    let vendor = match vendor {
-        VendorSpec::Memvirt => Vendor::Memvirt,
-        VendorSpec::Intel => Vendor::Intel,
-        VendorSpec::Amd => Vendor::Amd,
-    };
-    Ok(Box::new(SoftVm::with(&SoftOptions { vendor, ..SoftOptions::of(second_level) })?))
+fn is_pc(image: &Image) -> bool {
+    image.boot() == BootSpec::Multiboot
 }
 
 impl fmt::Display for Mmu {

@@ -207,7 +207,7 @@ fn a_wrong_slot_address_fails_between_gpa_and_hva() {
             println!("not checked on {mmu}: {why}");
             continue;
         }
-        let vm = mmu.create_vm(image.manifest().machine.vendor).unwrap();
+        let vm = mmu.create_vm(&image).unwrap();
         let executor = Box::new(OffByOnePage { inner: vm.slots(), region: "extra" });
         let mut machine = Machine::build_with_slots(image.clone(), vm, executor).unwrap();
         let run = machine.run().unwrap();

@@ -10,6 +10,15 @@ pub trait Vm: HostView {
     fn slots(&self) -> Box<dyn SlotExecutor>;
     /// Makes the vCPU number `index`.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError>;
+    /// Whether the interrupt controllers and timers of a PC are part of it: then a vCPU that halts sleeps until it is
+    /// interrupted, and only vCPU 0 runs before it is told to by another one (INIT, SIPI).
+    fn has_irqchip(&self) -> bool {
+        false
+    }
+    /// Raises or lowers one of 24 interrupt lines (`KVM_IRQ_LINE`). Without interrupt controllers nobody hears of it.
+    fn set_irq_line(&self, _line: u8, _high: bool) -> Result<(), VcpuError> {
+        Ok(())
+    }
 }
 
 /// A virtual processor.

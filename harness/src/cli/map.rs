@@ -54,8 +54,7 @@ pub(crate) fn map(args: &Args) -> io::Result<Status> {
 /// Runs the guest to its end and follows each address.
 fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
     let addresses: Vec<_> = args.gva.iter().map(|gva| guest.image.resolve(gva)).collect::<Result<_, _>>()?;
-    let mut machine =
-        Machine::build(guest.image.clone(), args.mmu.create_vm(guest.image.manifest().machine.vendor)?)?;
+    let mut machine = Machine::build(guest.image.clone(), args.mmu.create_vm(&guest.image)?)?;
     machine.run()?;
     let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
     let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));

@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// The kernel's command line, instead of the manifest's.
     #[arg(long, allow_hyphen_values = true)]
     append: Option<String>,
+    /// Processors, of which the guest starts all but the first itself; one for a long-mode boot.
+    #[arg(long)]
+    vcpus: Option<u32>,
     /// The name of the software machine's processor: intel, amd or memvirt.
     #[arg(long)]
     vendor: Option<VendorSpec>,
@@ -89,6 +92,7 @@ impl Args {
         budget.ms = self.timeout.map_or(budget.ms, |seconds| u64::from(seconds) * 1000);
         let machine = &mut manifest.machine;
         machine.memory = self.memory.unwrap_or(machine.memory);
+        machine.vcpus = self.vcpus.unwrap_or(machine.vcpus);
         machine.vendor = self.vendor.unwrap_or(machine.vendor);
         if let Some(text) = &self.append {
             text.clone_into(&mut machine.command_line);
@@ -101,7 +105,7 @@ impl Args {
 
 /// Runs one guest on one machine and prints what came of it.
 fn one(out: &mut impl Write, args: &Args, guest: &Source, mmu: Mmu, chains: bool) -> io::Result<Status> {
-    let report = match mmu.unavailable() {
+    let report = match mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
         Some(why) => Report::skipped(&guest.name, mmu, why),
         None => match run_guest(&guest.name, &guest.image, mmu) {
             Ok(report) => report,

@@ -63,8 +63,7 @@ pub(crate) fn verify(args: &Args) -> io::Result<Status> {
 
 /// Runs the guest to its end, whatever that is.
 fn after_run(guest: &Source, mmu: Mmu) -> Result<Witness<Verification>, HarnessError> {
-    let mut machine =
-        Machine::build(guest.image.clone(), mmu.create_vm(guest.image.manifest().machine.vendor)?)?;
+    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
     machine.run()?;
     Ok(machine.host().verification())
 }

@@ -30,9 +30,17 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// For a machine with this view, and so much main RAM.
-    pub(crate) fn new(view: Arc<FlatView>, ram_size: u64) -> Self {
-        Self { view, ports: Ports::new(ram_size), mmio: Vec::new(), mmio_unkept: 0 }
+    /// For a machine with this view, and so much main RAM and so many processors.
+    pub(crate) fn new(view: Arc<FlatView>, ram_size: u64, processors: u32) -> Self {
+        Self { view, ports: Ports::new(ram_size, processors), mmio: Vec::new(), mmio_unkept: 0 }
+    }
+
+    /// The interrupt line that an exit sets, and how.
+    pub(crate) fn interrupt_line(exit: &Exit) -> Option<(u8, bool)> {
+        match exit {
+            Exit::IoOut { port, data, .. } => Ports::interrupt_line(*port, data),
+            _ => None,
+        }
     }
 
     /// Answers an exit, or says that it was the last one.

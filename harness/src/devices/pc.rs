@@ -1,42 +1,21 @@
-//! What a PC has in its memory beside RAM, as far as it needs no interrupts.
+//! What a PC has in its memory beside RAM and its interrupt controllers, which are the VM's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use memory_model::{AccessRules, MemTxAttrs, MemTxError, MemoryError, MmioOps, RegionTree};
 
-const LOCAL_APIC: u64 = 0xfee0_0000;
-const LOCAL_APIC_SIZE: u64 = 0x1000;
 const TEST_MEMORY: u64 = 0xff00_0000;
 const TEST_MEMORY_SIZE: usize = 0x1_0000;
 
-/// Above RAM, as QEMU's local APIC.
+/// Above RAM.
 const PRIORITY: i32 = 0x1000;
 
-/// Adds the local APIC's page and the memory of QEMU's `pc-testdev`.
+/// Adds the memory of QEMU's `pc-testdev`.
 pub(crate) fn add_devices(tree: &mut RegionTree) -> Result<(), MemoryError> {
     let test_memory = (0..TEST_MEMORY_SIZE).map(|_| AtomicU8::new(0)).collect();
-    let apic = tree.mmio("local-apic", LOCAL_APIC_SIZE.into(), Arc::new(LocalApic))?;
     let test = tree.mmio("pc-testdev", TEST_MEMORY_SIZE as u128, Arc::new(TestMemory(test_memory)))?;
-    tree.add_with_priority(tree.root(), LOCAL_APIC, apic, PRIORITY)?;
     tree.add_with_priority(tree.root(), TEST_MEMORY, test, PRIORITY)
-}
-
-/// The local APIC of the one processor, number 0: it is there, but has no timer and delivers nothing.
-#[derive(Debug)]
-struct LocalApic;
-
-/// The version register: version 0x14, six entries in the local vector table.
-const VERSION: u64 = 0x30;
-const VERSION_VALUE: u64 = 5 << 16 | 0x14;
-
-impl MmioOps for LocalApic {
-    fn read(&self, offset: u64, _size: u8, _attrs: MemTxAttrs) -> Result<u64, MemTxError> {
-        Ok(if offset == VERSION { VERSION_VALUE } else { 0 })
-    }
-    fn write(&self, _offset: u64, _size: u8, _value: u64, _attrs: MemTxAttrs) -> Result<(), MemTxError> {
-        Ok(())
-    }
 }
 
 /// Bytes that are read as they were written, but by way of the VMM.

@@ -5,6 +5,7 @@
 //! | `0xe0`-`0xe3`, `0xe8`-`0xeb` | four bytes of memory | `pc-testdev` |
 //! | `0x3f8`-`0x3ff` | the console | `isa-serial` |
 //! | `0x510`, `0x511` | numbers about the machine | `fw_cfg` |
+//! | `0x2000`-`0x2017` | interrupt lines, high if not zero | `pc-testdev` |
 //!
 //! No device is anywhere else: what is written there is lost, and the bus floats high. The exit port is not one of
 //! these: it ends the run.
@@ -17,6 +18,8 @@ const RAM_SIZE: u16 = 0x03;
 const CPUS: u16 = 0x05;
 const MAX_CPUS: u16 = 0x0f;
 
+const FIRST_LINE: u16 = 0x2000;
+const LINES: u16 = 24;
 const FW_CFG_SELECT: u16 = 0x510;
 const FW_CFG_DATA: u16 = 0x511;
 
@@ -27,15 +30,23 @@ pub(super) struct Ports {
     /// The test device's memory.
     test_bytes: [u8; 4],
     ram_size: u64,
+    processors: u32,
     item: u16,
     /// How many bytes of the item were read.
     offset: usize,
 }
 
 impl Ports {
-    /// For a machine with so much RAM.
-    pub(super) fn new(ram_size: u64) -> Self {
-        Self { serial: Serial::default(), test_bytes: [0; 4], ram_size, item: SIGNATURE, offset: 0 }
+    /// For a machine with so much RAM and so many processors.
+    pub(super) fn new(ram_size: u64, processors: u32) -> Self {
+        let serial = Serial::default();
+        Self { serial, test_bytes: [0; 4], ram_size, processors, item: SIGNATURE, offset: 0 }
+    }
+
+    /// The interrupt line that a write sets, and how.
+    pub(super) fn interrupt_line(port: u16, data: &[u8]) -> Option<(u8, bool)> {
+        let line = port.checked_sub(FIRST_LINE).filter(|&line| line < LINES)?;
+        Some((line as u8, data.first().is_some_and(|&byte| byte != 0)))
     }
 
     /// `data` holds elements of `size` bytes, each written to the same port.
@@ -81,7 +92,7 @@ impl Ports {
         let item = match self.item {
             SIGNATURE => *b"QEMU\0\0\0\0",
             RAM_SIZE => self.ram_size.to_le_bytes(),
-            CPUS | MAX_CPUS => 1u64.to_le_bytes(),
+            CPUS | MAX_CPUS => u64::from(self.processors).to_le_bytes(),
             _ => [0; 8],
         };
         let byte = item.get(self.offset).copied().unwrap_or(0);
@@ -96,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_wide_access_is_one_of_several_ports() {
-        let mut ports = Ports::new(0);
+        let mut ports = Ports::new(0, 1);
         ports.write(0xe0, 4, &0x1234_5678u32.to_le_bytes());
         assert_eq!(ports.read(0xe2, 2, 1), [0x34, 0x12]);
         assert_eq!(ports.read(0xeb, 2, 1), [0x12, 0xff]);
@@ -108,14 +119,14 @@ mod tests {
 
     #[test]
     fn fw_cfg_tells_of_memory_and_processors() {
-        let mut ports = Ports::new(0x1_2345_6000);
+        let mut ports = Ports::new(0x1_2345_6000, 3);
         let mut item = |item: u16| {
             ports.write(FW_CFG_SELECT, 2, &item.to_le_bytes());
             ports.read(FW_CFG_DATA, 1, 9)
         };
         assert_eq!(item(SIGNATURE), b"QEMU\0\0\0\0\0");
         assert_eq!(item(RAM_SIZE), [0, 0x60, 0x45, 0x23, 1, 0, 0, 0, 0]);
-        assert_eq!(item(CPUS)[..2], [1, 0]);
+        assert_eq!(item(CPUS)[..2], [3, 0]);
         assert_eq!(item(0xffff), [0; 9]);
     }
 }

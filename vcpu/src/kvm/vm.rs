@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use ept::live::KvmModule;
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
@@ -14,7 +14,8 @@ use super::live::Live;
 use super::{KvmVcpu, host};
 use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
 
-/// A virtual machine of KVM's, without an interrupt controller in the kernel: `HLT` comes back as an exit.
+/// A virtual machine of KVM's. Without interrupt controllers in the kernel `HLT` comes back as an exit; with them
+/// ([`KvmVm::with_irqchip`]) a vCPU sleeps until it is interrupted, or its budget ends.
 ///
 /// Dirty rings are chosen by its slots
 /// ([`SlotManager::set_dirty_method`](slot_manager::SlotManager::set_dirty_method)), before the first vCPU is made.
@@ -25,6 +26,7 @@ pub struct KvmVm {
     rings: KvmRings,
     coalesced: CoalescedWrites,
     live: Live,
+    has_irqchip: bool,
 }
 
 impl KvmVm {
@@ -34,7 +36,16 @@ impl KvmVm {
         let cpuid = host::supported_cpuid(&kvm)?;
         let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
         let (rings, coalesced, live) = Default::default();
-        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced, live })
+        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced, live, has_irqchip: false })
+    }
+
+    /// The same with the kernel's interrupt controllers and timers.
+    pub fn with_irqchip() -> Result<Self, VcpuError> {
+        let vm = Self::new()?;
+        vm.fd.create_irq_chip().map_err(VcpuError::host("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.fd.create_pit2(pit).map_err(VcpuError::host("KVM_CREATE_PIT2"))?;
+        Ok(Self { has_irqchip: true, ..vm })
     }
 
     /// Keeps this VM's ioeventfds and coalesced zones in step with the memory address space that it listens to.
@@ -64,6 +75,17 @@ impl Vm for KvmVm {
         let vcpu = KvmVcpu::new(&self.fd, index, self.cpuid, self.coalesced.clone())?;
         self.rings.add_vcpu(vcpu.fd())?;
         Ok(Box::new(vcpu))
+    }
+
+    fn has_irqchip(&self) -> bool {
+        self.has_irqchip
+    }
+
+    fn set_irq_line(&self, line: u8, high: bool) -> Result<(), VcpuError> {
+        if self.has_irqchip {
+            self.fd.set_irq_line(line.into(), high).map_err(VcpuError::host("KVM_IRQ_LINE"))?;
+        }
+        Ok(())
     }
 }
 

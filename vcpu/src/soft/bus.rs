@@ -3,6 +3,8 @@
 use ept::ProtectionKeys;
 use memory_model::{Gpa, Gva, RamPage};
 
+use super::irqchip::Interrupts;
+
 /// What an access is for. It decides rights and error codes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AccessKind {
@@ -88,4 +90,9 @@ pub trait Bus {
     fn invalidate_page(&mut self, gva: Gva);
     /// CR3, CR0, CR4, EFER or a protection key changed: no translation made before may be used again.
     fn invalidate_all(&mut self);
+    /// The interrupt controllers, as this processor sees them at the time `now` or later; `None` in a machine without:
+    /// there nothing interrupts, and `HLT` is the VMM's.
+    fn interrupts(&mut self, _now: u64) -> Option<Interrupts<'_>> {
+        None
+    }
 }

@@ -10,6 +10,7 @@ use slot_manager::{
 
 use super::guest_paging::GuestPagings;
 use super::host::{Host, MmuNotifier};
+use super::irqchip::Irqchip;
 use super::options::{MAX_PHY_ADDR, SoftOptions};
 use super::second_level::SoftMmu;
 use super::table_tlb::TableTlb;
@@ -24,6 +25,8 @@ pub struct SoftKernel {
     pub host: Host,
     /// The MMU.
     pub mmu: SoftMmu,
+    /// The interrupt controllers, if it has them.
+    pub irqchip: Option<Irqchip>,
     /// How often it has asked the processors to flush.
     flushes: Flushes,
     pub(super) vcpus: Vec<VcpuArch>,
@@ -90,6 +93,7 @@ impl SoftKernel {
             memslots: KernelMemslots::with_caps(caps),
             host,
             mmu,
+            irqchip: options.irqchip.then(Irqchip::new),
             flushes: Flushes::default(),
             vcpus: Vec::new(),
             dirty_bits: options.dirty_bits && options.second_level.has_dirty_bits(),
@@ -106,6 +110,9 @@ impl SoftKernel {
             shadow,
             reload: true,
         });
+        if let Some(irqchip) = &mut self.irqchip {
+            irqchip.add_processor();
+        }
         Ok(self.memslots.create_vcpu())
     }
 

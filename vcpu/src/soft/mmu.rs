@@ -12,6 +12,7 @@ use super::kernel::{Slots, SoftKernel, VcpuArch};
 use super::second_level::SoftMmu;
 use super::table_tlb::Table;
 use super::tlb::{Page, Use};
+use super::irqchip::Interrupts;
 use super::{AccessKind, Bus, BusFault, Paging};
 
 /// Memory as a CPU sees it.
@@ -82,6 +83,10 @@ impl Bus for Mmu<'_> {
 
     fn invalidate_all(&mut self) {
         self.kernel.vcpu(self.vcpu).registers_changed();
+    }
+
+    fn interrupts(&mut self, now: u64) -> Option<Interrupts<'_>> {
+        Some(self.kernel.irqchip.as_mut()?.of(self.vcpu as usize, now))
     }
 }
 

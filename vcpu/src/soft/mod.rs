@@ -10,6 +10,7 @@
 //! | [`SoftVm`], [`SoftOptions`] | the machine, and what it is made of |
 //! | [`SoftKernel`] | slots, host and MMU; what happens to them: [`SoftKernel::host_event`] |
 //! | [`host`] | this process's memory and the frames behind it |
+//! | [`irqchip`] | what interrupts the processors, and the time |
 //! | [`SoftVm::verify`] | all tables of the MMU, and all that the processors remember of them |
 //!
 //! Each processor has a translation cache, one entry for each page and use of it. What takes rights or mappings back, an
@@ -21,6 +22,7 @@ mod bus;
 pub mod cpu;
 mod guest_paging;
 pub mod host;
+pub mod irqchip;
 mod kernel;
 mod mmu;
 mod options;

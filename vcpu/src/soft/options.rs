@@ -66,6 +66,8 @@ pub struct SoftOptions {
     pub second_level: SecondLevel,
     /// The name of its processors.
     pub vendor: Vendor,
+    /// It has the interrupt controllers and timers of a PC: see [`irqchip`](super::irqchip).
+    pub irqchip: bool,
     /// The most tables its MMU may have (`n_max_mmu_pages`); as many as it likes, if `None`.
     pub max_tables: Option<u64>,
     /// `nx_huge_pages`: no large page is executable.
@@ -84,6 +86,7 @@ impl Default for SoftOptions {
         Self {
             second_level: SecondLevel::EPT,
             vendor: Vendor::default(),
+            irqchip: false,
             max_tables: None,
             nx_huge_pages: false,
             mmio_caching: true,

@@ -62,8 +62,22 @@ impl Vm for SoftVm {
         cpu.cpuid.set_vendor(self.vendor);
         let mut kernel = self.kernel();
         let index = kernel.create_vcpu()?;
+        if kernel.irqchip.is_some() {
+            cpu.cpuid.add_apic(index);
+        }
         let ring = kernel.memslots.dirty_ring(index).cloned();
         Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))
+    }
+
+    fn has_irqchip(&self) -> bool {
+        self.kernel().irqchip.is_some()
+    }
+
+    fn set_irq_line(&self, line: u8, high: bool) -> Result<(), VcpuError> {
+        if let Some(irqchip) = &mut self.kernel().irqchip {
+            irqchip.set_line(line, high);
+        }
+        Ok(())
     }
 }
 
@@ -180,7 +194,11 @@ impl Vcpu for SoftVcpu {
 
     fn set_system_regs(&mut self, system: &SystemRegs) -> Result<(), VcpuError> {
         self.cpu.system = *system;
-        self.vm.kernel().vcpu(self.index).registers_changed();
+        let mut kernel = self.vm.kernel();
+        kernel.vcpu(self.index).registers_changed();
+        if let Some(irqchip) = &mut kernel.irqchip {
+            irqchip.of(self.index as usize, 0).set_tpr((system.cr8 as u8) << 4);
+        }
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::soft::irqchip;
 use crate::{SystemRegs, cr4};
 
 /// MAXPHYADDR: the width of guest physical addresses.
@@ -98,6 +99,8 @@ const EDX: usize = 3;
 #[rustfmt::skip]
 impl Feature {
     pub const MONITOR: Self = Self::new(1, ECX, 3);
+    pub const X2APIC: Self = Self::new(1, ECX, 21);
+    pub const TSC_DEADLINE: Self = Self::new(1, ECX, 24);
     pub const CX16: Self = Self::new(1, ECX, 13);
     pub const PCID: Self = Self::new(1, ECX, 17);
     pub const SSE4_2: Self = Self::new(1, ECX, 20);
@@ -171,6 +174,23 @@ impl Cpuid {
         let name = vendor.text();
         let [highest, ..] = self.get(0, 0);
         self.set(0, 0, [highest, text(name, 0), text(name, 8), text(name, 4)]);
+    }
+
+    /// The bit of leaf 1's EDX that says that there is a local APIC.
+    pub(super) const APIC: u32 = bits([9]);
+
+    /// Announces the local APIC of a processor, and its timer, which runs at the rate of the TSC.
+    pub(crate) fn add_apic(&mut self, id: u32) {
+        let [a, b, c, d] = self.get(1, 0);
+        self.set(1, 0, [a, b | id << 24, c | bits([21, 24]), d | Self::APIC]);
+        // One thread a core, and all cores in one package: the ID of the package is what is above 8 bits of its own.
+        self.set(0xb, 0, [0, 1, 1 << 8, id]);
+        self.set(0xb, 1, [8, 1 << 8, 2 << 8 | 1, id]);
+        self.set(0xb, 2, [0, 0, 2, id]);
+        // The crystal's rate, and the TSC's by it.
+        self.set(0x15, 0, [1, 1, irqchip::TICKS_A_SECOND, 0]);
+        let [_, name @ ..] = self.get(0, 0);
+        self.set(0, 0, [0x15, name[0], name[1], name[2]]);
     }
 
     pub(super) fn has(&self, feature: Feature) -> bool {

@@ -27,12 +27,15 @@ pub(super) enum Class {
     Trap,
     /// `INT n`, `INT3`, `INTO`: as a trap, but the gate's DPL counts, and the program is to blame for faults.
     Software,
+    /// An interrupt: RIP is the next instruction's, and no exception it meets makes it worse.
+    External,
 }
 
 impl Exception {
     pub const DIVIDE: Self = Self::plain(0);
     /// A trap, or a fault before which RF is not set: then RIP is the instruction's own all the same.
     pub const DEBUG: Self = Self { class: Class::Trap, ..Self::plain(1) };
+    pub const NMI: Self = Self::external(2);
     pub const BOUND: Self = Self::plain(5);
     pub const INVALID_OPCODE: Self = Self::plain(6);
     pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(7);
@@ -49,6 +52,10 @@ impl Exception {
 
     pub const fn software(vector: u8) -> Self {
         Self { class: Class::Software, ..Self::plain(vector) }
+    }
+
+    pub const fn external(vector: u8) -> Self {
+        Self { class: Class::External, ..Self::plain(vector) }
     }
 
     /// #TS.
@@ -81,6 +88,7 @@ impl Exception {
         const CONTRIBUTORY: [u8; 5] = [0, 10, 11, 12, 13];
         let contributory = CONTRIBUTORY.contains(&second.vector);
         match self.vector {
+            _ if self.class == Class::External => Some(second),
             8 => None,
             14 if contributory || second.vector == 14 => Some(Self::DOUBLE_FAULT),
             first if CONTRIBUTORY.contains(&first) && contributory => Some(Self::DOUBLE_FAULT),
@@ -102,7 +110,7 @@ impl<B: Bus> Step<'_, B> {
         loop {
             let second = match self.deliver(&exception) {
                 Ok(()) => {
-                    if exception.vector == Exception::DEBUG.vector {
+                    if exception == Exception::DEBUG {
                         self.cpu.debug.dr7 &= !dr7::GD;
                     }
                     return None;

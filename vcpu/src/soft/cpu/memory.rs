@@ -233,6 +233,10 @@ impl<B: Bus> Step<'_, B> {
             Err(BusFault::Mmio { gpa, len }) => {
                 self.check_next_page(at, buf.len(), kind, &paging)?;
                 let len = len.min(buf.len()).min(8);
+                let part = &mut buf[..len];
+                if self.with_interrupts(|interrupts| interrupts.read_memory(gpa, part)).unwrap_or(false) {
+                    return Ok(len);
+                }
                 let request = Request::MmioRead { gpa, size: len as u8 };
                 Err(self.cpu.transactions.wait(Direction::Read, at.address, len, request))
             }
@@ -284,7 +288,11 @@ impl<B: Bus> Step<'_, B> {
             Err(BusFault::Mmio { gpa, len }) => {
                 self.check_next_page(at, data.len(), AccessKind::Write, paging)?;
                 let len = len.min(data.len()).min(8);
-                let data = MmioData::new(&data[..len]).ok_or(Abort::Emulation)?;
+                let part = &data[..len];
+                if self.with_interrupts(|interrupts| interrupts.write_memory(gpa, part)).unwrap_or(false) {
+                    return Ok(len);
+                }
+                let data = MmioData::new(part).ok_or(Abort::Emulation)?;
                 let request = Request::MmioWrite { gpa, data };
                 Err(self.cpu.transactions.wait(Direction::Write, at.address, len, request))
             }
@@ -345,6 +353,13 @@ impl<B: Bus> Step<'_, B> {
                 Ok(u64::from_le_bytes(std::array::from_fn(|i| done.data[i])))
             }
             None => {
+                let mut data = [0; 8];
+                let bytes = &mut data[..width.bytes()];
+                if self.with_interrupts(|interrupts| interrupts.read_ports(port, bytes)).unwrap_or(false) {
+                    self.cpu.transactions.record(Direction::Port, port.into(), bytes)?;
+                    self.watch_port(port, width.bytes());
+                    return Ok(u64::from_le_bytes(data));
+                }
                 let request = Request::PortRead { port, size: width.bytes() as u8 };
                 Err(self.cpu.transactions.wait(Direction::Port, port.into(), width.bytes(), request))
             }

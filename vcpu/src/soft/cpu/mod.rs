@@ -15,6 +15,7 @@ mod alu;
 mod cpuid;
 mod debug;
 mod descriptors;
+mod events;
 mod exceptions;
 mod exec;
 mod far;
@@ -39,6 +40,7 @@ use ept::ProtectionKeys;
 use iced_x86::Instruction;
 
 use self::debug::DebugRegs;
+use self::events::{Boundary, Shadow};
 use self::exec::control_registers::LoadedPdptes;
 use self::exec::sse::state::MXCSR;
 use self::exec::x87::CONTROL_WORD;
@@ -89,6 +91,10 @@ pub struct Cpu {
     mxcsr: u32,
     pdptes: LoadedPdptes,
     retired: u64,
+    /// The time, in ticks: one for each instruction, whether it is retired or ends in an exception.
+    clock: u64,
+    /// Of the last instruction.
+    shadow: Shadow,
     transactions: Transactions,
     /// The instruction to go on with: it waits for a device, repeats, or is decoded already.
     unfinished: Option<Instruction>,
@@ -111,6 +117,8 @@ impl Cpu {
             mxcsr: MXCSR,
             pdptes: LoadedPdptes::default(),
             retired: 0,
+            clock: 0,
+            shadow: Shadow::None,
             transactions: Transactions::new(),
             unfinished: None,
             quick: Box::default(),
@@ -133,14 +141,30 @@ impl Cpu {
             self.pdptes = LoadedPdptes { cr3: Some(self.system.cr3), ..LoadedPdptes::default() };
             let _ = Step::new(self, bus).load_pdptes();
         }
-        let (mut steps, mut clock) = (0, 0);
+        self.clock = bus.interrupts(self.clock).map_or(self.clock, |interrupts| interrupts.now());
+        let exit = self.run_steps(bus, budget);
+        // The time is the VM's.
+        let _ = bus.interrupts(self.clock);
+        Ok(exit)
+    }
+
+    fn run_steps<B: Bus>(&mut self, bus: &mut B, budget: &Budget) -> Exit {
+        let (mut steps, mut look) = (0, 0);
         while steps < budget.instructions {
-            if steps >= clock && Instant::now() >= budget.deadline {
-                return Ok(Exit::BudgetExceeded(Limit::WallClock));
+            if steps >= look && Instant::now() >= budget.deadline {
+                return Exit::BudgetExceeded(Limit::WallClock);
             }
-            clock = clock.max(steps + 1).next_multiple_of(CLOCK_PERIOD);
+            look = look.max(steps + 1).next_multiple_of(CLOCK_PERIOD);
+            let undisturbed = match self.boundary(bus) {
+                Boundary::Run(most) => most,
+                Boundary::Entered => {
+                    steps += 1;
+                    continue;
+                }
+                Boundary::Exit(exit) => return exit,
+            };
             if self.may_be_quick() {
-                let ran = quick::run(self, bus, budget.instructions.min(clock) - steps);
+                let ran = quick::run(self, bus, (budget.instructions.min(look) - steps).min(undisturbed));
                 steps += ran.count;
                 match ran.then {
                     Then::Nothing => continue,
@@ -148,17 +172,18 @@ impl Cpu {
                 }
             }
             if let Some(exit) = Step::new(self, bus).run() {
-                return Ok(exit);
+                return exit;
             }
             steps += 1;
         }
-        Ok(Exit::BudgetExceeded(Limit::Instructions))
+        Exit::BudgetExceeded(Limit::Instructions)
     }
 
     /// Whether it is in 64-bit mode, and nothing must be looked at between two instructions.
     fn may_be_quick(&self) -> bool {
         self.in_64_bit_mode()
             && self.regs.rflags & (rflags::TF | rflags::RF) == 0
+            && self.shadow == Shadow::None
             && self.unfinished.is_none()
             && self.transactions.is_empty()
             && !self.checks_alignment()
@@ -183,8 +208,8 @@ impl Cpu {
         self.regs.rflags & rflags::AC != 0 && self.system.cr0 & cr0::AM != 0 && self.system.cpl() == 3
     }
 
-    /// The time-stamp counter: it ticks once an instruction.
+    /// The time-stamp counter: it runs with the clock.
     fn tsc(&self) -> u64 {
-        self.retired.wrapping_add(self.msrs.tsc_offset)
+        self.clock.wrapping_add(self.msrs.tsc_offset)
     }
 }

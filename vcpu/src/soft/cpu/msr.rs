@@ -2,6 +2,9 @@
 
 use super::Cpu;
 use super::cpuid::Feature;
+use super::step::Step;
+use crate::soft::Bus;
+use crate::soft::irqchip::{Interrupts, Refused};
 use crate::{cr0, efer};
 
 /// The registers that live nowhere else.
@@ -15,7 +18,7 @@ pub(super) struct Msrs {
     pub sysenter_cs: u64,
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
-    /// TSC minus instructions retired.
+    /// TSC minus the clock.
     pub tsc_offset: u64,
     pub tsc_aux: u64,
     pub pkrs: u64,
@@ -66,6 +69,7 @@ const MTRR_PHYS_BASE0: u32 = 0x200;
 const MTRR_LAST_VARIABLE: u32 = MTRR_PHYS_BASE0 + 2 * VARIABLE_RANGES as u32 - 1;
 const PAT: u32 = 0x277;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
+const TSC_DEADLINE: u32 = 0x6e0;
 const PKRS: u32 = 0x6e1;
 const EFER: u32 = 0xc000_0080;
 const STAR: u32 = 0xc000_0081;
@@ -90,6 +94,53 @@ const FAST_STRINGS: u64 = 1;
 
 /// #GP(0): no such register, or not such a value.
 pub(super) struct BadMsr;
+
+impl From<Refused> for BadMsr {
+    fn from(_: Refused) -> Self {
+        Self
+    }
+}
+
+/// The local APIC has registers of its own, and the others are the processor's.
+impl<B: Bus> Step<'_, B> {
+    pub(super) fn read_msr(&mut self, index: u32) -> Result<u64, BadMsr> {
+        if index == TSC_DEADLINE && self.cpu.cpuid.has(Feature::TSC_DEADLINE) {
+            let at = self.with_interrupts(|interrupts| interrupts.deadline()).flatten();
+            return Ok(at.map_or(0, |at| at.wrapping_add(self.cpu.msrs.tsc_offset)));
+        }
+        match self.with_interrupts(|interrupts| interrupts.read_msr(index)).flatten() {
+            Some(value) => Ok(value?),
+            None => self.cpu.read_msr(index),
+        }
+    }
+
+    pub(super) fn write_msr(&mut self, index: u32, value: u64) -> Result<(), BadMsr> {
+        if index == TSC_DEADLINE && self.cpu.cpuid.has(Feature::TSC_DEADLINE) {
+            self.set_deadline(value);
+            return Ok(());
+        }
+        let addresses = (1 << self.cpu.cpuid.physical_address_bits()) - 1;
+        let x2apic = self.cpu.cpuid.has(Feature::X2APIC);
+        let write = |interrupts: &mut Interrupts<'_>| interrupts.write_msr(index, value, addresses, x2apic);
+        if let Some(done) = self.with_interrupts(write).flatten() {
+            return Ok(done?);
+        }
+        let deadline = if index == TSC { self.read_msr(TSC_DEADLINE).unwrap_or(0) } else { 0 };
+        self.cpu.write_msr(index, value)?;
+        if deadline != 0 {
+            // It is a value of the TSC, not a time.
+            self.set_deadline(deadline);
+        }
+        Ok(())
+    }
+
+    /// Interrupts when the TSC gets there; 0 disarms.
+    fn set_deadline(&mut self, deadline: u64) {
+        let left = deadline.saturating_sub(self.cpu.tsc());
+        let at = (deadline != 0).then(|| self.cpu.clock.saturating_add(left));
+        self.with_interrupts(|interrupts| interrupts.set_deadline(at));
+    }
+}
 
 impl Cpu {
     pub(super) fn read_msr(&self, index: u32) -> Result<u64, BadMsr> {
@@ -127,7 +178,7 @@ impl Cpu {
         let efer = if index == EFER { self.checked_efer(value)? } else { 0 };
         let msrs = &mut self.msrs;
         match index {
-            TSC => msrs.tsc_offset = value.wrapping_sub(self.retired),
+            TSC => msrs.tsc_offset = value.wrapping_sub(self.clock),
             EFER => self.system.efer = efer,
             FS_BASE => self.system.fs.base = address?,
             GS_BASE => self.system.gs.base = address?,

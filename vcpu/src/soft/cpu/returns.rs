@@ -12,6 +12,8 @@ use crate::{Gpr, Segment, rflags};
 
 impl<B: Bus> Step<'_, B> {
     pub(super) fn iret(&mut self) -> Result<(), Abort> {
+        // Even one that faults.
+        self.with_interrupts(|interrupts| interrupts.unblock_nmi());
         let width = match self.instruction.code() {
             Code::Iretw => Width::Word,
             Code::Iretd => Width::Dword,

@@ -7,6 +7,7 @@ use memory_model::{Gpa, Gva};
 
 use super::Cpu;
 use super::debug::dr6;
+use super::events::Shadow;
 use super::exceptions::Exception;
 use super::memory::{Linear, Request, bytes_in_page};
 use crate::soft::{AccessKind, Bus, BusFault};
@@ -75,6 +76,8 @@ pub(super) struct Step<'a, B> {
     pub breakpoints: u64,
     /// Set where no trap follows the instruction: it has entered a handler, or loaded SS.
     pub no_trap: bool,
+    /// The shadow that the instruction is in, of the one before.
+    pub shadowed: Shadow,
 }
 
 impl<'a, B: Bus> Step<'a, B> {
@@ -88,12 +91,14 @@ impl<'a, B: Bus> Step<'a, B> {
             repeat: false,
             breakpoints: 0,
             no_trap: false,
+            shadowed: Shadow::None,
         }
     }
 
     /// Executes one instruction, up to and with the delivery of an exception.
     pub fn run(mut self) -> Option<Exit> {
         let before = self.cpu.regs;
+        self.shadowed = std::mem::take(&mut self.cpu.shadow);
         self.cpu.transactions.restart();
         let started = self.code_breakpoint().and_then(|()| self.fetch());
         match started.and_then(|()| self.execute_fetched()) {
@@ -116,6 +121,7 @@ impl<'a, B: Bus> Step<'a, B> {
 
     fn retire(mut self, before: &Regs) -> Option<Exit> {
         self.cpu.retired += 1;
+        self.cpu.clock += 1;
         self.cpu.transactions.clear();
         self.cpu.unfinished = self.repeat.then_some(self.instruction);
         let mut causes = self.breakpoints;
@@ -126,6 +132,8 @@ impl<'a, B: Bus> Step<'a, B> {
             self.cpu.unfinished = None;
             self.cpu.debug.report(causes);
             let failed = self.raise(Exception::DEBUG);
+            // The trap ends a `HLT` that it follows.
+            self.with_interrupts(|interrupts| interrupts.wake());
             return self.exit.or(failed);
         }
         self.exit
@@ -142,6 +150,8 @@ impl<'a, B: Bus> Step<'a, B> {
     }
 
     fn abandon(mut self, abort: Abort) -> Option<Exit> {
+        // What is started again is in the same shadow.
+        self.cpu.shadow = if matches!(abort, Abort::Exception(_)) { Shadow::None } else { self.shadowed };
         if let Abort::Device(_) = abort {
             self.cpu.unfinished = Some(self.instruction);
             return Some(self.exit_for(abort));
@@ -149,7 +159,10 @@ impl<'a, B: Bus> Step<'a, B> {
         self.cpu.unfinished = None;
         self.cpu.transactions.clear();
         match abort {
-            Abort::Exception(exception) => self.raise(exception),
+            Abort::Exception(exception) => {
+                self.cpu.clock += 1;
+                self.raise(exception)
+            }
             abort => Some(self.exit_for(abort)),
         }
     }

@@ -6,6 +6,7 @@ use super::Outcome;
 use crate::soft::Bus;
 use crate::soft::cpu::alu::{STATUS, Width, flag};
 use crate::soft::cpu::cpuid::Feature;
+use crate::soft::cpu::events::Shadow;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::step::{Abort, Step};
 use crate::{Gpr, rflags};
@@ -235,6 +236,9 @@ impl<B: Bus> Step<'_, B> {
     pub(super) fn set_interrupt_flag(&mut self, value: u64) -> Outcome {
         if !self.has_io_privilege() {
             return Err(Exception::protection(0).into());
+        }
+        if value & !self.cpu.regs.rflags & rflags::IF != 0 {
+            self.cast_shadow(Shadow::Sti);
         }
         self.change_flags(rflags::IF, value)
     }

@@ -88,6 +88,7 @@ impl<B: Bus> Step<'_, B> {
                 self.privileged()?;
                 check(value < 16)?;
                 self.cpu.system.cr8 = value;
+                self.with_interrupts(|interrupts| interrupts.set_tpr((value as u8) << 4));
                 Ok(())
             }
             _ => Err(Exception::INVALID_OPCODE.into()),

@@ -28,8 +28,10 @@ impl<B: Bus> Step<'_, B> {
     }
 
     pub(super) fn write_port(&mut self, port: u16, width: Width, value: u64) {
-        let data = value.to_le_bytes()[..width.bytes()].to_vec();
-        self.exit = Some(Exit::IoOut { port, size: width.bytes() as u8, data });
+        let data = &value.to_le_bytes()[..width.bytes()];
+        if !self.with_interrupts(|interrupts| interrupts.write_ports(port, data)).unwrap_or(false) {
+            self.exit = Some(Exit::IoOut { port, size: width.bytes() as u8, data: data.to_vec() });
+        }
         self.watch_port(port, width.bytes());
     }
 

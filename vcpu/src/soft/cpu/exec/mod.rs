@@ -70,7 +70,8 @@ impl<B: Bus> Step<'_, B> {
             // What is not yet anything else: but `PREFETCHW` is there, and has no register.
             M::Reservednop if self.is_prefetch_of_register() => Err(Exception::INVALID_OPCODE.into()),
             M::Reservednop | M::Rdsspd | M::Rdsspq => Ok(()),
-            M::Nop | M::Pause | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
+            M::Pause => self.pause(),
+            M::Nop | M::Endbr64 | M::Endbr32 | M::Cldemote => Ok(()),
             M::Prefetch | M::Prefetchw | M::Prefetchwt1 => Ok(()),
             M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Ok(()),
             M::Lfence | M::Mfence | M::Sfence => Ok(()),

@@ -5,6 +5,7 @@ use iced_x86::{Code, OpKind, Register};
 use super::Outcome;
 use crate::Gpr;
 use crate::soft::cpu::alu::Width;
+use crate::soft::cpu::events::Shadow;
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::operands::{Place, memory_width};
 use crate::soft::cpu::segments::SegmentName;
@@ -32,8 +33,7 @@ impl<B: Bus> Step<'_, B> {
             Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
                 let name = loadable(self.instruction.op_register(0))?;
                 let selector = self.source(1, Width::Word)?;
-                self.no_trap = name == SegmentName::Ss;
-                self.load_segment(name, selector as u16)
+                self.load_from_program(name, selector as u16)
             }
             _ => {
                 let place = self.place(0)?;
@@ -141,12 +141,21 @@ impl<B: Bus> Step<'_, B> {
         self.push(width, value)
     }
 
+    /// `MOV` and `POP` of a segment register. One of SS keeps traps and interrupts off the next instruction.
+    fn load_from_program(&mut self, name: SegmentName, selector: u16) -> Outcome {
+        self.load_segment(name, selector)?;
+        if name == SegmentName::Ss {
+            self.no_trap = true;
+            self.cast_shadow(Shadow::MovSs);
+        }
+        Ok(())
+    }
+
     pub(super) fn pop_operand(&mut self) -> Outcome {
         if let Some(width) = self.stack_operand_width() {
             let selector = self.pop(width)?;
             let name = loadable(self.instruction.op_register(0))?;
-            self.no_trap = name == SegmentName::Ss;
-            return self.load_segment(name, selector as u16);
+            return self.load_from_program(name, selector as u16);
         }
         let width = match self.instruction.op_kind(0) {
             OpKind::Memory => memory_width(&self.instruction)?,

@@ -5,12 +5,15 @@ use memory_model::Gva;
 
 use super::Outcome;
 use crate::soft::cpu::alu::Width;
-use crate::soft::cpu::cpuid::Feature;
+use crate::soft::cpu::cpuid::{Cpuid, Feature};
 use crate::soft::cpu::exceptions::Exception;
 use crate::soft::cpu::segments::{Logical, SegmentName};
 use crate::soft::cpu::step::Step;
 use crate::soft::{AccessKind, Bus};
-use crate::{DescriptorTable, Exit, Gpr, cr4};
+use crate::{DescriptorTable, Exit, Gpr, cr4, rflags};
+
+/// What `PAUSE` takes beyond any instruction: about as long as on a processor.
+const PAUSE_TICKS: u64 = 127;
 
 /// #GP(0) unless `legal`.
 pub(super) fn check(legal: bool) -> Outcome {
@@ -25,7 +28,16 @@ impl<B: Bus> Step<'_, B> {
 
     pub(super) fn hlt(&mut self) -> Outcome {
         self.privileged()?;
-        self.exit = Some(Exit::Halt);
+        let interruptible = self.cpu.regs.rflags & rflags::IF != 0;
+        if self.with_interrupts(|interrupts| interrupts.halt(interruptible)).is_none() {
+            self.exit = Some(Exit::Halt);
+        }
+        Ok(())
+    }
+
+    /// A program that waits says so: that takes its time.
+    pub(super) fn pause(&mut self) -> Outcome {
+        self.cpu.clock += PAUSE_TICKS;
         Ok(())
     }
 
@@ -162,7 +174,7 @@ impl<B: Bus> Step<'_, B> {
 
     pub(super) fn rdmsr(&mut self) -> Outcome {
         self.privileged()?;
-        let value = self.cpu.read_msr(self.msr_index()).map_err(|_| Exception::protection(0))?;
+        let value = self.read_msr(self.msr_index()).map_err(|_| Exception::protection(0))?;
         self.set_edx_eax(value);
         Ok(())
     }
@@ -171,7 +183,7 @@ impl<B: Bus> Step<'_, B> {
         self.privileged()?;
         let value = self.gpr(Gpr::Rdx, Width::Dword) << 32 | self.gpr(Gpr::Rax, Width::Dword);
         let before = (self.cpu.system.efer, self.cpu.msrs.pkrs);
-        self.cpu.write_msr(self.msr_index(), value).map_err(|_| Exception::protection(0))?;
+        self.write_msr(self.msr_index(), value).map_err(|_| Exception::protection(0))?;
         if (self.cpu.system.efer, self.cpu.msrs.pkrs) != before {
             self.bus.invalidate_all();
         }
@@ -294,7 +306,10 @@ impl<B: Bus> Step<'_, B> {
 
     pub(super) fn cpuid(&mut self) -> Outcome {
         let [leaf, subleaf] = [Gpr::Rax, Gpr::Rcx].map(|register| self.gpr(register, Width::Dword) as u32);
-        let values = self.cpu.cpuid.execute(leaf, subleaf, &self.cpu.system);
+        let mut values = self.cpu.cpuid.execute(leaf, subleaf, &self.cpu.system);
+        if leaf == 1 && self.with_interrupts(|interrupts| interrupts.is_enabled()) == Some(false) {
+            values[3] &= !Cpuid::APIC;
+        }
         for (register, value) in [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].into_iter().zip(values) {
             self.set_gpr(register, Width::Dword, value.into());
         }

@@ -93,6 +93,7 @@ pub(super) fn run<B: Bus>(cpu: &mut Cpu, bus: &mut B, budget: u64) -> Ran {
     let ran = run_blocks(&mut core, blocks, &mut Source { bus, paging: &paging }, budget);
     core.leave(regs);
     cpu.retired += ran.count;
+    cpu.clock += ran.count;
     ran
 }
 

@@ -274,7 +274,7 @@ impl<'a> Form<'a> {
     /// Instructions whose code says everything.
     fn bare(&self) -> Option<Op> {
         Some(self.with(match self.instruction.code() {
-            Code::Nopd | Code::Nopw | Code::Nopq | Code::Endbr64 | Code::Pause => moves::nop,
+            Code::Nopd | Code::Nopw | Code::Nopq | Code::Endbr64 => moves::nop,
             Code::Nop_rm16 | Code::Nop_rm32 | Code::Nop_rm64 => moves::nop,
             Code::Cwde => moves::extend_accumulator::<W32, W16>,
             Code::Cdqe => moves::extend_accumulator::<W64, W32>,
