@@ -78,6 +78,7 @@ impl Cpu {
         self.debug = DebugRegs::default();
         self.pdptes = LoadedPdptes::default();
         self.shadow = Shadow::None;
+        self.held_breakpoints = 0;
         self.unfinished = None;
     }
 }

@@ -95,6 +95,8 @@ pub struct Cpu {
     clock: u64,
     /// Of the last instruction.
     shadow: Shadow,
+    /// Breakpoints that the last instruction has met and that its shadow holds back, as in DR6.
+    held_breakpoints: u64,
     transactions: Transactions,
     /// The instruction to go on with: it waits for a device, repeats, or is decoded already.
     unfinished: Option<Instruction>,
@@ -119,6 +121,7 @@ impl Cpu {
             retired: 0,
             clock: 0,
             shadow: Shadow::None,
+            held_breakpoints: 0,
             transactions: Transactions::new(),
             unfinished: None,
             quick: Box::default(),

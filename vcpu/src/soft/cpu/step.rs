@@ -74,7 +74,7 @@ pub(super) struct Step<'a, B> {
     pub repeat: bool,
     /// Data breakpoints that the instruction has met, as in DR6.
     pub breakpoints: u64,
-    /// Set where no trap follows the instruction: it has entered a handler, or loaded SS.
+    /// Set where its own traps do not follow the instruction: it has entered a handler.
     pub no_trap: bool,
     /// The shadow that the instruction is in, of the one before.
     pub shadowed: Shadow,
@@ -124,11 +124,16 @@ impl<'a, B: Bus> Step<'a, B> {
         self.cpu.clock += 1;
         self.cpu.transactions.clear();
         self.cpu.unfinished = self.repeat.then_some(self.instruction);
-        let mut causes = self.breakpoints;
-        if self.traced(before) {
-            causes |= dr6::BS;
+        let mut causes = std::mem::take(&mut self.cpu.held_breakpoints);
+        if self.cpu.shadow == Shadow::MovSs {
+            // Its breakpoints come behind the next instruction, its single step not at all.
+            self.cpu.held_breakpoints = causes | self.breakpoints;
+            return self.exit;
         }
-        if causes != 0 && !self.no_trap {
+        if !self.no_trap {
+            causes |= self.breakpoints | if self.traced(before) { dr6::BS } else { 0 };
+        }
+        if causes != 0 {
             self.cpu.unfinished = None;
             self.cpu.debug.report(causes);
             let failed = self.raise(Exception::DEBUG);
@@ -160,6 +165,7 @@ impl<'a, B: Bus> Step<'a, B> {
         self.cpu.transactions.clear();
         match abort {
             Abort::Exception(exception) => {
+                self.cpu.held_breakpoints = 0;
                 self.cpu.clock += 1;
                 self.raise(exception)
             }

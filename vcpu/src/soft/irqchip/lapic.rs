@@ -156,7 +156,7 @@ impl LocalApic {
         self.tpr = tpr;
     }
 
-    fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         if self.is_x2apic() { self.initial_id } else { self.xapic_id.into() }
     }
 

@@ -338,6 +338,25 @@ impl Interrupts<'_> {
         self.processor().nmi_blocked = false;
     }
 
+    /// The APICs whose IDs are `first` plus the bits of `targets` get the interrupt that the low half of an ICR
+    /// describes: how many there are. `None` if that names a destination of its own.
+    pub fn send_ipis(&mut self, targets: u128, first: u32, icr: u32) -> Option<i64> {
+        let message = Message::of_icr(icr, 0, true)?;
+        if message.destination != Destination::Physical(0) {
+            return None;
+        }
+        let is_target = |processor: &&mut Processor| {
+            let number = processor.apic.id().checked_sub(first).filter(|&number| number < 128);
+            number.is_some_and(|number| targets >> number & 1 != 0)
+        };
+        let mut sent = 0;
+        for target in self.chip.processors.iter_mut().filter(is_target) {
+            target.receive(&message);
+            sent += 1;
+        }
+        Some(sent)
+    }
+
     /// The task priority: CR8 is its upper half.
     pub fn tpr(&mut self) -> u8 {
         self.processor().apic.tpr()

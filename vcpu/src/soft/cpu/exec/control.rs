@@ -196,6 +196,7 @@ impl<B: Bus> Step<'_, B> {
     /// `INT1`: a #DB that no register reports, and that no DPL keeps out.
     pub(super) fn icebp(&mut self) -> Outcome {
         self.no_trap = true;
+        self.cpu.held_breakpoints = 0;
         self.deliver(&Exception::DEBUG)
     }
 

@@ -5,6 +5,7 @@ mod bits;
 mod bmi;
 mod control;
 pub(super) mod control_registers;
+mod hypercall;
 mod io;
 mod legacy;
 mod moves;
@@ -170,6 +171,7 @@ impl<B: Bus> Step<'_, B> {
             M::In => self.port_in(),
             M::Out => self.port_out(),
 
+            M::Vmcall | M::Vmmcall => self.hypercall(),
             M::Hlt => self.hlt(),
             M::Lgdt | M::Lidt => self.load_table(),
             M::Sgdt | M::Sidt => self.store_table(),

@@ -145,7 +145,6 @@ impl<B: Bus> Step<'_, B> {
     fn load_from_program(&mut self, name: SegmentName, selector: u16) -> Outcome {
         self.load_segment(name, selector)?;
         if name == SegmentName::Ss {
-            self.no_trap = true;
             self.cast_shadow(Shadow::MovSs);
         }
         Ok(())
