@@ -108,6 +108,8 @@ pub struct MachineSpec {
     pub boot: Option<BootSpec>,
     /// The name of the processor; the software machine alone can choose.
     pub vendor: VendorSpec,
+    /// Its processors have x2APIC mode; the software machine alone can choose.
+    pub x2apic: bool,
     /// What a guest is told as its command line, but for one in long mode.
     pub command_line: String,
 }
@@ -182,6 +184,7 @@ impl Default for MachineSpec {
             page: Page(PageSize::Size4K),
             boot: None,
             vendor: VendorSpec::default(),
+            x2apic: true,
             command_line: String::new(),
         }
     }

@@ -24,7 +24,7 @@ use crate::devices::{Devices, pc};
 pub type Slots = SlotManager<Box<dyn SlotExecutor>>;
 
 /// So many instructions a vCPU runs, where there are several, before it is another one's turn.
-const TURN: u64 = 1024;
+const TURN: u64 = 256;
 
 /// How a run ended.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -63,7 +63,9 @@ impl Mmu {
             VendorSpec::Intel => Vendor::Intel,
             VendorSpec::Amd => Vendor::Amd,
         };
-        let options = SoftOptions { vendor, irqchip: is_pc(image), ..SoftOptions::of(second_level) };
+        let x2apic = image.manifest().machine.x2apic;
+        let options =
+            SoftOptions { vendor, irqchip: is_pc(image), x2apic, ..SoftOptions::of(second_level) };
         Ok(Box::new(SoftVm::with(&options)?))
     }
 }

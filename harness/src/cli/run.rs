@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// The name of the software machine's processor: intel, amd or memvirt.
     #[arg(long)]
     vendor: Option<VendorSpec>,
+    /// The software machine's processors have no x2APIC mode.
+    #[arg(long)]
+    no_x2apic: bool,
     /// Show what each guest wrote to its console.
     #[arg(long, conflicts_with = "json")]
     console: bool,
@@ -93,6 +96,7 @@ impl Args {
         let machine = &mut manifest.machine;
         machine.memory = self.memory.unwrap_or(machine.memory);
         machine.vcpus = self.vcpus.unwrap_or(machine.vcpus);
+        machine.x2apic &= !self.no_x2apic;
         machine.vendor = self.vendor.unwrap_or(machine.vendor);
         if let Some(text) = &self.append {
             text.clone_into(&mut machine.command_line);

@@ -68,6 +68,8 @@ pub struct SoftOptions {
     pub vendor: Vendor,
     /// It has the interrupt controllers and timers of a PC: see [`irqchip`](super::irqchip).
     pub irqchip: bool,
+    /// Its local APICs have x2APIC mode.
+    pub x2apic: bool,
     /// The most tables its MMU may have (`n_max_mmu_pages`); as many as it likes, if `None`.
     pub max_tables: Option<u64>,
     /// `nx_huge_pages`: no large page is executable.
@@ -87,6 +89,7 @@ impl Default for SoftOptions {
             second_level: SecondLevel::EPT,
             vendor: Vendor::default(),
             irqchip: false,
+            x2apic: true,
             max_tables: None,
             nx_huge_pages: false,
             mmio_caching: true,

@@ -23,6 +23,7 @@ use crate::{
 pub struct SoftVm {
     kernel: Arc<Mutex<SoftKernel>>,
     vendor: Vendor,
+    x2apic: bool,
 }
 
 impl SoftVm {
@@ -34,7 +35,7 @@ impl SoftVm {
     /// A VM without memory, made like that.
     pub fn with(options: &SoftOptions) -> Result<Self, VcpuError> {
         let kernel = Arc::new(Mutex::new(SoftKernel::new(options)?));
-        Ok(Self { kernel, vendor: options.vendor })
+        Ok(Self { kernel, vendor: options.vendor, x2apic: options.x2apic })
     }
 
     /// Verifies all second-level tables, and what the processors remember of them; while no vCPU runs.
@@ -63,7 +64,7 @@ impl Vm for SoftVm {
         let mut kernel = self.kernel();
         let index = kernel.create_vcpu()?;
         if kernel.irqchip.is_some() {
-            cpu.cpuid.add_apic(index);
+            cpu.cpuid.add_apic(index, self.x2apic);
         }
         let ring = kernel.memslots.dirty_ring(index).cloned();
         Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))

@@ -180,9 +180,9 @@ impl Cpuid {
     pub(super) const APIC: u32 = bits([9]);
 
     /// Announces the local APIC of a processor, and its timer, which runs at the rate of the TSC.
-    pub(crate) fn add_apic(&mut self, id: u32) {
+    pub(crate) fn add_apic(&mut self, id: u32, x2apic: bool) {
         let [a, b, c, d] = self.get(1, 0);
-        self.set(1, 0, [a, b | id << 24, c | bits([21, 24]), d | Self::APIC]);
+        self.set(1, 0, [a, b | id << 24, c | u32::from(x2apic) << 21 | bits([24]), d | Self::APIC]);
         // One thread a core, and all cores in one package: the ID of the package is what is above 8 bits of its own.
         self.set(0xb, 0, [0, 1, 1 << 8, id]);
         self.set(0xb, 1, [8, 1 << 8, 2 << 8 | 1, id]);

@@ -46,12 +46,11 @@ impl Cpu {
         let open = self.shadow == Shadow::None;
         let open = Open { nmi: open, interrupts: open && self.regs.rflags & rflags::IF != 0 };
         let Some(event) = interrupts.take(open) else { return Boundary::Run(interrupts.until_due()) };
-        self.clock = interrupts.now() + 1;
+        // What is taken takes its time; sleep has none of its own.
+        let taken = u64::from(!matches!(event, Event::Leap | Event::Asleep));
+        self.clock = interrupts.now() + taken;
         match event {
-            Event::Leap => {
-                self.clock -= 1;
-                Boundary::Entered
-            }
+            Event::Leap => Boundary::Entered,
             Event::Asleep => Boundary::Exit(Exit::Halt),
             Event::Nmi => Step::new(self, bus).interrupt_by(Exception::NMI),
             Event::External(vector) => Step::new(self, bus).interrupt_by(Exception::external(vector)),

@@ -224,7 +224,8 @@ impl Channel {
 
     /// An open gate lets it count; in modes 1, 2, 3 and 5 it starts anew.
     fn set_gate(&mut self, gate: bool, now: u64) {
-        let rises = gate && !std::mem::replace(&mut self.gate, gate);
+        let was_open = std::mem::replace(&mut self.gate, gate);
+        let rises = gate && !was_open;
         match self.counting {
             Counting::Idle => {}
             _ if rises && matches!(self.mode, 1 | 2 | 3 | 5) => self.start(now),

@@ -116,3 +116,18 @@ fn no_trap_comes_between_a_load_of_ss_and_the_next_instruction() {
     assert_eq!((machine.vector(), machine.stack(0)), (Some(1), CODE + 3));
     assert_eq!(machine.cpu.debug.dr6, dr6::FIXED | dr6::BS);
 }
+
+#[test]
+fn breakpoints_of_a_load_of_ss_come_behind_the_next_instruction() {
+    // mov ss, [rax]; then nop, int 3, or icebp
+    for (next, first, second) in [(0x90, Some(1), None), (0xcc, Some(1), Some(3)), (0xf1, Some(1), None)] {
+        let mut machine = watching(&[0x8e, 0x10, next], DATA, enable(3, 0));
+        machine.flat.put(DATA, &RING0_DATA.to_le_bytes());
+        machine.step();
+        assert_eq!(machine.vector(), None);
+        machine.step();
+        assert_eq!(machine.vector(), first, "{next:#x}");
+        let interrupted = (0..32).find(|&vector| handler(vector) == machine.stack(0));
+        assert_eq!(interrupted, second, "{next:#x}");
+    }
+}

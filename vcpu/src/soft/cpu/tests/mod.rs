@@ -6,6 +6,7 @@ mod debug;
 mod exceptions;
 mod extensions;
 mod instructions;
+mod interrupts;
 mod io;
 mod legacy;
 mod mmio;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use memory_model::{Gpa, Gva};
 
 use super::{Cpu, CpuError};
+use crate::soft::irqchip::{Interrupts, Irqchip};
 use crate::soft::{AccessKind, Bus, BusFault, Paging};
 use crate::{Budget, DescriptorTable, Entry, Exit, Gpr, Regs, Segment, SystemRegs, rflags};
 
@@ -69,6 +71,8 @@ struct Flat {
     accesses_left: Option<u32>,
     invalidated_pages: Vec<Gva>,
     invalidated_all: u32,
+    /// Of the processor, which is the first.
+    irqchip: Option<Irqchip>,
 }
 
 impl Flat {
@@ -83,6 +87,7 @@ impl Flat {
             accesses_left: None,
             invalidated_pages: Vec::new(),
             invalidated_all: 0,
+            irqchip: None,
         };
         let gdt =
             [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
@@ -173,6 +178,10 @@ impl Bus for Flat {
     fn invalidate_all(&mut self) {
         self.invalidated_all += 1;
     }
+
+    fn interrupts(&mut self, now: u64) -> Option<Interrupts<'_>> {
+        Some(self.irqchip.as_mut()?.of(0, now))
+    }
 }
 
 /// Where the handler of an exception is. It halts, unless a test puts code there.
@@ -257,7 +266,7 @@ impl Machine {
 
     /// The vector whose handler is about to run.
     fn vector(&self) -> Option<u8> {
-        (0..32).find(|&vector| handler(vector) == self.cpu.regs.rip)
+        (0..128).find(|&vector| handler(vector) == self.cpu.regs.rip)
     }
 
     /// The word `index` of the stack.
