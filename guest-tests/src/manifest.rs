@@ -74,6 +74,8 @@ pub enum Area {
     Region,
     /// Accesses that leave the guest.
     Mmio,
+    /// What interrupts processors.
+    Interrupt,
     /// Anything else.
     #[default]
     Other,
@@ -87,6 +89,7 @@ impl Area {
             Self::Paging => "paging",
             Self::Region => "region",
             Self::Mmio => "mmio",
+            Self::Interrupt => "interrupt",
             Self::Other => "other",
         }
     }

@@ -125,7 +125,7 @@ impl Machine {
     ) -> Result<(Ending, usize), HarnessError> {
         let alone = self.vcpus.len() == 1;
         let mut entries = vec![Entry::Resume; self.vcpus.len()];
-        let (mut left, mut asleep) = (budget.instructions, 0);
+        let mut left = budget.instructions;
         for index in (0..self.vcpus.len()).cycle() {
             let turn = if alone { left } else { left.min(TURN) };
             let entry = std::mem::replace(&mut entries[index], Entry::Resume);
@@ -133,20 +133,15 @@ impl Machine {
             if let Some((line, high)) = Devices::interrupt_line(&exit) {
                 self.vm.set_irq_line(line, high)?;
             }
-            asleep = if exit == Exit::Halt { asleep + 1 } else { 0 };
             if exit == Exit::BudgetExceeded(Limit::Instructions) {
                 left -= turn;
-            }
-            let others_go_on = match exit {
-                Exit::Halt => asleep < self.vcpus.len(),
-                Exit::BudgetExceeded(Limit::Instructions) => left > 0,
-                _ => false,
-            };
-            if !others_go_on {
-                match devices.serve(exit) {
-                    Ok(answer) => entries[index] = answer,
-                    Err(ending) => return Ok((ending, index)),
+                if left > 0 {
+                    continue;
                 }
+            }
+            match devices.serve(exit) {
+                Ok(answer) => entries[index] = answer,
+                Err(ending) => return Ok((ending, index)),
             }
         }
         unreachable!("a machine has a processor")

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
 
 fn trial(guest: Guest, mmu: Mmu, missing: Option<String>) -> Trial {
     let image = Image::parse(guest.elf.to_vec());
+    let missing = missing.or_else(|| mmu.unsuited(image.as_ref().ok()?));
     let area = image.as_ref().map(|image| image.manifest().area).unwrap_or_default();
     let ignored = missing.is_some();
     let test = move || match missing {

@@ -82,7 +82,7 @@ pub enum Exit {
         /// What.
         data: MmioData,
     },
-    /// `HLT`.
+    /// `HLT`. On a VM with interrupt controllers: all its processors sleep, and nothing in it will wake one.
     Halt,
     /// Triple fault.
     Shutdown,

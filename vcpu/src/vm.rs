@@ -11,7 +11,7 @@ pub trait Vm: HostView {
     /// Makes the vCPU number `index`.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError>;
     /// Whether the interrupt controllers and timers of a PC are part of it: then a vCPU that halts sleeps until it is
-    /// interrupted, and only vCPU 0 runs before it is told to by another one (INIT, SIPI).
+    /// interrupted, or its budget ends, and only vCPU 0 runs before it is told to by another one (INIT, SIPI).
     fn has_irqchip(&self) -> bool {
         false
     }

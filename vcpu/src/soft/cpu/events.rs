@@ -3,7 +3,7 @@
 
 use crate::soft::Bus;
 use crate::soft::irqchip::{Event, Interrupts, Open};
-use crate::{DescriptorTable, Exit, Gpr, Regs, Segment, SystemRegs, cr0, rflags};
+use crate::{DescriptorTable, Exit, Gpr, Limit, Regs, Segment, SystemRegs, cr0, rflags};
 
 use super::Cpu;
 use super::debug::DebugRegs;
@@ -47,11 +47,12 @@ impl Cpu {
         let open = Open { nmi: open, interrupts: open && self.regs.rflags & rflags::IF != 0 };
         let Some(event) = interrupts.take(open) else { return Boundary::Run(interrupts.until_due()) };
         // What is taken takes its time; sleep has none of its own.
-        let taken = u64::from(!matches!(event, Event::Leap | Event::Asleep));
+        let taken = u64::from(!matches!(event, Event::Leap | Event::Asleep | Event::AllAsleep));
         self.clock = interrupts.now() + taken;
         match event {
             Event::Leap => Boundary::Entered,
-            Event::Asleep => Boundary::Exit(Exit::Halt),
+            Event::Asleep => Boundary::Exit(Exit::BudgetExceeded(Limit::Instructions)),
+            Event::AllAsleep => Boundary::Exit(Exit::Halt),
             Event::Nmi => Step::new(self, bus).interrupt_by(Exception::NMI),
             Event::External(vector) => Step::new(self, bus).interrupt_by(Exception::external(vector)),
             Event::Init => {

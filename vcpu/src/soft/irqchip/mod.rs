@@ -104,8 +104,10 @@ pub enum Event {
     External(u8),
     /// It sleeps, and so do all others: the clock has leapt to the next timer.
     Leap,
-    /// It sleeps, and only another processor or a device can wake it.
+    /// It sleeps, and only another processor, which is awake or will be, or a device can wake it.
     Asleep,
+    /// All processors sleep, and no timer wakes any of them.
+    AllAsleep,
 }
 
 impl Default for Irqchip {
@@ -290,7 +292,7 @@ impl Interrupts<'_> {
             return Some(Event::Init);
         }
         if processor.activity == Activity::WaitForSipi {
-            let Some(page) = processor.startup.take() else { return Some(Event::Asleep) };
+            let Some(page) = processor.startup.take() else { return Some(self.sleep()) };
             processor.activity = Activity::Running;
             return Some(Event::Startup(page));
         }
@@ -303,7 +305,7 @@ impl Interrupts<'_> {
             processor.apic.acknowledge(vector);
             Event::External(vector)
         } else if matches!(processor.activity, Activity::Halted { .. }) {
-            return Some(self.sleep(open));
+            return Some(self.sleep());
         } else {
             return None;
         };
@@ -312,15 +314,22 @@ impl Interrupts<'_> {
     }
 
     /// Timers can wake a processor that takes interrupts, once no other one has anything to do.
-    fn sleep(&mut self, open: Open) -> Event {
+    fn sleep(&mut self) -> Event {
         let chip = &mut *self.chip;
-        let all_sleep = (0..chip.processors.len()).all(|index| !chip.is_awake(index));
-        if !all_sleep || !open.interrupts || chip.due == NEVER {
+        if (0..chip.processors.len()).any(|index| chip.is_awake(index)) {
             return Event::Asleep;
         }
-        chip.clock = chip.clock.max(chip.due);
-        chip.advance();
-        Event::Leap
+        let wakes = |processor: &Processor| processor.activity == Activity::Halted { interruptible: true };
+        let any_wakes = chip.due != NEVER && chip.processors.iter().any(wakes);
+        match (any_wakes, wakes(&chip.processors[self.index])) {
+            (false, _) => Event::AllAsleep,
+            (true, false) => Event::Asleep,
+            (true, true) => {
+                chip.clock = chip.clock.max(chip.due);
+                chip.advance();
+                Event::Leap
+            }
+        }
     }
 
     /// `HLT`, with IF as it is.

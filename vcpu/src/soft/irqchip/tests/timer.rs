@@ -112,5 +112,7 @@ fn the_clock_leaps_only_while_all_sleep() {
     machine.write(0, INITIAL, 500);
     machine.0.of(0, 0).halt(false);
     assert_eq!(machine.0.of(0, 0).take(Open { nmi: true, interrupts: false }), Some(Event::Asleep));
+    machine.0.of(1, 0).halt(false);
+    assert_eq!([machine.take(0), machine.take(1)], [Some(Event::AllAsleep); 2]);
     assert_eq!(machine.0.of(0, 0).now(), 1000);
 }
