@@ -20,8 +20,8 @@
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
-//! Known holes: one vCPU; no interrupts; no steps while a guest runs. KVM's second level is read from the kernel, which
-//! takes root; elsewhere it is reported as not checked.
+//! Known holes: several vCPUs on the software machines alone; no steps while a guest runs. KVM's second level is read from
+//! the kernel, which takes root; elsewhere it is reported as not checked.
 
 mod chain;
 mod devices;

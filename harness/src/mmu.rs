@@ -46,7 +46,9 @@ impl Mmu {
     /// Why this guest cannot run on it, even where the column can run.
     pub fn unsuited(self, image: &Image) -> Option<String> {
         let several = self == Self::Kvm && image.manifest().machine.vcpus > 1;
-        several.then(|| "its processors take turns, counted in instructions, which KVM does not count".to_owned())
+        several.then(|| {
+            "its processors take turns, counted in instructions, which KVM does not count".to_owned()
+        })
     }
 
     /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots by Multiboot. The name of its
@@ -56,7 +58,9 @@ impl Mmu {
             Self::Ept => SecondLevel::EPT,
             Self::Npt => SecondLevel::NPT,
             Self::Shadow => SecondLevel::Shadow,
-            Self::Kvm => return Ok(Box::new(if is_pc(image) { KvmVm::with_irqchip()? } else { KvmVm::new()? })),
+            Self::Kvm => {
+                return Ok(Box::new(if is_pc(image) { KvmVm::with_irqchip()? } else { KvmVm::new()? }));
+            }
         };
         let vendor = match image.manifest().machine.vendor {
             VendorSpec::Memvirt => Vendor::Memvirt,
@@ -64,8 +68,7 @@ impl Mmu {
             VendorSpec::Amd => Vendor::Amd,
         };
         let x2apic = image.manifest().machine.x2apic;
-        let options =
-            SoftOptions { vendor, irqchip: is_pc(image), x2apic, ..SoftOptions::of(second_level) };
+        let options = SoftOptions { vendor, irqchip: is_pc(image), x2apic, ..SoftOptions::of(second_level) };
         Ok(Box::new(SoftVm::with(&options)?))
     }
 }

@@ -44,8 +44,8 @@
 //! | [`boot`] | a guest's first tables and registers: in long mode at ring 3 or 0; by Multiboot 1, PVH or Linux's protocol |
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
-//! Known holes: no interrupts; the software CPU computes no floating point and has no call gates, task switches or
-//! virtual-8086 mode; one vCPU of a software machine runs at a time.
+//! Known holes: the software CPU computes no floating point and has no call gates, task switches or virtual-8086 mode; one
+//! vCPU of a software machine runs at a time.
 
 pub mod boot;
 mod error;

@@ -8,11 +8,11 @@ use ept::{
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize, RamPage};
 use slot_manager::SlotRecord;
 
+use super::irqchip::Interrupts;
 use super::kernel::{Slots, SoftKernel, VcpuArch};
 use super::second_level::SoftMmu;
 use super::table_tlb::Table;
 use super::tlb::{Page, Use};
-use super::irqchip::Interrupts;
 use super::{AccessKind, Bus, BusFault, Paging};
 
 /// Memory as a CPU sees it.

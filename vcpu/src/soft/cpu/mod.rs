@@ -10,6 +10,9 @@
 //! Every instruction is atomic: if it faults, registers and memory are as before it. An instruction that
 //! touches a device is executed again once the VMM has answered. Only where one access crosses from memory
 //! into a device is the part in memory written before the device is asked, as KVM's emulator does.
+//!
+//! Between two instructions, interrupts (`events`): a timer's comes before the instruction at whose tick it is due, for
+//! the quick path stops there.
 
 mod alu;
 mod cpuid;

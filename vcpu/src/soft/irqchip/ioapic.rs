@@ -115,7 +115,8 @@ impl IoApic {
             (WINDOW, ID) => self.id = value & ID_BITS,
             (WINDOW, selected @ FIRST_ENTRY..=LAST_ENTRY) => {
                 let pin = usize::from(selected - FIRST_ENTRY) / 2;
-                let (shift, half) = if selected % 2 == 0 { (0, u64::from(u32::MAX)) } else { (32, u64::MAX << 32) };
+                let (shift, half) =
+                    if selected % 2 == 0 { (0, u64::from(u32::MAX)) } else { (32, u64::MAX << 32) };
                 let writable = entry::WRITABLE & half;
                 let entry = &mut self.entries[pin];
                 *entry = *entry & !writable | u64::from(value) << shift & writable;

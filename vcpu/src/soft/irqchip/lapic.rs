@@ -198,9 +198,14 @@ impl LocalApic {
         if class(self.tpr) >= class(in_service) { self.tpr } else { in_service & 0xf0 }
     }
 
+    /// Whether it takes interrupts into IRR.
+    pub fn accepts(&self) -> bool {
+        self.is_enabled() && self.spurious & SOFTWARE_ENABLED != 0
+    }
+
     /// Takes an interrupt into IRR.
     pub fn accept(&mut self, vector: u8, level: bool) {
-        if !self.is_enabled() || self.spurious & SOFTWARE_ENABLED == 0 {
+        if !self.accepts() {
             return;
         }
         if vector < FIRST_VECTOR {

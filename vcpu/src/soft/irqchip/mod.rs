@@ -42,6 +42,8 @@ pub use self::lapic::Refused;
 pub const TICKS_A_SECOND: u32 = 1_000_000_000;
 /// No timer is due.
 const NEVER: u64 = u64::MAX;
+/// What is due later than this, in a hundred years, never is: no guest can make the clock overflow.
+const END_OF_TIME: u64 = 1 << 62;
 
 /// IA32_APIC_BASE.
 const APIC_BASE: u32 = 0x1b;
@@ -66,7 +68,9 @@ pub struct Irqchip {
 enum Activity {
     Running,
     /// After `HLT`, with IF as it was.
-    Halted { interruptible: bool },
+    Halted {
+        interruptible: bool,
+    },
     WaitForSipi,
 }
 
@@ -178,7 +182,7 @@ impl Irqchip {
 
     fn schedule(&mut self) {
         let timers = self.processors.iter().filter_map(|processor| processor.apic.due());
-        self.due = timers.chain(self.pit.due()).min().unwrap_or(NEVER);
+        self.due = timers.chain(self.pit.due()).min().filter(|&due| due < END_OF_TIME).unwrap_or(NEVER);
     }
 
     fn deliver(&mut self, source: Option<usize>, messages: impl IntoIterator<Item = Message>) {
@@ -194,10 +198,11 @@ impl Irqchip {
             Destination::Others => source != Some(index),
             _ => processor.apic.is_meant(message),
         };
-        let targets = self.processors.iter_mut().enumerate();
-        let targets = targets.filter(|(index, processor)| is_target(*index, processor)).map(|(_, target)| target);
+        let all = self.processors.iter_mut().enumerate();
+        let targets = all.filter(|(index, target)| is_target(*index, target)).map(|(_, target)| target);
         if message.delivery == Delivery::LowestPriority {
-            targets.min_by_key(|target| target.apic.ppr()).into_iter().for_each(|target| target.receive(message));
+            let takers = targets.filter(|target| target.apic.accepts());
+            takers.min_by_key(|target| target.apic.ppr()).into_iter().for_each(|one| one.receive(message));
         } else {
             targets.for_each(|target| target.receive(message));
         }
@@ -407,9 +412,9 @@ impl Interrupts<'_> {
         apic.advance(now);
         let done = match msr {
             APIC_BASE => apic.set_base(value, addresses, x2apic),
-            X2APIC_FIRST..=X2APIC_LAST => apic
-                .write_msr(msr - X2APIC_FIRST, value, now)
-                .map(|effect| self.chip.after(index, effect)),
+            X2APIC_FIRST..=X2APIC_LAST => {
+                apic.write_msr(msr - X2APIC_FIRST, value, now).map(|effect| self.chip.after(index, effect))
+            }
             _ => return None,
         };
         self.chip.schedule();

@@ -176,8 +176,7 @@ impl Channel {
             Bytes::Both => 3,
         };
         let idle = self.counting == Counting::Idle;
-        let status =
-            u8::from(self.output(now)) << 7 | u8::from(idle) << 6 | bytes << 4 | self.mode << 1;
+        let status = u8::from(self.output(now)) << 7 | u8::from(idle) << 6 | bytes << 4 | self.mode << 1;
         self.status.get_or_insert(status);
     }
 

@@ -70,9 +70,10 @@ fn if_and_cr8_hold_interrupts_back() {
     machine.interrupt(VECTOR);
     assert_eq!(machine.steps_to_handler(), (5, VECTOR));
     // mov cr8, rax; nop; mov cr8, rbx; nop
-    let mut machine = super::interrupts::machine(&[0x44, 0x0f, 0x22, 0xc0, 0x90, 0x44, 0x0f, 0x22, 0xc3, 0x90])
-        .with(Gpr::Rax, 4)
-        .with(Gpr::Rbx, 3);
+    let mut machine =
+        super::interrupts::machine(&[0x44, 0x0f, 0x22, 0xc0, 0x90, 0x44, 0x0f, 0x22, 0xc3, 0x90])
+            .with(Gpr::Rax, 4)
+            .with(Gpr::Rbx, 3);
     machine.step();
     machine.interrupt(VECTOR);
     assert_eq!(machine.interrupts().read_msr(0x808), Some(Ok(0x40)));
@@ -271,11 +272,8 @@ fn cpuid_shows_whether_the_apic_is_on() {
 fn a_deadline_is_a_value_of_the_tsc() {
     // wrmsr (IA32_TSC_DEADLINE); mov ecx, ebx; rdmsr; wrmsr (IA32_TIME_STAMP_COUNTER)
     let code = [0x0f, 0x30, 0x0f, 0x32, 0x89, 0xd9, 0x89, 0xf0, 0x0f, 0x30];
-    let mut machine = machine(&code)
-        .with(Gpr::Rcx, 0x6e0)
-        .with(Gpr::Rax, 500)
-        .with(Gpr::Rbx, 0x10)
-        .with(Gpr::Rsi, 400);
+    let mut machine =
+        machine(&code).with(Gpr::Rcx, 0x6e0).with(Gpr::Rax, 500).with(Gpr::Rbx, 0x10).with(Gpr::Rsi, 400);
     machine.set_msr(0x832, 2 << 17 | u64::from(VECTOR));
     machine.step();
     machine.step();
@@ -290,7 +288,8 @@ fn a_deadline_is_a_value_of_the_tsc() {
 #[test]
 fn hypercalls_send_interrupts() {
     // vmcall
-    let mut machine = machine(&[0x0f, 0x01, 0xc1]).with(Gpr::Rax, 10).with(Gpr::Rbx, 1).with(Gpr::Rsi, VECTOR.into());
+    let mut machine =
+        machine(&[0x0f, 0x01, 0xc1]).with(Gpr::Rax, 10).with(Gpr::Rbx, 1).with(Gpr::Rsi, VECTOR.into());
     machine.step();
     assert_eq!(machine.cpu.regs[Gpr::Rax], 1);
     machine.step();

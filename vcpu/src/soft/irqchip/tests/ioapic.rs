@@ -32,7 +32,9 @@ impl Machine {
 #[test]
 fn registers_keep_the_bits_they_have() {
     let mut machine = Machine::new(1);
-    for (register, reads) in [(0, 0x0f00_0000), (1, 0x17_0011), (2, 0x0f00_0000), (0x10, 0x1_afff), (0x11, 0xff00_0000)] {
+    for (register, reads) in
+        [(0, 0x0f00_0000), (1, 0x17_0011), (2, 0x0f00_0000), (0x10, 0x1_afff), (0x11, 0xff00_0000)]
+    {
         machine.set_ioapic(register, u32::MAX);
         assert_eq!(machine.ioapic(register), reads, "{register:#x}");
     }

@@ -204,7 +204,8 @@ struct Oracle {
 impl Oracle {
     /// SDM vol. 3A, 12.8.3.1 and 12.8.4.
     fn pending(&self) -> Option<u8> {
-        let threshold = self.in_service.iter().chain([&self.tpr]).map(|priority| priority / 16).max().unwrap();
+        let threshold =
+            self.in_service.iter().chain([&self.tpr]).map(|priority| priority / 16).max().unwrap();
         self.requested.iter().copied().max().filter(|vector| vector / 16 > threshold)
     }
 }

@@ -50,6 +50,10 @@ fn the_lowest_priority_is_taken() {
     }
     machine.write(0, ICR, 2 << 18 | 1 << 8 | 0x60);
     assert_eq!(takers(&mut machine, 3, 0x60), [1]);
+    // One that takes nothing is no candidate.
+    machine.write(1, SVR, 0xff);
+    machine.write(0, ICR, 2 << 18 | 1 << 8 | 0x61);
+    assert_eq!(takers(&mut machine, 3, 0x61), [2]);
 }
 
 #[test]
@@ -59,14 +63,17 @@ fn clusters_of_four_and_of_sixteen() {
         machine.write(index, 0xe0, 0);
         machine.write(index, 0xd0, id << 24);
     }
-    for (mask, expected) in [(0x2f, vec![0]), (0x32, vec![1]), (0x33, vec![1]), (0x31, vec![]), (0xff, vec![0, 1])] {
+    for (mask, expected) in
+        [(0x2f, vec![0]), (0x32, vec![1]), (0x33, vec![1]), (0x31, vec![]), (0xff, vec![0, 1])]
+    {
         machine.write(0, ICR_HIGH, mask << 24);
         machine.write(0, ICR, 1 << 11 | 0x60);
         assert_eq!(takers(&mut machine, 2, 0x60), expected, "{mask:#x}");
         (0..2).for_each(|index| machine.write(index, EOI, 0));
     }
     (0..2).for_each(|index| machine.enable_x2apic(index));
-    for (mask, expected) in [(1u64, vec![0]), (3, vec![0, 1]), (0x1_0001, vec![]), (0xffff_ffff, vec![0, 1])] {
+    for (mask, expected) in [(1u64, vec![0]), (3, vec![0, 1]), (0x1_0001, vec![]), (0xffff_ffff, vec![0, 1])]
+    {
         assert!(machine.set_msr(0, 0x830, mask << 32 | 1 << 11 | 0x60));
         assert_eq!(takers(&mut machine, 2, 0x60), expected, "{mask:#x}");
         (0..2).for_each(|index| assert!(machine.set_msr(index, 0x80b, 0)));

@@ -116,3 +116,12 @@ fn the_clock_leaps_only_while_all_sleep() {
     assert_eq!([machine.take(0), machine.take(1)], [Some(Event::AllAsleep); 2]);
     assert_eq!(machine.0.of(0, 0).now(), 1000);
 }
+
+#[test]
+fn no_deadline_takes_the_clock_to_its_end() {
+    let mut machine = Machine::new(1);
+    machine.write(0, LVT_TIMER, DEADLINE | 0x40);
+    machine.0.of(0, 0).set_deadline(Some(u64::MAX - 1));
+    machine.0.of(0, 0).halt(true);
+    assert_eq!((machine.take(0), machine.0.of(0, 0).now()), (Some(Event::AllAsleep), 0));
+}
