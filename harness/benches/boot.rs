@@ -39,7 +39,7 @@ fn time(mmu: Mmu, file: &[u8], manifest: &Manifest) -> Duration {
     let file = file.to_vec();
     let start = Instant::now();
     let image = Image::parse(file).and_then(|image| image.with_manifest(manifest.clone())).unwrap();
-    let vm = mmu.create_vm(manifest.machine.vendor).unwrap();
+    let vm = mmu.create_vm(&image).unwrap();
     let mut machine = Machine::build(image, vm).unwrap();
     let run = machine.run().unwrap();
     let took = start.elapsed();

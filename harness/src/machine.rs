@@ -169,7 +169,7 @@ impl Machine {
 
     /// The ring that the guest is in.
     pub fn ring(&mut self) -> Result<u8, HarnessError> {
-        Ok(self.vcpu.system_regs()?.ss.dpl)
+        Ok(self.vcpus[0].system_regs()?.ss.dpl)
     }
 
     /// The guest's paging, as the vCPU's registers select it now; `None` with paging off.

@@ -51,7 +51,7 @@ impl Mmu {
         })
     }
 
-    /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots by Multiboot. The name of its
+    /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots as on one. The name of its
     /// processor is the host's own on KVM.
     pub fn create_vm(self, image: &Image) -> Result<Box<dyn Vm>, VcpuError> {
         let second_level = match self {
@@ -74,7 +74,7 @@ impl Mmu {
 }
 
 fn is_pc(image: &Image) -> bool {
-    image.boot() == BootSpec::Multiboot
+    image.boot() != BootSpec::Long
 }
 
 impl fmt::Display for Mmu {

@@ -141,7 +141,7 @@ impl Channel {
 
     /// Whether the output has risen since the last call.
     fn advance(&mut self, now: u64) -> bool {
-        if !self.due().is_some_and(|due| due <= now) {
+        if self.due().is_none_or(|due| due > now) {
             return false;
         }
         self.edges = if self.is_periodic() { self.done(now) / self.count } else { 1 };
@@ -267,7 +267,7 @@ impl Pit {
             CONTROL => Some(0),
             SPEAKER => {
                 let channel = &self.channels[SPEAKER_CHANNEL];
-                let refresh = now / REFRESH & 1 != 0;
+                let refresh = !(now / REFRESH).is_multiple_of(2);
                 let bits = [(0, channel.gate), (1, self.speaker), (4, refresh), (5, channel.output(now))];
                 Some(bits.into_iter().map(|(bit, set)| u8::from(set) << bit).sum())
             }

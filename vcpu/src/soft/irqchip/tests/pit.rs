@@ -46,7 +46,7 @@ fn outputs_are_as_drawn_and_interrupts_their_rising_edges() {
             for done in 1..=3 * u64::from(count) {
                 let out = pit.read(0x61, after(done)).unwrap() & 0x20 != 0;
                 assert_eq!(out, drawn(mode, count.into(), done), "mode {mode}, {count}: {done}");
-                assert_eq!(pit.advance(after(done) - 1), false, "one tick too early");
+                assert!(!pit.advance(after(done) - 1), "one tick too early");
                 if pit.advance(after(done)) {
                     edges.push(done);
                 }
