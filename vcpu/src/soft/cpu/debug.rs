@@ -1,5 +1,6 @@
 //! Debug registers and breakpoints (SDM vol. 3B, 19.2 and 19.3).
 
+use super::events::Shadow;
 use super::exceptions::Exception;
 use super::memory::Linear;
 use super::step::{Abort, Step};
@@ -78,10 +79,12 @@ impl DebugRegs {
 }
 
 impl<B: Bus> Step<'_, B> {
-    /// #DB before an instruction that a breakpoint is on; RF holds it back once.
+    /// #DB before an instruction that a breakpoint is on; RF holds it back once, and so does a load of SS before
+    /// (SDM vol. 3A, 7.8.3).
     pub(super) fn code_breakpoint(&mut self) -> Result<(), Abort> {
         let resumed = self.cpu.unfinished.is_some_and(|unfinished| unfinished.ip() == self.cpu.regs.rip);
-        if !self.cpu.debug.enabled() || self.cpu.regs.rflags & rflags::RF != 0 || resumed {
+        let held = self.cpu.regs.rflags & rflags::RF != 0 || self.shadowed == Shadow::MovSs;
+        if !self.cpu.debug.enabled() || held || resumed {
             return Ok(());
         }
         match self.cpu.debug.hit(self.linear_rip(), 1, &[ON_EXECUTION]) {

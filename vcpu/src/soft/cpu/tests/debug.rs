@@ -131,3 +131,14 @@ fn breakpoints_of_a_load_of_ss_come_behind_the_next_instruction() {
         assert_eq!(interrupted, second, "{next:#x}");
     }
 }
+
+#[test]
+fn a_breakpoint_on_the_instruction_behind_a_load_of_ss_is_none() {
+    // mov ss, ax; nop; nop
+    for (address, steps, hit) in [(CODE + 2, 2, None), (CODE + 3, 3, Some(1))] {
+        let mut machine =
+            watching(&[0x8e, 0xd0, 0x90, 0x90], address, enable(0, 0)).with(Gpr::Rax, RING0_DATA.into());
+        (0..steps).for_each(|_| drop(machine.step()));
+        assert_eq!(machine.vector(), hit, "{address:#x}");
+    }
+}
