@@ -158,12 +158,12 @@ impl Inspection {
 
 /// What is of interest of a VM that is only looked at: nobody has said what its processors remember, or who owns tables.
 fn unchecked(report: &LiveReport) -> Vec<String> {
-    use ept::verify::Unchecked::{Caches, NoCounts, NoOwner};
+    use ept::verify::Unchecked::{Caches, NoOwner};
     let leaves =
         [("frames that the host does not tell", report.unknown), ("leaves of nested guests", report.nested)];
     let leaves =
         leaves.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}"));
-    let trees = report.trees.unchecked.iter().filter(|(why, _)| !matches!(why, Caches | NoCounts | NoOwner));
+    let trees = report.trees.unchecked.iter().filter(|(why, _)| !matches!(why, Caches | NoOwner));
     leaves.chain(trees.map(|(why, count)| format!("{why}: {count}"))).collect()
 }
 

@@ -86,8 +86,12 @@ impl LiveVm {
             if !is_vm(&format!("{folder}/{fd}")) {
                 continue;
             }
-            let file = sys::pidfd_getfd(&handle, fd).map_err(process("pidfd_getfd"))?;
-            let vm = Self::of_file(kernel, pid, file)?;
+            let vm = match sys::pidfd_getfd(&handle, fd) {
+                Ok(file) => Self::of_file(kernel, pid, file)?,
+                // Closed since the list was made.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => None,
+                Err(error) => return Err(process("pidfd_getfd")(error)),
+            };
             vms.extend(vm.filter(|vm| vms.iter().all(|other| other.kvm != vm.kvm)));
         }
         Ok(vms)

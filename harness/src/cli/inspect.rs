@@ -63,8 +63,11 @@ pub(crate) fn inspect(args: &Args) -> io::Result<Status> {
 }
 
 fn show(out: &mut impl Write, vm: &Inspection) -> io::Result<()> {
-    let vcpus = vm.vcpus.len();
-    writeln!(out, "VM {} of process {}: {}, {vcpus} vCPUs", vm.vm, vm.pid, vm.second_level)?;
+    let vcpus = match vm.vcpus.len() {
+        1 => "1 vCPU".to_owned(),
+        vcpus => format!("{vcpus} vCPUs"),
+    };
+    writeln!(out, "VM {} of process {}: {}, {vcpus}", vm.vm, vm.pid, vm.second_level)?;
     writeln!(out, "  slot  GPA                        HVA              flags  leaves")?;
     for slot in &vm.slots {
         show_slot(out, slot)?;

@@ -194,7 +194,7 @@ fn a_process_shows_all_of_its_vms() {
     let all = LiveVm::of_process(&kernel().unwrap(), std::process::id()).unwrap();
     assert!(all.len() >= 2);
     let slots = vm.slots().unwrap();
-    assert_eq!(all.iter().filter(|other| other.slots().is_ok_and(|found| found == slots)).count(), 1);
+    assert!(all.iter().any(|other| other.slots().is_ok_and(|found| found == slots)));
 }
 
 #[test]
