@@ -76,8 +76,8 @@ pub enum LiveError {
         "no kvm_intel, kvm_amd or kvm_pvm under /sys/module that fits this processor: the format of its tables is unknown"
     )]
     UnknownModule,
-    /// The kernel has no memory at an address that its own structures gave.
-    #[error("the kernel's memory at {address:#x} cannot be read")]
+    /// What the kernel's own structures lead to is no memory, or not what it should be.
+    #[error("the kernel's memory at {address:#x} cannot be read, or is not what it was taken for")]
     Unreadable {
         /// The kernel's address.
         address: u64,

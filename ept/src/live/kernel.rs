@@ -31,10 +31,10 @@ impl Kernel {
 
     /// Reads as many bytes of the kernel's memory.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), LiveError> {
-        (address..)
-            .step_by(MOST)
-            .zip(bytes.chunks_mut(MOST))
-            .try_for_each(|(at, part)| self.memory.read(at, part))
+        for (number, part) in (0..).zip(bytes.chunks_mut(MOST)) {
+            self.memory.read(address.wrapping_add(number * MOST as u64), part)?;
+        }
+        Ok(())
     }
 
     /// A field of the structure at `address`. Nothing else of it is read: structures may end before a page does.

@@ -73,7 +73,7 @@ impl LiveTables {
                 size,
                 hpa: Hpa(frame),
                 rights: format.rights(entry),
-                entry_address: Hpa(at + u64::from(index) * 8),
+                entry_address: Hpa(at.wrapping_add(u64::from(index) * 8)),
                 entry,
                 smm: page.smm,
                 nested: page.nested,

@@ -85,9 +85,9 @@ impl LiveVm {
         let (slots, vcpus) = (self.slots()?, self.vcpus()?);
         let (pages, tdp_roots) = (self.active_pages()?, self.tdp_roots()?);
         let mut counted = [0; 3];
-        for (at, count) in (self.kvm + self.kernel.layout.kvm_leaves.offset()..).step_by(8).zip(&mut counted)
-        {
-            *count = self.kernel.word(at)?;
+        let leaves = self.kvm.wrapping_add(self.kernel.layout.kvm_leaves.offset());
+        for (size, count) in (0..).zip(&mut counted) {
+            *count = self.kernel.word(leaves.wrapping_add(size * 8))?;
         }
         let (tables, translations, switcher) = Default::default();
         let mut reading = Reading { slots, vcpus, pages, tdp_roots, counted, tables, translations, switcher };
