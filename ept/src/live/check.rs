@@ -23,10 +23,10 @@ use crate::verify::{Guest, HostMap, HostPage, Policy, Report, Shadow, Slot, Unch
 #[non_exhaustive]
 pub enum LeafFinding {
     /// It lies in no slot.
-    #[error("GPA {gpa}: a {size} leaf for {hpa} outside all slots (entry {entry:#x} at {at})", gpa = .0.gpa, size = .0.size, hpa = .0.hpa, entry = .0.entry, at = .0.entry_address)]
+    #[error("{0}: outside all slots")]
     NoSlot(LiveLeaf),
     /// It reaches out of its slot.
-    #[error("GPA {}: a {} leaf, of which its slot has only {slot}", .leaf.gpa, .leaf.size)]
+    #[error("{leaf}: its slot has only {slot} of it")]
     Straddles {
         /// The leaf.
         leaf: LiveLeaf,
@@ -34,10 +34,10 @@ pub enum LeafFinding {
         slot: AddrRange<Gpa>,
     },
     /// It may be written, the slot may not.
-    #[error("GPA {}: writable in a read-only slot (entry {:#x} at {})", .0.gpa, .0.entry, .0.entry_address)]
+    #[error("{0}: writable in a read-only slot")]
     ReadonlySlot(LiveLeaf),
     /// Its frame is not the one behind the slot.
-    #[error("GPA {at} is at {seen}, the process has {expected} there (entry {:#x} at {})", .leaf.entry, .leaf.entry_address)]
+    #[error("{leaf}: {at} is at {seen}, the process has {expected} there")]
     Frame {
         /// The leaf.
         leaf: LiveLeaf,
@@ -59,7 +59,7 @@ pub enum LeafFinding {
         counted: u64,
     },
     /// The host's own part of a root is open to the guest.
-    #[error("entry {:#x}, number {} of root {}, is the host's and grants USER", .0.entry, .0.index, .0.table)]
+    #[error("entry {:#x}, number {} of root {}, is the host's own and grants USER", .0.entry, .0.index, .0.table)]
     SwitcherOpen(SwitcherEntry),
 }
 

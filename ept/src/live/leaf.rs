@@ -1,5 +1,7 @@
 //! All leaves of a VM's tables, and what KVM says they are for.
 
+use core::fmt;
+
 use memory_model::{Gpa, Hpa, PageSize};
 
 use super::page::LivePage;
@@ -28,6 +30,13 @@ pub struct LiveLeaf {
     pub smm: bool,
     /// It is of a guest of the guest: then what [`gpa`](Self::gpa) is depends on whose tables are shadowed.
     pub nested: bool,
+}
+
+impl fmt::Display for LiveLeaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gpa, size, hpa, entry, entry_address, .. } = self;
+        write!(f, "a {size} leaf for GPA {gpa} at {hpa} (entry {entry:#x} at {entry_address})")
+    }
 }
 
 impl LiveLeaf {

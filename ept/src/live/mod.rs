@@ -45,7 +45,8 @@
 //! # Known holes
 //!
 //! Tables of nested guests are counted and not checked; memory that the host encrypts (SME, SEV, TDX) is not known;
-//! roots of PAE paging have leaves here, and no walk. Dirty logs are not read.
+//! roots of PAE paging have leaves here, and no walk. Dirty logs are not read. Frames are compared with the page map of the
+//! process that was named: it must be the one that made the VM, not one that has inherited its file.
 
 mod bpf;
 mod btf;
