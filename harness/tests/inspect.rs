@@ -133,15 +133,16 @@ fn qemus_slots_are_its_memory() {
         Ok(qemu) => qemu,
         Err(error) => return println!("not checked: qemu-system-x86_64: {error}"),
     };
-    // Its memory below 1 MiB comes in several slots, which the firmware changes.
-    let high = |vm: &Value| {
+    // Its memory below 1 MiB comes in several slots, which the firmware changes; that of the firmware may come last.
+    let all_there = |vm: &Value| {
         let ends_at_64m = |slot: &Value| {
             let first = slot["gpa"].as_str().and_then(|gpa| u64::from_str_radix(&gpa[2..], 16).ok());
             first.zip(slot["bytes"].as_u64()).is_some_and(|(first, bytes)| first + bytes == 64 << 20)
         };
         vm["slots"].as_array().is_some_and(|slots| slots.iter().any(ends_at_64m))
+            && vm["gpa"]["slot"].is_u64()
     };
-    let vm = qemu.until(&["--gpa", "0xfffffff0"], high);
+    let vm = qemu.until(&["--gpa", "0xfffffff0"], all_there);
     // The reset vector is in the firmware's own slot, just below 4 GiB.
     let rom = vm["slots"].as_array().unwrap().iter().find(|slot| slot["id"] == vm["gpa"]["slot"]).unwrap();
     assert_eq!(rom["readonly"], true, "{vm}");
