@@ -24,7 +24,6 @@ use self::block::Blocks;
 use self::op::{Core, Flow, Missing, Op};
 use self::pages::Pages;
 use super::Cpu;
-use crate::cr4;
 use crate::soft::{AccessKind, Bus, Paging};
 
 /// What is at hand. None of it is the processor's state: a copy starts without.
@@ -75,7 +74,7 @@ pub(super) struct Ran {
 /// What comes after a stretch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Then {
-    /// The budget is spent.
+    /// More of them: the budget is spent, or pages are to be asked for anew.
     Nothing,
     /// An instruction for the exact interpreter, decoded if it is known.
     Exact(Option<Instruction>),
@@ -86,11 +85,10 @@ pub(super) fn run<B: Bus>(cpu: &mut Cpu, bus: &mut B, budget: u64) -> Ran {
     let paging = cpu.paging();
     let Cpu { quick, regs, system, .. } = cpu;
     quick.hold_for(&paging, bus.generation());
-    let Quick { blocks, pages, .. } = &mut **quick;
-    let bases = [system.fs.base, system.gs.base];
-    let width = if system.cr4 & cr4::LA57 != 0 { 57 } else { 48 };
-    let mut core = Core::new(regs, bases, width, &mut pages[usize::from(paging.user)]);
-    let ran = run_blocks(&mut core, blocks, &mut Source { bus, paging: &paging }, budget);
+    let Quick { blocks, pages: [supervisor, user], .. } = &mut **quick;
+    let (pages, others) = if paging.user { (user, supervisor) } else { (supervisor, user) };
+    let mut core = Core::new(regs, system, pages);
+    let ran = run_blocks(&mut core, blocks, &mut Source { bus, paging: &paging, others }, budget);
     core.leave(regs);
     cpu.retired += ran.count;
     cpu.clock += ran.count;
@@ -109,13 +107,14 @@ fn run_blocks<B: Bus>(core: &mut Core, blocks: &mut Blocks, source: &mut Source<
         let ops = &block.ops[..block.ops.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
         let (done, end) = run_ops(core, ops, source);
         left -= done as u64;
-        if end != End::Branch {
+        if matches!(end, End::Through | End::Refused) {
             core.rip = core.rip.wrapping_add(done.checked_sub(1).map_or(0, |last| ops[last].end.into()));
         }
         let then = match end {
             End::Refused => Then::Exact(None),
             End::Through if done == block.ops.len() => block.then,
             End::Through | End::Branch => Then::Nothing,
+            End::Flushed => return Ran { count: budget - left, then: Then::Nothing },
         };
         if then != Then::Nothing && left > 0 {
             return Ran { count: budget - left, then };
@@ -142,6 +141,8 @@ enum End {
     Through,
     /// The next instruction is one that could not be done.
     Refused,
+    /// As by a branch, and no page at hand may be used any more.
+    Flushed,
 }
 
 /// Does instructions, and says how many.
@@ -155,6 +156,8 @@ fn run_ops<B: Bus>(core: &mut Core, ops: &[Op], source: &mut Source<'_, B>) -> (
             Flow::Next => return (done, End::Through),
             Flow::Branch => return (done + 1, End::Branch),
             Flow::Stale => return (done + 1, End::Through),
+            Flow::Invalidated if source.invalidate(core) => return (done + 1, End::Flushed),
+            Flow::Invalidated => return (done + 1, End::Branch),
             Flow::Missed => {
                 let missing = core.missing.take();
                 // The same access again: it crosses the end of a page.
@@ -186,6 +189,8 @@ fn run_straight(core: &mut Core, ops: &[Op]) -> (usize, Flow) {
 struct Source<'a, B> {
     bus: &'a mut B,
     paging: &'a Paging,
+    /// Those at hand for the other privilege.
+    others: &'a mut Pages,
 }
 
 impl<B: Bus> Source<'_, B> {
@@ -195,5 +200,14 @@ impl<B: Bus> Source<'_, B> {
         let Some(page) = self.bus.page(self.paging, Gva(address), kind) else { return false };
         pages.of(kind).put(address, page);
         true
+    }
+
+    /// Lets go of the page that was invalidated; whether all the others must go too.
+    fn invalidate(&mut self, core: &mut Core) -> bool {
+        let generation = self.bus.generation();
+        self.bus.invalidate_page(Gva(core.invalid));
+        core.pages.forget(core.invalid);
+        self.others.forget(core.invalid);
+        self.bus.generation() != generation
     }
 }

@@ -5,8 +5,8 @@ use memory_model::Hva;
 use super::flags::Flags;
 use super::pages::Pages;
 use super::wide::Wide;
-use crate::Regs;
 use crate::soft::AccessKind;
+use crate::{Regs, SystemRegs, cr4};
 
 /// Does one instruction.
 pub(super) type Run = fn(&mut Core, &Op) -> Flow;
@@ -20,6 +20,8 @@ pub(super) enum Flow {
     Branch,
     /// The instruction is done, but has written into the page that holds the block.
     Stale,
+    /// As [`Branch`](Self::Branch), and the page that holds [`Core::invalid`] is no longer where it was.
+    Invalidated,
     /// Nothing was done: a page is not at hand ([`Core::missing`]), or the instruction is one for the exact interpreter.
     Missed,
 }
@@ -62,6 +64,10 @@ pub(super) struct Core<'a> {
     pub code: Hva,
     /// The access that found no page.
     pub missing: Option<Missing>,
+    /// What `INVLPG` has named.
+    pub invalid: u64,
+    /// Whether it runs in ring 0.
+    pub privileged: bool,
     address_bits: u32,
 }
 
@@ -73,13 +79,23 @@ pub(super) struct Missing {
 }
 
 impl<'a> Core<'a> {
-    /// With the bases of FS and GS, and as many bits of linear addresses.
-    pub fn new(regs: &Regs, bases: [u64; 2], address_bits: u32, pages: &'a mut Pages) -> Self {
+    /// In its state, with as many bits of linear addresses.
+    pub fn new(regs: &Regs, system: &SystemRegs, pages: &'a mut Pages) -> Self {
         let mut registers = [0; REGISTERS];
         registers[..16].copy_from_slice(&regs.gpr);
-        [registers[usize::from(FS_BASE)], registers[usize::from(GS_BASE)]] = bases;
-        let flags = Flags::new(regs.rflags);
-        Self { registers, flags, rip: regs.rip, pages, code: Hva(0), missing: None, address_bits }
+        registers[usize::from(FS_BASE)] = system.fs.base;
+        registers[usize::from(GS_BASE)] = system.gs.base;
+        Self {
+            registers,
+            flags: Flags::new(regs.rflags),
+            rip: regs.rip,
+            pages,
+            code: Hva(0),
+            missing: None,
+            invalid: 0,
+            privileged: system.cpl() == 0,
+            address_bits: if system.cr4 & cr4::LA57 != 0 { 57 } else { 48 },
+        }
     }
 
     /// Puts back what instructions have changed.
@@ -120,7 +136,7 @@ impl<'a> Core<'a> {
     }
 
     #[inline(always)]
-    fn linear(&self, op: &Op) -> u64 {
+    pub fn linear(&self, op: &Op) -> u64 {
         self.effective(op).wrapping_add(self.get(op.segment))
     }
 

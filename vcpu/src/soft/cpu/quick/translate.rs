@@ -144,6 +144,8 @@ impl<'a> Form<'a> {
         }
         form.width = match form.kinds[0] {
             Some(Kind::Register(_, width)) => width,
+            // It names an address, and no memory there.
+            Some(Kind::Memory) if instruction.code() == Code::Invlpg_m => Width::Qword,
             Some(Kind::Memory) => memory_width(instruction).ok()?,
             _ => Width::Qword,
         };
@@ -217,6 +219,7 @@ impl<'a> Form<'a> {
             Code::Retnq | Code::Retnq_imm16 => branches::ret,
             Code::Loop_rel8_64_RCX => branches::loop_rcx,
             Code::Jrcxz_rel8_64 => branches::jump_if_rcx_zero,
+            Code::Invlpg_m => branches::invlpg,
             _ => match (instruction.op_count(), instruction.op0_kind()) {
                 (1, OpKind::NearBranch64) => {
                     by_condition!(self.condition()?, C => branches::jump_if::<C> as Run)

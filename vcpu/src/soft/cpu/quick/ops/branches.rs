@@ -1,4 +1,4 @@
-//! Branches: each ends its block and sets RIP.
+//! Branches, and what is like them: each ends its block and sets RIP.
 
 use super::super::op::{Core, Flow, Op};
 use super::super::wide::W64;
@@ -53,6 +53,17 @@ pub(in super::super) fn loop_rcx(core: &mut Core, op: &Op) -> Flow {
         core.set(RCX, count);
     }
     flow
+}
+
+/// `INVLPG`, which ends a block: what follows is fetched anew.
+pub(in super::super) fn invlpg(core: &mut Core, op: &Op) -> Flow {
+    let address = core.linear(op);
+    if !core.privileged || !core.is_canonical(address) {
+        return Flow::Missed;
+    }
+    core.invalid = address;
+    core.rip = core.next(op);
+    Flow::Invalidated
 }
 
 /// `JRCXZ`.
