@@ -7,6 +7,7 @@ use memory_model::{AddrRange, AddressSpace, Gpa, Gva, RamBlock, RegionId, Region
 use slot_manager::SlotManager;
 use vcpu::boot::{BootError, GuestMap, LongMode, Ring};
 use vcpu::soft::SoftVm;
+use vcpu::soft::cpu::Cpuid;
 use vcpu::{Budget, Entry, Exit, Gpr, HostView, Limit, Vcpu, VcpuError, Vm, Witness};
 
 const CODE: u64 = 0x10_0000;
@@ -19,8 +20,12 @@ struct Machine {
 }
 
 impl Machine {
-    /// 4 MiB of RAM.
     fn new() -> Self {
+        Self::of(SoftVm::new().unwrap())
+    }
+
+    /// With 4 MiB of RAM.
+    fn of(vm: SoftVm) -> Self {
         let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap()).unwrap();
         let block = RamBlock::anonymous("ram", 0x40_0000).unwrap();
         let add = |tree: &mut RegionTree| {
@@ -28,7 +33,6 @@ impl Machine {
             tree.add(tree.root(), 0, ram).map(|()| ram)
         };
         let ram = space.update(add).unwrap();
-        let vm = SoftVm::new().unwrap();
         space.register(Arc::new(Mutex::new(SlotManager::new(vm.slots())))).unwrap();
         Self { space, ram, block, vm }
     }
@@ -136,6 +140,27 @@ fn a_kick_brings_an_endless_guest_back() {
         kick.kick();
         assert_eq!(running.join().unwrap(), Exit::Kicked);
     });
+}
+
+#[test]
+fn processors_are_what_their_cpuid_says() {
+    // mov eax, 1; cpuid; popcnt eax, ecx; hlt
+    let code = [0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0xf3, 0x0f, 0xb8, 0xc1, 0xf4];
+    let mut cpuid = Cpuid::default();
+    let [family, id, features, more] = cpuid.get(1, 0);
+    let popcnt = 1 << 23;
+    assert_ne!(features & popcnt, 0);
+    cpuid.set(1, 0, [family, id, features & !popcnt, more]);
+    for (cpuid, exit, ecx) in [
+        (Cpuid::default(), Exit::Halt, features),
+        // #UD, and no handler.
+        (cpuid, Exit::Shutdown, features & !popcnt),
+    ] {
+        let machine = Machine::of(SoftVm::new().unwrap().with_cpuid(cpuid));
+        let mut vcpu = machine.boot_with_all_mapped(&code);
+        assert_eq!(vcpu.run(Entry::Resume, &soon()).unwrap(), exit);
+        assert_eq!(vcpu.regs().unwrap()[Gpr::Rcx], u64::from(ecx));
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use slot_manager::{
     DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
 
-use super::cpu::{Cpu, CpuError, Vendor};
+use super::cpu::{Cpu, CpuError, Cpuid};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
 use super::options::SoftOptions;
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone)]
 pub struct SoftVm {
     kernel: Arc<Mutex<SoftKernel>>,
-    vendor: Vendor,
+    cpuid: Cpuid,
     x2apic: bool,
 }
 
@@ -35,7 +35,15 @@ impl SoftVm {
     /// A VM without memory, made like that.
     pub fn with(options: &SoftOptions) -> Result<Self, VcpuError> {
         let kernel = Arc::new(Mutex::new(SoftKernel::new(options)?));
-        Ok(Self { kernel, vendor: options.vendor, x2apic: options.x2apic })
+        let mut cpuid = Cpuid::default();
+        cpuid.set_vendor(options.vendor);
+        Ok(Self { kernel, cpuid, x2apic: options.x2apic })
+    }
+
+    /// The same VM; the processors that this handle and its clones make have that CPUID (`KVM_SET_CPUID2`), and what of
+    /// the APICs is in it. Guest-physical addresses stay as wide as the machine's, whatever it says.
+    pub fn with_cpuid(self, cpuid: Cpuid) -> Self {
+        Self { cpuid, ..self }
     }
 
     /// Verifies all second-level tables, and what the processors remember of them; while no vCPU runs.
@@ -60,7 +68,7 @@ impl Vm for SoftVm {
 
     fn create_vcpu(&self, _index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
         let mut cpu = Cpu::new(Regs::default(), SystemRegs::default());
-        cpu.cpuid.set_vendor(self.vendor);
+        cpu.cpuid = self.cpuid.clone();
         let mut kernel = self.kernel();
         let index = kernel.create_vcpu()?;
         if kernel.irqchip.is_some() {
