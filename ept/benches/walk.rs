@@ -14,7 +14,7 @@ use std::hint::black_box;
 
 use ept::tlb::{LinearSpace, Tlb};
 use ept::{
-    Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights,
+    Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights, lookup,
     nested_translate, nested_walk, translate, translate_many, walk,
 };
 use memory_addr::VirtAddr;
@@ -78,6 +78,15 @@ fn one_dimension(size: &str, bytes: u64) {
     );
     row(
         "in unchecked memory, page_table_multiarch",
+        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
+    );
+    let found = |address| lookup(&raw, &paging, address);
+    let row = |row: &str, peer: &mut dyn FnMut()| {
+        paired::compare(row, Some(1.0), ROUNDS, WALKS, addresses.walker(0, WALKS, each(found)), peer)
+    };
+    row("lookup, against x86_64", &mut addresses.walker(1, WALKS, each(raw::x86_64(&ram, root))));
+    row(
+        "lookup, against page_table_multiarch",
         &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
     );
     let path = |address| walk(&ram, &paging, address, Access::READ, Flags::Keep);

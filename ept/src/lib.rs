@@ -13,7 +13,8 @@
 //!
 //! - [`Format`]: which bit of an entry means what, as rows of data. Reserved bits are those without a row.
 //! - [`walk`]: the path, the merged rights, the page; or the exact fault ([`Fault`]). [`translate`]: the same without
-//!   the path, several times as fast; [`translate_many`]: many addresses side by side.
+//!   the path, several times as fast; [`translate_many`]: many addresses side by side. [`lookup`]: where an address leads,
+//!   whoever asks.
 //! - [`nested_walk`], [`nested_translate`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
 //! - [`Paging::from_registers`]: a guest's paging, in any mode, as its control registers select it.
 //! - [`Mapper`]: map, unmap, protect, split, join, collect flags. [`mappings`]: every page a table maps.
@@ -88,6 +89,7 @@ mod format;
 mod judge;
 #[cfg(feature = "live")]
 pub mod live;
+mod lookup;
 mod mapper;
 mod mappings;
 pub mod mmu;
@@ -109,6 +111,7 @@ pub use format::{
     Attributes, Caching, Cr3, Entry, Ept, EptCaps, Eptp, Format, Ia32e, Kind, Legacy32, Levels, MaxPhyAddr,
     MemoryType, Misconfiguration, Pae, Pat, PatType, Role, effective_memory_type,
 };
+pub use lookup::{Mapped, lookup};
 pub use mapper::{Flush, Mapper, Sizes};
 pub use mappings::{Mapping, Mappings, mappings};
 pub use nested::{

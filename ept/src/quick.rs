@@ -226,7 +226,7 @@ impl Quick {
     /// Where the entry of that level is.
     #[inline(always)]
     pub fn entry_address<const LEVEL: u8>(&self) -> u64 {
-        (self.entry & Format::FRAME) + (self.address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
+        entry_address::<LEVEL>(self.entry, self.address)
     }
 
     /// Takes in an entry; whether it leads to another table.
@@ -253,4 +253,10 @@ impl Quick {
         let frame = self.entry & Format::FRAME & !(size.bytes() - 1);
         Some(Leaf::new(format.offer(), self.address, (frame, size), self.entry, self.withheld))
     }
+}
+
+/// Where the entry of that level for `address` is, in the table that `above` leads to.
+#[inline(always)]
+pub(crate) fn entry_address<const LEVEL: u8>(above: u64, address: u64) -> u64 {
+    (above & Format::FRAME) + (address >> (12 + 9 * (LEVEL as u32 - 1)) & 0x1ff) * 8
 }

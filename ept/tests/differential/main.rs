@@ -11,7 +11,7 @@ mod subject;
 
 use std::collections::BTreeMap;
 
-use ept::{Flags, translate, translate_many, walk};
+use ept::{Flags, Mapped, lookup, translate, translate_many, walk};
 
 use garbage::{Dice, Garbage, Make};
 use oracle::{Ask, End, Reason, Used, Walked};
@@ -97,6 +97,7 @@ fn compare_one(memory: &Garbage, machine: &Machine, address: u64, ask: Ask) -> W
     }
     let short = translate(memory, &paging, address, access, Flags::Keep);
     assert_ends(subject::end(short), &slow.end, context);
+    assert_found(lookup(memory, &paging, address), &slow, context);
     assert_eq!(*memory.written.borrow(), before, "a look has written: {}", context());
 
     let setting = translate(memory, &paging, address, access, Flags::Set);
@@ -104,6 +105,23 @@ fn compare_one(memory: &Garbage, machine: &Machine, address: u64, ask: Ask) -> W
     let expected = written(before, &slow.used, memory);
     assert_eq!(*memory.written.borrow(), expected, "A1, F4: {}", context());
     slow
+}
+
+/// A look-up finds the page of a walk, also where rights deny the access to it, and no other.
+fn assert_found(found: Option<Mapped>, slow: &Walked, context: impl Fn() -> String) {
+    let last = slow.used.last().map_or(0, |used| used.entry);
+    let there = match slow.end {
+        End::Page { address, bytes, .. } => {
+            let page = found.map(|page| (page.address, page.size.bytes()));
+            assert_eq!(page, Some((address, bytes)), "{}", context());
+            true
+        }
+        // P without RSVD.
+        End::PageFault(code) => code & 0b1001 == 1,
+        End::Violation(_) => found.is_some() || last & 0b111 != 0,
+        End::Misconfigured(_) | End::NotCanonical | End::TooWide | End::NoMemory(_) => false,
+    };
+    assert_eq!(found.map(|page| page.entry), there.then_some(last), "{}", context());
 }
 
 /// A batch of walks, against slow walks one after the other.
