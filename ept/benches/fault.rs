@@ -4,7 +4,7 @@
 mod ram;
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use ept::mmu::{
@@ -12,7 +12,8 @@ use ept::mmu::{
     Tdp, TdpOptions,
 };
 use ept::{
-    Access, Controls, Ept, EptCaps, Format, Ia32e, Levels, MaxPhyAddr, MemoryError, Paging, PhysMemory,
+    Access, Controls, Ept, EptCaps, Flags, Format, Ia32e, Levels, MaxPhyAddr, MemoryError, Paging,
+    PhysMemory, translate,
 };
 use memory_model::{Gpa, Hpa, Hva, PageSize};
 
@@ -28,7 +29,11 @@ const GUEST_TABLE_BYTES: u64 = PAGES * 8 + 3 * FRAME;
 const WIDTH: MaxPhyAddr = MaxPhyAddr::new(46).unwrap();
 
 fn main() {
-    let host = Host { ram: Ram::new(GUEST_TABLES + GUEST_TABLE_BYTES), next: AtomicU64::new(FRAME) };
+    let host = Host {
+        ram: Ram::new(GUEST_TABLES + GUEST_TABLE_BYTES),
+        next: AtomicU64::new(FRAME),
+        tells: AtomicBool::new(false),
+    };
     let rows: Vec<u64> = (0..PAGES).collect();
     let shuffled = shuffled();
 
@@ -59,6 +64,10 @@ fn violations(host: &Host, name: &str, pages: &[u64]) {
         println!("{:<52} {:>7.1} ns {:>10}", format!("shadow: {name}, {flags}"), each(way), "<= 500 ns");
         println!("{:<52} {:>9.2}x {:>10}", "  against tdp", ratio(way), "<= 2");
     }
+    host.tells.store(true, Ordering::Relaxed);
+    let ahead = median((0..ROUNDS).map(|_| shadow(host, pages, ACCESSED | DIRTY))) / PAGES as f64 * 1e9;
+    host.tells.store(false, Ordering::Relaxed);
+    println!("{:<52} {ahead:>7.1} ns {:>10}", format!("shadow: {name}, with what is mapped ahead"), "-");
 }
 
 /// The seconds of work that shares nothing, done by that many threads.
@@ -100,8 +109,13 @@ fn shadow(host: &Host, pages: &[u64], flags: u64) -> f64 {
     let mut shadow = Shadow::new(ShadowOptions { max_phy_addr: WIDTH, max_tables: 2 * pages.len() / 512 });
     let mut cpu = shadow.context(host).expect("room");
     shadow.load(&mut cpu, Some(&guest), &Slots, host).expect("room");
+    let tells = host.tells.load(Ordering::Relaxed);
     let start = Instant::now();
     for page in pages {
+        // A processor takes no fault on a page that was mapped ahead.
+        if tells && translate(host, cpu.paging(), page * FRAME, Access::WRITE, Flags::Set).is_ok() {
+            continue;
+        }
         let outcome = shadow.fault(&mut cpu, page * FRAME, Access::WRITE, &Slots, host);
         assert_eq!(outcome, Ok(FaultOutcome::Fixed { size: PageSize::Size4K }));
     }
@@ -128,6 +142,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 struct Host {
     ram: Ram,
     next: AtomicU64,
+    /// It says which pages are there before they are asked for.
+    tells: AtomicBool,
 }
 
 impl Host {
@@ -190,6 +206,10 @@ impl HostFrames for Host {
             None => Hpa(offset + (1 << 32)),
         };
         Ok(HostFrame { hpa, size: PageSize::Size4K, writable: true })
+    }
+
+    fn present_frame(&self, hva: Hva, write: bool) -> Option<HostFrame> {
+        self.host_frame(hva, write).ok().filter(|_| self.tells.load(Ordering::Relaxed))
     }
 
     fn allocate_table(&self) -> Option<u64> {

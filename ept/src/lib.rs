@@ -73,7 +73,7 @@
 //!   listed alone.
 //! - [`mmu::Tdp`]: a VM has one address space (no SMM) and no private memory. Page-modification logging is told by D,
 //!   not by the processor's buffer.
-//! - [`mmu::Shadow`]: no entry is made before it is asked for (rule H4), and none for MMIO (rules I1, I2).
+//! - [`mmu::Shadow`]: no entry is made for MMIO (rules I1, I2).
 #![no_std]
 
 extern crate alloc;

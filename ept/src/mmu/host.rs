@@ -38,6 +38,12 @@ pub trait HostFrames: PhysMemory {
     /// whether a write would do without another fault; for a write it is set.
     fn host_frame(&self, hva: Hva, write: bool) -> Result<HostFrame, HostFault>;
 
+    /// The same if the frame is there, and whoever asks need not wait (`get_user_page_fast_only`). A host that cannot tell
+    /// says no.
+    fn present_frame(&self, _hva: Hva, _write: bool) -> Option<HostFrame> {
+        None
+    }
+
     /// A frame for a table, all zero; `None` if there is none left.
     fn allocate_table(&self) -> Option<u64>;
 

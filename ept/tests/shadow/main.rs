@@ -4,6 +4,7 @@ mod faults;
 mod legacy;
 mod levels;
 mod limits;
+mod prefetch;
 mod random;
 mod tables;
 mod world;

@@ -350,6 +350,7 @@ impl Run {
 
 fn run(mode: Mode, host: PageSize, limit: usize, first: Vec<(u64, usize, u64)>, steps: Vec<Step>) {
     let world = World::limited(host, limit);
+    world.host.tells.set(limit.is_multiple_of(2));
     for (page, index, entry) in first {
         let (offset, entry, half) = fit(mode, index, entry);
         if half {

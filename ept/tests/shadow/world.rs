@@ -49,6 +49,8 @@ pub struct Host {
     pub pages: BTreeMap<u64, HostFrame>,
     pub tables: Cell<usize>,
     pub tables_left: Cell<usize>,
+    /// Its pages are there before they are asked for, and it says so.
+    pub tells: Cell<bool>,
     next_frame: u64,
 }
 
@@ -65,6 +67,9 @@ impl HostFrames for Host {
     fn host_frame(&self, hva: Hva, write: bool) -> Result<HostFrame, HostFault> {
         let found = self.pages.get(&hva.page_number()).copied().ok_or(HostFault::Unmapped)?;
         if write && !found.writable { Err(HostFault::Unmapped) } else { Ok(found) }
+    }
+    fn present_frame(&self, hva: Hva, write: bool) -> Option<HostFrame> {
+        self.host_frame(hva, write).ok().filter(|_| self.tells.get())
     }
     fn allocate_table(&self) -> Option<u64> {
         self.tables_left.set(self.tables_left.get().checked_sub(1)?);
@@ -187,6 +192,7 @@ impl World {
             pages: BTreeMap::new(),
             tables: Cell::new(0),
             tables_left: Cell::new(100_000),
+            tells: Cell::new(false),
             next_frame: FRAMES,
         };
         host.map(HVA, SIZE, host_pages, true);

@@ -32,6 +32,8 @@ pub(super) struct NewLeaf {
     pub mmu_writable: bool,
     /// W.
     pub writable: bool,
+    /// A: for an access that is under way. Without, hardware sets it at the first (rule S4).
+    pub used: bool,
 }
 
 impl NewLeaf {
@@ -49,6 +51,9 @@ impl NewLeaf {
         }
         if !self.access.contains(Rights::USER) {
             spte = sptes.without_user(spte);
+        }
+        if !self.used {
+            spte = sptes.aged(spte);
         }
         Ok(spte)
     }

@@ -266,8 +266,12 @@ impl Shadow {
             host_writable: faultin.host.writable,
             mmu_writable,
             writable: mmu_writable && (!faultin.slot.log_dirty || fault.access.writes()),
+            used: true,
         };
         let changed = self.set_leaf(at, &leaf, host)?;
+        if changed && size == PageSize::Size4K {
+            self.prefetch(at, faultin.hva, guest.key, memory)?;
+        }
         Ok(if changed || linked { FaultOutcome::Fixed { size } } else { FaultOutcome::Spurious })
     }
 

@@ -34,7 +34,7 @@ impl<'a, S: Memslots, H: HostFrames> GuestMemory<'a, S, H> {
     }
 
     /// The slot, and where it has that address.
-    fn slot(&self, gpa: Gpa) -> Option<(Memslot, Hva)> {
+    pub fn slot(&self, gpa: Gpa) -> Option<(Memslot, Hva)> {
         if let Some(slot) = self.last.get()
             && let Some(hva) = slot.hva_of(gpa)
         {

@@ -83,6 +83,7 @@ mod fault;
 mod memory;
 mod page;
 mod pages;
+mod prefetch;
 mod rmap;
 mod role;
 mod roots;

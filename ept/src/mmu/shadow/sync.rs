@@ -17,10 +17,10 @@ use crate::mmu::{HostFrames, Memslots};
 use crate::phys::PhysMemory;
 
 /// What a guest's level-1 entry says now.
-struct GuestPage {
-    gfn: u64,
-    access: Rights,
-    key: u64,
+pub(super) struct GuestPage {
+    pub gfn: u64,
+    pub access: Rights,
+    pub key: u64,
 }
 
 impl Shadow {
@@ -134,6 +134,16 @@ impl Shadow {
             from = index + 1;
         }
         Ok(())
+    }
+
+    /// What the guest's entry behind an entry of a level-1 page maps, if it was used before.
+    pub(super) fn guest_page<S: Memslots, H: HostFrames>(
+        &self,
+        at: SpteRef,
+        memory: &GuestMemory<'_, S, H>,
+    ) -> Option<GuestPage> {
+        let entry = self.read_guest_entry(at, self.guest_entry_address(at), memory);
+        self.mode_of(at.page)?.page_of(entry, self.pages[at.page].role.access)
     }
 
     /// Guest-physical address of the guest's entry behind an entry of a level-1 page.

@@ -64,7 +64,7 @@ fn a_read_only_slot_is_read_and_its_writes_are_mmio() {
 }
 
 #[test]
-fn what_the_host_cannot_give_is_a_host_fault() {
+fn z5_what_the_host_cannot_give_is_a_host_fault() {
     let mut world = world(PageSize::Size4K);
     world.host.mapped[0].writable = false;
     let refused = FaultOutcome::HostFault { gpa: Gpa(M2 + 8), hva: Hva(G1 + 8), fault: HostFault::Unmapped };

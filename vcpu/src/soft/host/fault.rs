@@ -31,6 +31,13 @@ impl HostFrames for Host {
         }
     }
 
+    #[inline]
+    fn present_frame(&self, hva: Hva, write: bool) -> Option<HostFrame> {
+        let (block, page) = self.find(hva)?;
+        let pte = Some(block.peek(page)).filter(|pte| !pte.is_busy())?;
+        pte.answer(write)?.ok()
+    }
+
     fn allocate_table(&self) -> Option<u64> {
         self.allocate_table_frame()
     }
