@@ -43,7 +43,7 @@ fn touch_for_ever(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// One for all tests: to find the fields takes longest.
-fn kernel() -> Option<Arc<Kernel>> {
+pub fn kernel() -> Option<Arc<Kernel>> {
     static KERNEL: OnceLock<Option<Arc<Kernel>>> = OnceLock::new();
     let open = || Kernel::open().map_err(|error| println!("not checked: {error}")).ok();
     KERNEL.get_or_init(open).clone()
@@ -62,12 +62,12 @@ fn touched() -> Option<(Guest, LiveVm)> {
     Some((guest, vm))
 }
 
-fn pagemap() -> Pagemap {
+pub fn pagemap() -> Pagemap {
     Pagemap::of_this_process().unwrap()
 }
 
 /// Where KVM's tables have an address that the guest maps one to one, so that it is linear and guest-physical.
-fn leaf(tables: &LiveTables, address: u64) -> Option<Leaf> {
+pub fn leaf(tables: &LiveTables, address: u64) -> Option<Leaf> {
     let root: &LiveRoot = tables.root_of(0).expect("vCPU 0 has run");
     let access = match tables.second_level() {
         SecondLevel::Shadow => Access::READ,
@@ -76,7 +76,8 @@ fn leaf(tables: &LiveTables, address: u64) -> Option<Leaf> {
     translate(tables, &root.paging, address, access, Flags::Keep).ok()
 }
 
-fn frame(ram: &RamBlock, gpa: u64) -> Option<u64> {
+/// The frame that this process has there, if any.
+pub fn frame(ram: &RamBlock, gpa: u64) -> Option<u64> {
     pagemap().page(Hva(ram.hva().0 + gpa)).unwrap().hpa().map(Hpa::raw)
 }
 

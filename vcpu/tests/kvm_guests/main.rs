@@ -5,3 +5,5 @@ mod doorbells;
 mod exits;
 mod guest;
 mod live;
+mod uffd;
+mod userfaults;
