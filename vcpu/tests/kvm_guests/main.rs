@@ -5,5 +5,7 @@ mod doorbells;
 mod exits;
 mod guest;
 mod live;
+mod remap;
+mod shared_faults;
 mod uffd;
 mod userfaults;
