@@ -7,5 +7,6 @@ mod guest;
 mod live;
 mod remap;
 mod shared_faults;
+mod slot_changes;
 mod uffd;
 mod userfaults;
