@@ -15,14 +15,19 @@ use crate::live::{frame, kernel, pagemap};
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 256;
 const VCPUS: u32 = 4;
+const TIMES: u32 = 1000;
 const ROUNDS: u64 = 20;
 
-/// Adds one to the first word of each page of the data, and comes out.
+/// Adds one to the first word of each page of the data, time and again, and comes out.
 fn add(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut next = a.create_label();
+    let (mut next, mut same) = (a.create_label(), a.create_label());
     a.mov(esi, DATA as u32)?;
     a.set_label(&mut next)?;
+    a.mov(ecx, TIMES)?;
+    a.set_label(&mut same)?;
     a.lock().inc(qword_ptr(rsi))?;
+    a.dec(ecx)?;
+    a.jnz(same)?;
     a.add(esi, PAGE as u32)?;
     a.cmp(esi, (DATA + PAGES * PAGE) as u32)?;
     a.jb(next)?;
@@ -62,7 +67,7 @@ fn vcpus_that_fault_together_get_one_page() {
             }
         });
         for gpa in gpas() {
-            assert_eq!(guest.ram.load_u64(gpa).unwrap(), u64::from(VCPUS), "{gpa:#x}");
+            assert_eq!(guest.ram.load_u64(gpa).unwrap(), u64::from(VCPUS * TIMES), "{gpa:#x}");
         }
         let tables = vm.tables().unwrap();
         let report = tables.check(&pagemap()).unwrap();
