@@ -4,6 +4,7 @@ mod budget;
 mod doorbells;
 mod exits;
 mod guest;
+mod guest_memfd;
 mod live;
 mod remap;
 mod shared_faults;
