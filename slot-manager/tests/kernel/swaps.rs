@@ -128,7 +128,7 @@ fn k4_what_cannot_be_prepared_puts_the_old_slot_back_in_both_sets() {
 }
 
 #[test]
-fn k2_both_sets_show_every_change() {
+fn k2_z1_both_sets_show_every_change() {
     let mut kernel = two_slots();
     let calls = [
         slot_0(LOG, HERE),
