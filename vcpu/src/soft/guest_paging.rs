@@ -10,14 +10,18 @@ const KEPT: usize = 32;
 
 /// What the sets of registers that a processor has had lately select: masks of a format take longer to make than a walk,
 /// and guests go to and fro between few sets.
-pub(super) struct GuestPagings(Box<[Kept; KEPT]>);
+pub(super) struct GuestPagings {
+    kept: Box<[Kept; KEPT]>,
+    /// Where the last set is.
+    last: usize,
+}
 
 /// Registers, and what they select; none with paging off.
 type Kept = Option<(Registers, Option<ept::Paging>)>;
 
 impl Default for GuestPagings {
     fn default() -> Self {
-        Self(Box::new([None; KEPT]))
+        Self { kept: Box::new([None; KEPT]), last: 0 }
     }
 }
 
@@ -28,14 +32,18 @@ impl GuestPagings {
         // A register may hold what MOV to CR3 would have refused: those bits never reach the tables.
         let cr3 = cr3 & MAX_PHY_ADDR.last();
         let registers = Registers { cr0, cr3, cr4, efer, keys, pdptes };
-        let kept = &mut self.0[place(&registers)];
-        if kept.as_ref().is_none_or(|(known, _)| *known != registers) {
-            // No instruction leads to registers that select no paging mode.
-            let selected = ept::Paging::from_registers(&registers, Processor::new(MAX_PHY_ADDR))
-                .map_err(|_| BusFault::NotCanonical)?;
-            *kept = Some((registers, selected));
+        let holds = |kept: &Kept| kept.as_ref().is_some_and(|(known, _)| *known == registers);
+        if !holds(&self.kept[self.last]) {
+            self.last = place(&registers);
+            let kept = &mut self.kept[self.last];
+            if !holds(kept) {
+                // No instruction leads to registers that select no paging mode.
+                let selected = ept::Paging::from_registers(&registers, Processor::new(MAX_PHY_ADDR))
+                    .map_err(|_| BusFault::NotCanonical)?;
+                *kept = Some((registers, selected));
+            }
         }
-        Ok(kept.as_ref().and_then(|(_, selected)| selected.as_ref()))
+        Ok(self.kept[self.last].as_ref().and_then(|(_, selected)| selected.as_ref()))
     }
 }
 

@@ -14,8 +14,8 @@ const ENTRIES: usize = 512;
 pub(super) struct Use(u64);
 
 impl Use {
-    /// How many uses of a page there are.
-    const OF_A_PAGE: u64 = 16;
+    /// All uses of a page: reads, writes and fetches, each by the supervisor, by the user, and by the supervisor with AC.
+    const OF_A_PAGE: [u64; 9] = [0, 1, 2, 4, 5, 6, 8, 9, 10];
 
     pub fn new(paging: &Paging, gva: Gva, kind: AccessKind) -> Self {
         let kind = match kind {
@@ -23,7 +23,8 @@ impl Use {
             AccessKind::Write => 1,
             AccessKind::Fetch => 2,
         };
-        let by = u64::from(paging.user) << 2 | u64::from(paging.ac) << 3;
+        // To a user AC is no right.
+        let by = if paging.user { 1 << 2 } else { u64::from(paging.ac) << 3 };
         Self(gva.align_down(PageSize::Size4K).raw() | by | kind)
     }
 
@@ -122,7 +123,7 @@ impl Tlb {
             return self.flush();
         }
         let page = gva.align_down(PageSize::Size4K).raw();
-        for of in (page..=page | (Use::OF_A_PAGE - 1)).map(Use) {
+        for of in Use::OF_A_PAGE.map(|of| Use(page | of)) {
             let entry = &mut self.entries[of.place()];
             if entry.of == of {
                 entry.made = 0;
