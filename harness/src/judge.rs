@@ -193,7 +193,9 @@ impl Judge {
     fn pages(&mut self, machine: &mut Machine) -> Result<Vec<Chain>, HarnessError> {
         let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
         let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-        let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host(), ring };
+        let still = machine.host().still();
+        let host = still.as_deref().unwrap_or(machine.host());
+        let observer = Observer { guest, view: &view, slots: slots.registry(), host, ring };
         let image = machine.image();
         let mut chains = Vec::new();
         for pages in &image.manifest().expect.pages {

@@ -92,4 +92,9 @@ pub trait HostView {
     fn violations(&self) -> Option<u64>;
     /// What is wrong with all of the second-level tables, and with what processors remember of them.
     fn verification(&self) -> Witness<Verification>;
+    /// The same, as it is now: for who asks of many pages while nothing changes. `None` if each answer is cheap, or there is
+    /// none.
+    fn still(&self) -> Option<Box<dyn HostView + '_>> {
+        None
+    }
 }

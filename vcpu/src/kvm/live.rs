@@ -3,11 +3,12 @@
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
-use ept::live::{Kernel, LiveError, LiveTables, LiveVm, SecondLevel};
+use ept::live::{Kernel, LiveError, LiveSlot, LiveTables, LiveVm, SecondLevel};
 use ept::{Access, Flags, walk};
 use memory_model::{Gpa, Gva, Hpa, Hva};
 
-use crate::{SecondLevelLeaf, Verification, Witness, pagemap};
+use super::KvmVm;
+use crate::{HostView, SecondLevelLeaf, Verification, Witness, pagemap};
 
 /// The running kernel, if this process may read it; else why not. Asked once: it takes a while to find the fields.
 pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
@@ -42,11 +43,12 @@ impl Live {
     }
 
     pub fn slot_hva(&self, fd: &impl AsRawFd, gpa: Gpa) -> Witness<Hva> {
-        self.ask(fd, |vm| {
-            let slots = vm.slots()?;
-            let guests = slots.iter().filter(|slot| slot.space == 0);
-            Ok(guests.filter_map(|slot| slot.memslot.hva_of(gpa)).next())
-        })
+        self.ask(fd, |vm| Ok(slot_hva(&vm.slots()?, gpa)))
+    }
+
+    /// All of it at once.
+    pub fn tables(&self, fd: &impl AsRawFd) -> Result<LiveTables, String> {
+        self.vm(fd)?.tables().map_err(|error| error.to_string())
     }
 
     pub fn leaf(&self, fd: &impl AsRawFd, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
@@ -60,6 +62,42 @@ impl Live {
         };
         self.ask(fd, |vm| Ok(Some(Verification::Live(vm.tables()?.check(pagemap)?))))
     }
+}
+
+/// A VM as one reading has found it.
+pub(super) struct Still<'a> {
+    pub vm: &'a KvmVm,
+    pub tables: LiveTables,
+}
+
+impl HostView for Still<'_> {
+    fn slot_hva(&self, gpa: Gpa) -> Witness<Hva> {
+        slot_hva(self.tables.slots(), gpa).into()
+    }
+
+    fn frame(&self, hva: Hva) -> Witness<Hpa> {
+        self.vm.frame(hva)
+    }
+
+    fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
+        leaf(&self.tables, gva, gpa).into()
+    }
+
+    fn bypasses_tables(&self, ring: u8) -> bool {
+        self.vm.bypasses_tables(ring)
+    }
+
+    fn violations(&self) -> Option<u64> {
+        self.vm.violations()
+    }
+
+    fn verification(&self) -> Witness<Verification> {
+        self.vm.verification()
+    }
+}
+
+fn slot_hva(slots: &[LiveSlot], gpa: Gpa) -> Option<Hva> {
+    slots.iter().filter(|slot| slot.space == 0).find_map(|slot| slot.memslot.hva_of(gpa))
 }
 
 /// By the root that vCPU 0 uses.

@@ -10,7 +10,7 @@ use memory_model::{Gpa, Gva, Hpa, Hva};
 use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 
 use super::coalesced::CoalescedWrites;
-use super::live::Live;
+use super::live::{Live, Still};
 use super::{KvmVcpu, host};
 use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
 
@@ -113,5 +113,9 @@ impl HostView for KvmVm {
 
     fn violations(&self) -> Option<u64> {
         None
+    }
+
+    fn still(&self) -> Option<Box<dyn HostView + '_>> {
+        Some(Box::new(Still { vm: self, tables: self.live.tables(self).ok()? }))
     }
 }
