@@ -79,7 +79,7 @@ pub(super) struct Missing {
 }
 
 impl<'a> Core<'a> {
-    /// In its state, with as many bits of linear addresses.
+    /// The processor in that state, over its pages.
     pub fn new(regs: &Regs, system: &SystemRegs, pages: &'a mut Pages) -> Self {
         let mut registers = [0; REGISTERS];
         registers[..16].copy_from_slice(&regs.gpr);

@@ -23,14 +23,16 @@ impl Pages {
     }
 
     pub fn forget_all(&mut self) {
-        [&mut self.read, &mut self.write, &mut self.fetch].into_iter().for_each(PageTable::forget_all);
+        self.all().for_each(PageTable::forget_all);
     }
 
-    /// The page that holds `address`.
+    /// Lets go of the page that holds `address`.
     pub fn forget(&mut self, address: u64) {
-        for table in [&mut self.read, &mut self.write, &mut self.fetch] {
-            table.forget(address);
-        }
+        self.all().for_each(|table| table.forget(address));
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut PageTable> {
+        [&mut self.read, &mut self.write, &mut self.fetch].into_iter()
     }
 }
 
