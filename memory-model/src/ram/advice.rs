@@ -16,7 +16,8 @@ const STRICT_AND_MOVE: libc::c_uint = 1 | 2;
 
 impl Mapping {
     /// Asks for transparent huge pages, or forbids them.
-    pub(super) fn advise_thp(&self, wanted: bool) -> Result<()> {
+    pub(super) fn advise_thp(&mut self, wanted: bool) -> Result<()> {
+        self.thp = wanted;
         let advice = if wanted { Advice::LinuxHugepage } else { Advice::LinuxNoHugepage };
         // A kernel without transparent huge pages does not know the advice: then there is nothing to forbid.
         match self.advise(0..self.length, advice) {

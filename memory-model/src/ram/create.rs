@@ -31,7 +31,7 @@ impl RamBlock {
         }
         maker.fit(&source)?;
         let length = usize::try_from(max_size).map_err(|_| maker.refused("mapping")(Errno::NOMEM))?;
-        let mapping =
+        let mut mapping =
             Mapping::new(length, maker.page, options.shared, source).map_err(maker.refused("mapping"))?;
         match options.pages {
             Pages::Small => mapping.advise_thp(false).map_err(maker.refused("forbidding huge pages"))?,

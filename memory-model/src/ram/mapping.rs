@@ -28,6 +28,8 @@ pub(super) struct Mapping {
     pub(super) length: usize,
     pub(super) page: PageSize,
     pub(super) shared: bool,
+    /// Whether transparent huge pages were asked for.
+    pub(super) thp: bool,
     pub(super) source: Source,
 }
 
@@ -61,7 +63,7 @@ impl Mapping {
         let lead = reservation.align_offset(huge) * usize::from(slack > 0);
         let start = reservation.wrapping_byte_add(lead);
         // From here on the drop of `mapping` gives the range back; the slack goes at once.
-        let mapping = Self { start, length, page, shared, source };
+        let mapping = Self { start, length, page, shared, thp: false, source };
         // SAFETY: both pieces lie inside the reservation, outside `mapping`, and nobody knows them.
         unsafe {
             if lead > 0 {

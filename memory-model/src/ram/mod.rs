@@ -147,6 +147,11 @@ impl RamBlock {
         self.host.mapping.as_ref().is_some_and(|mapping| mapping.shared)
     }
 
+    /// Whether transparent huge pages were asked for.
+    pub fn wants_thp(&self) -> bool {
+        self.host.mapping.as_ref().is_some_and(|mapping| mapping.thp)
+    }
+
     /// The `guest_memfd` given at creation, which holds a confidential guest's private memory.
     pub fn guest_memfd(&self) -> Option<rustix::fd::BorrowedFd<'_>> {
         self.host.guest_memfd.as_ref().map(rustix::fd::AsFd::as_fd)

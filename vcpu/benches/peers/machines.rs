@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use memory_model::{AddressSpace, RamBlock, RegionTree};
+use memory_model::{AddressSpace, Pages, RamBlock, RamOptions, RegionTree};
 use slot_manager::SlotManager;
 use vcpu::boot::multiboot::Multiboot;
 use vcpu::soft::SoftVm;
@@ -23,7 +23,9 @@ pub type Machine = fn(&Path, &[u8]) -> Result<Option<u8>, String>;
 /// The software machine, with its EPT.
 pub fn ours(_: &Path, sector: &[u8]) -> Result<Option<u8>, String> {
     let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64).unwrap()).unwrap();
-    let block = RamBlock::anonymous("ram", RAM).unwrap();
+    // As QEMU asks for its guests' memory.
+    let options = RamOptions { pages: Pages::Thp, ..Default::default() };
+    let block = RamBlock::create("ram", RAM, options).unwrap();
     let add = |tree: &mut RegionTree| {
         let ram = tree.ram("ram", block.clone())?;
         tree.add(tree.root(), 0, ram)

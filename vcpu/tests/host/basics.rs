@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use ept::mmu::{HostFault, HostFrames};
 use ept::{MemoryError, PhysMemory};
-use memory_model::{Hpa, Hva, PageSize, Pages};
+use memory_model::{Hpa, Hva, PageSize, Pages, RamBlock, RamOptions};
 use vcpu::soft::host::{Host, Owner};
 
 use crate::world::{M2, World};
@@ -86,6 +86,22 @@ fn large_pages_are_given_where_address_and_length_allow() {
     assert_eq!(found.size, PageSize::Size1G);
     assert!(found.hpa.is_aligned(PageSize::Size1G));
     huge.settled();
+}
+
+#[test]
+fn a_block_gets_the_pages_that_it_asked_for() {
+    let sizes =
+        [(Pages::Usual, PageSize::Size4K), (Pages::Small, PageSize::Size4K), (Pages::Thp, PageSize::Size2M)];
+    for (pages, size) in sizes {
+        let options = RamOptions { pages, ..Default::default() };
+        let block = match RamBlock::create("ram", 2 * M2, options) {
+            Err(error) if pages == Pages::Thp => return println!("not checked: {error}"),
+            block => block.unwrap(),
+        };
+        let host = Host::default();
+        host.map(&block);
+        assert_eq!(host.host_frame(block.hva(), true).unwrap().size, size, "{pages:?}");
+    }
 }
 
 #[test]

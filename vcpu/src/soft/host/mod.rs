@@ -106,15 +106,16 @@ impl Host {
         self.zones.span()
     }
 
-    /// Makes the pages of a block known: of the size the block was made of.
+    /// Makes the pages of a block known: of the size that was asked for when it was made.
     pub fn map(&self, block: &Arc<RamBlock>) {
         self.map_pages(block, Pages::Usual);
     }
 
-    /// The same with pages of another size than the block was made of: 2 MiB ([`Pages::Thp`] too) or 1 GiB, where
+    /// The same with pages of another size: 2 MiB ([`Pages::Thp`] too) or 1 GiB, where
     /// addresses and length allow it, and smaller ones elsewhere. A block that is known already stays as it is.
     pub fn map_pages(&self, block: &Arc<RamBlock>, pages: Pages) {
         let largest = match pages {
+            Pages::Usual if block.wants_thp() => PageSize::Size2M,
             Pages::Usual => block.page_size(),
             Pages::Small => PageSize::Size4K,
             Pages::Thp | Pages::Huge2M => PageSize::Size2M,
