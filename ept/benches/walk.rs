@@ -1,8 +1,8 @@
 //! Translations, alone and behind a second level, against other walkers over the same tables.
 //!
-//! `cargo bench -p ept --bench walk`. Each row translates random 4 KiB pages, each address known before the last is
-//! done, so that a processor may overlap them. A table's size is that of all its frames: 16 KiB stay in the L1 cache,
-//! 2 MiB in the L2 or L3, 128 MiB in none.
+//! `cargo bench -p ept --bench walk`. Each row translates random 4 KiB pages. "One by one" is a walk whose address is
+//! known when the walk before has ended; where walks "overlap", all addresses are known beforehand. A table's size is
+//! that of all its frames: 16 KiB stay in the L1 cache, 2 MiB in the L2 or L3, 128 MiB in none.
 
 mod addresses;
 #[path = "../../memory-model/benches/paired/mod.rs"]
@@ -14,14 +14,15 @@ use std::hint::black_box;
 
 use ept::tlb::{LinearSpace, Tlb};
 use ept::{
-    Access, Attributes, EptCaps, Eptp, Flags, FrameAllocator, Kind, Levels, Mapper, Paging, Rights, lookup,
-    nested_translate, nested_walk, translate, translate_many, walk,
+    Access, Attributes, EptCaps, Eptp, Fault, Flags, FrameAllocator, Kind, Leaf, Levels, Mapper, NestedFault,
+    NestedLeaf, NestedWalk, Paging, Rights, lookup, nested_translate, nested_walk, translate, translate_many,
+    walk,
 };
 use memory_addr::VirtAddr;
 use memory_model::Gva;
 
-use addresses::{Addresses, SIZES, SMALL, START, each, ia32e, range, width};
-use peers::multiarch::Multiarch;
+use addresses::{Addresses, SIZES, SMALL, START, chained, each, ia32e, range, width};
+use peers::multiarch::{self, Multiarch};
 use peers::raw::{self, Raw};
 use ram::{FRAME, Ram};
 
@@ -56,54 +57,43 @@ fn one_dimension(size: &str, bytes: u64) {
         assert_eq!(leaf.address, raw.translate(address));
     }
 
-    paired::head(&format!("translate, tables of {size}"));
-    let ours = |address| translate(&ram, &paging, address, Access::READ, Flags::Keep);
-    let row = |row: &str, target: Option<f64>, peer: &mut dyn FnMut()| {
-        paired::compare(row, target, ROUNDS, WALKS, addresses.walker(0, WALKS, each(ours)), peer)
-    };
-    row("against x86_64", Some(1.0), &mut addresses.walker(1, WALKS, each(x86_64)));
-    row(
-        "against page_table_multiarch",
-        Some(1.0),
-        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
-    );
-    row("against a raw walk", None, &mut addresses.walker(1, WALKS, each(|address| raw.translate(address))));
+    let translated = |address| translate(&ram, &paging, address, Access::READ, Flags::Keep);
     let unchecked = |address| translate(&raw, &paging, address, Access::READ, Flags::Keep);
-    let row = |row: &str, peer: &mut dyn FnMut()| {
-        paired::compare(row, Some(1.0), ROUNDS, WALKS, addresses.walker(0, WALKS, each(unchecked)), peer)
-    };
-    row(
-        "in unchecked memory, against x86_64",
-        &mut addresses.walker(1, WALKS, each(raw::x86_64(&ram, root))),
-    );
-    row(
-        "in unchecked memory, page_table_multiarch",
-        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
-    );
     let found = |address| lookup(&raw, &paging, address);
-    let row = |row: &str, peer: &mut dyn FnMut()| {
-        paired::compare(row, Some(1.0), ROUNDS, WALKS, addresses.walker(0, WALKS, each(found)), peer)
-    };
-    row("lookup, against x86_64", &mut addresses.walker(1, WALKS, each(raw::x86_64(&ram, root))));
-    row(
-        "lookup, against page_table_multiarch",
-        &mut addresses.walker(1, WALKS, each(|address| multiarch.query(VirtAddr::from(address as usize)))),
-    );
     let path = |address| walk(&ram, &paging, address, Access::READ, Flags::Keep);
-    paired::compare(
-        "with the path, against a raw walk",
-        None,
-        ROUNDS,
-        WALKS,
-        addresses.walker(0, WALKS, each(path)),
-        addresses.walker(1, WALKS, each(|address| raw.translate(address))),
-    );
+    let query = |address| multiarch.query(VirtAddr::from(address as usize));
+    let bare = |address| raw.translate(address);
+
+    let end = |found: &Result<Leaf, Fault>| found.map_or(0, |leaf| leaf.address);
+    let ours = || addresses.walker(0, WALKS, chained(translated, end));
+    let row = |row: &str, target: Option<f64>, peer: &mut dyn FnMut(&[u64])| {
+        paired::compare(row, target, ROUNDS, WALKS, ours(), addresses.walker(1, WALKS, peer))
+    };
+    paired::head(&format!("translate, one by one, tables of {size}"));
+    row("against x86_64", Some(1.0), &mut chained(&x86_64, raw::end));
+    row("against page_table_multiarch", Some(1.0), &mut chained(query, multiarch::end));
+    row("against a raw walk", None, &mut chained(bare, |&end| end));
+
+    paired::head(&format!("translate, walks that overlap, tables of {size}"));
+    let row = |row: &str, ours: &mut dyn FnMut(&[u64]), peer: &mut dyn FnMut(&[u64])| {
+        let (ours, peer) = (addresses.walker(0, WALKS, ours), addresses.walker(1, WALKS, peer));
+        paired::compare(row, None, ROUNDS, WALKS, ours, peer)
+    };
+    row("against x86_64", &mut each(translated), &mut each(&x86_64));
+    row("against page_table_multiarch", &mut each(translated), &mut each(query));
+    row("against a raw walk", &mut each(translated), &mut each(bare));
+    row("in unchecked memory, against x86_64", &mut each(unchecked), &mut each(&x86_64));
+    row("in unchecked memory, page_table_multiarch", &mut each(unchecked), &mut each(query));
+    row("lookup, against x86_64", &mut each(found), &mut each(&x86_64));
+    row("lookup, against page_table_multiarch", &mut each(found), &mut each(query));
+    row("with the path, against a raw walk", &mut each(path), &mut each(bare));
     batches(size, &ram, &paging, &addresses);
 }
 
-/// Many walks at once, against as many one after the other.
+/// Many walks at once, against as many one by one, and against as many that may overlap.
 fn batches(size: &str, ram: &Ram, paging: &Paging, addresses: &Addresses) {
     let single = |address| translate(ram, paging, address, Access::READ, Flags::Keep);
+    let end = |found: &Result<Leaf, Fault>| found.map_or(0, |leaf| leaf.address);
     // A cache holds what there is to wait for, or does not.
     let target = if size == "128 MiB" { Some(0.5) } else { None };
     paired::head(&format!("translate_many, tables of {size}, against single walks"));
@@ -115,14 +105,12 @@ fn batches(size: &str, ram: &Ram, paging: &Paging, addresses: &Addresses) {
                 });
             }
         };
-        paired::compare(
-            &format!("batches of {batch}"),
-            target,
-            ROUNDS,
-            WALKS,
-            addresses.walker(0, WALKS, many),
-            addresses.walker(1, WALKS, each(single)),
-        );
+        let row = |row: &str, target, peer: &mut dyn FnMut(&[u64])| {
+            let (ours, peer) = (addresses.walker(0, WALKS, many), addresses.walker(1, WALKS, peer));
+            paired::compare(row, target, ROUNDS, WALKS, ours, peer)
+        };
+        row(&format!("batches of {batch}, one by one"), target, &mut chained(single, end));
+        row(&format!("batches of {batch}, walks that overlap"), None, &mut each(single));
     }
 }
 
@@ -148,24 +136,23 @@ fn two_dimensions(size: &str, bytes: u64) {
         |address| nested_translate(&ram, Some(&guest), &second, Gva(address), Access::READ, Flags::Keep);
     assert_eq!(nested(addresses.pool[0]), walked(addresses.pool[0]).outcome);
 
-    paired::head(&format!("4x4, tables of {size} in each dimension"));
     let one = |address| translate(&ram, &guest, address, Access::READ, Flags::Keep);
-    paired::compare(
-        "nested_translate, against the guest's translate",
-        Some(6.5),
-        ROUNDS,
-        WALKS / 4,
-        addresses.walker(0, WALKS / 4, each(nested)),
-        addresses.walker(1, WALKS / 4, each(one)),
-    );
     let path = |address| walk(&ram, &guest, address, Access::READ, Flags::Keep);
-    paired::compare(
-        "nested_walk, against the guest's walk",
+    let row = |row: &str, target, ours: &mut dyn FnMut(&[u64]), peer: &mut dyn FnMut(&[u64])| {
+        let (ours, peer) = (addresses.walker(0, WALKS / 4, ours), addresses.walker(1, WALKS / 4, peer));
+        paired::compare(row, target, ROUNDS, WALKS / 4, ours, peer)
+    };
+    let leaf = |found: &Result<Leaf, Fault>| found.map_or(0, |leaf| leaf.address);
+    let nested_leaf = |found: &Result<NestedLeaf, NestedFault>| found.map_or(0, |leaf| leaf.hpa.raw());
+    paired::head(&format!("4x4, one by one, tables of {size} in each dimension, against the guest's alone"));
+    row("nested_translate", Some(6.5), &mut chained(nested, nested_leaf), &mut chained(one, leaf));
+    row("nested_translate, walks that overlap", None, &mut each(nested), &mut each(one));
+    let walked_to = |walk: &NestedWalk| nested_leaf(&walk.outcome);
+    row(
+        "nested_walk",
         Some(6.5),
-        ROUNDS,
-        WALKS / 4,
-        addresses.walker(0, WALKS / 4, each(walked)),
-        addresses.walker(1, WALKS / 4, each(path)),
+        &mut chained(walked, walked_to),
+        &mut chained(path, |walk| leaf(&walk.outcome)),
     );
     // The tables' flags are set, so that what is found may be remembered.
     for &address in &addresses.pool {
@@ -180,13 +167,8 @@ fn two_dimensions(size: &str, bytes: u64) {
             tlb.nested(&ram, Some(&guest), &second, space, gva, Access::READ, Flags::Set)
         };
         addresses.pool.iter().take(1 << 18).for_each(|&address| _ = cached(address).expect("mapped"));
-        paired::compare(
-            &format!("{pages} pages, {tables} tables cached, likewise"),
-            Some(2.0),
-            ROUNDS,
-            WALKS / 4,
-            addresses.walker(0, WALKS / 4, each(cached)),
-            addresses.walker(1, WALKS / 4, each(one)),
-        );
+        let name = format!("Tlb::nested, {pages} pages, {tables} tables");
+        row(&name, Some(2.0), &mut chained(&mut cached, nested_leaf), &mut chained(one, leaf));
+        row("the same, walks that overlap", None, &mut each(&mut cached), &mut each(one));
     }
 }

@@ -58,3 +58,11 @@ pub fn x86_64(ram: &Ram, root: u64) -> impl Fn(u64) -> TranslateResult {
     let mapper = unsafe { OffsetPageTable::new(table, VirtAddr::from_ptr(base)) };
     move |address| mapper.translate(VirtAddr::new(address))
 }
+
+/// Where a walk of `x86_64`'s has led.
+pub fn end(found: &TranslateResult) -> u64 {
+    match found {
+        TranslateResult::Mapped { frame, offset, .. } => frame.start_address().as_u64() + offset,
+        _ => 0,
+    }
+}
