@@ -22,7 +22,7 @@ use memory_addr::VirtAddr;
 use memory_model::Gva;
 
 use addresses::{Addresses, SIZES, SMALL, START, chained, each, ia32e, range, width};
-use peers::multiarch::{self, Multiarch};
+use peers::multiarch::Multiarch;
 use peers::raw::{self, Raw};
 use ram::{FRAME, Ram};
 
@@ -71,7 +71,11 @@ fn one_dimension(size: &str, bytes: u64) {
     };
     paired::head(&format!("translate, one by one, tables of {size}"));
     row("against x86_64", Some(1.0), &mut chained(&x86_64, raw::end));
-    row("against page_table_multiarch", Some(1.0), &mut chained(query, multiarch::end));
+    row(
+        "against page_table_multiarch",
+        Some(1.0),
+        &mut chained(query, |found| found.map_or(0, |page| page.0.as_usize() as u64)),
+    );
     row("against a raw walk", None, &mut chained(bare, |&end| end));
 
     paired::head(&format!("translate, walks that overlap, tables of {size}"));

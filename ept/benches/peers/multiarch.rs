@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use memory_addr::{PhysAddr, VirtAddr};
 use page_table_multiarch::x86_64::X64PageTable;
-use page_table_multiarch::{MappingFlags, PageSize, PagingHandler, PagingResult};
+use page_table_multiarch::{MappingFlags, PagingHandler};
 
 use crate::ram::{FRAME, Ram};
 
@@ -35,11 +35,6 @@ impl Multiarch {
         table.cursor().map_region(start, target, bytes as usize, FLAGS, false).expect("nothing is mapped");
         table
     }
-}
-
-/// Where a walk has led.
-pub fn end(found: &PagingResult<(PhysAddr, MappingFlags, PageSize)>) -> u64 {
-    found.as_ref().map_or(0, |(address, ..)| address.as_usize() as u64)
 }
 
 impl PagingHandler for Multiarch {

@@ -68,7 +68,7 @@ impl Sink for Name<'_> {
         for index in 0..count {
             let hpa = Hpa(hpa.raw().wrapping_add(index << 12));
             let gpa = Gpa(gpa.raw().wrapping_add(index << 12));
-            if at.tree.frames.contains(hpa.page_number()) {
+            if at.table.shadowed.is_none() && at.tree.frames.contains(hpa.page_number()) {
                 table_mapped(at, gpa.raw(), hpa, &mut self.mapped);
             }
             if self.twice.contains(hpa.page_number()) {

@@ -76,6 +76,7 @@ mod finding;
 mod frames;
 mod host;
 mod input;
+mod met;
 mod report;
 mod shadow;
 mod slots;
@@ -94,6 +95,7 @@ use crate::tlb::{Stale, Staleness};
 use crate::walk::Path;
 
 use alias::{Mark, Name};
+use met::Met;
 use report::{Lowest, NO_LEVEL, Tally};
 use slots::{Overlap, Stretch};
 use tree::Tree;
@@ -111,6 +113,8 @@ pub struct Verifier<'a, M> {
     guests: &'a [Guest<'a>],
     spaces: Vec<Vec<Stretch>>,
     tree: Tree,
+    /// By those who mark frames.
+    met: Met,
     most: usize,
     /// What is known before any entry is looked at.
     start: Tally,
@@ -149,12 +153,13 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
         }
         let tree = Tree::find(tree::roots(guests)?, (guests, &spaces), memory, ram, &mut start)?;
         tree.owned(guests, &mut start);
-        Ok(Self { memory, guests, spaces, tree, most, start, next: AtomicUsize::new(0) })
+        let met = tree.unmet(&spaces);
+        Ok(Self { memory, guests, spaces, tree, met, most, start, next: AtomicUsize::new(0) })
     }
 
     /// Looks at tables until there are none left. Called from several threads, each takes a part.
     pub fn work(&self) -> Work {
-        let (mut pass, mut scratch) = (self.pass(Mark::new(&self.tree.frames)), Scratch::new());
+        let (mut pass, mut scratch) = (self.pass(Mark::new(&self.tree.frames), &self.met), Scratch::new());
         let tables = &self.tree.tables;
         let most = (tables.len() / 256).clamp(1, BATCH);
         loop {
@@ -190,21 +195,23 @@ impl<'a, M: PhysMemory> Verifier<'a, M> {
         tally.report()
     }
 
-    fn pass<S: Sink>(&self, sink: S) -> Pass<'_, M, S> {
+    fn pass<'p, S: Sink>(&'p self, sink: S, met: &'p Met) -> Pass<'p, M, S> {
         let tally = Tally::new(self.most, self.guests.len());
         let Self { memory, guests, spaces, tree, .. } = self;
-        Pass { memory, guests, spaces, tree, sink, tally }
+        Pass { memory, guests, spaces, tree, met, sink, tally }
     }
 
     /// Who maps the frames that are mapped twice or hold tables. Each of `twice` has at least two users, so that twice
     /// as many of them are enough.
     fn name(&self, mark: &Mark) -> Tally {
-        let mut pass = self.pass(Name {
+        let name = Name {
             twice: &mark.twice,
             uses: 0,
             users: Lowest::new(self.most.saturating_mul(2)),
             mapped: Tally::new(self.most, self.guests.len()),
-        });
+        };
+        let met = self.tree.unmet(&self.spaces);
+        let mut pass = self.pass(name, &met);
         let mut scratch = Scratch::new();
         self.tree.tables.iter().for_each(|table| pass.table(table, &mut scratch));
         pass.sink.finish()

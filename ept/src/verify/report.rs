@@ -64,7 +64,7 @@ pub enum Unchecked {
     Caches,
     /// 13: pages and tables remembered for address spaces of which nobody has said what translates them.
     CachedElsewhere,
-    /// 9: frames of shadow leaves, which may share them: their guest pages are not compared with each other.
+    /// 9: frames of shadow leaves of a guest that has second-level tables, too: these are checked.
     ShadowAliases,
     /// 14: shadow leaves below a table of the guest that is not kept in step.
     Unsync,
@@ -90,7 +90,7 @@ impl fmt::Display for Unchecked {
             Self::NoCounts => "12: guests whose leaf counts are not known",
             Self::Caches => "13: guests whose processors' caches are not given",
             Self::CachedElsewhere => "13: what is cached of other address spaces",
-            Self::ShadowAliases => "9: frames of shadow leaves",
+            Self::ShadowAliases => "9: frames of shadow leaves beside second-level tables",
             Self::Unsync => "14: shadow leaves of tables not kept in step",
             Self::GuestTableUnknown => "14: shadow leaves of guest tables that the host does not tell",
             Self::ShadowedOften => "14: shadow tables of too many guest tables",

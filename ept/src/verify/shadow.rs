@@ -257,7 +257,9 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         if let Some(table) = table.filter(|_| seen.intersects(WRITES)) {
             at.found(at.address, 5, Violation::GuestTableWritable { table }, &mut self.tally);
         }
-        self.tally.unchecked(Unchecked::ShadowAliases, part.bytes() >> 12);
+        if !root.counts {
+            self.tally.unchecked(Unchecked::ShadowAliases, part.bytes() >> 12);
+        }
         if let Some(slot) = self.slot(at, leaf, hpa, part) {
             self.frames(at, hpa, leaf, slot);
         }

@@ -18,9 +18,21 @@ pub(super) struct Stretch {
     pub slot: usize,
     /// An other slot of the process has the same HVAs: the frames are counted as that one's.
     pub alias: bool,
+    /// Pages of the guest's stretches before this one.
+    pages_before: u64,
 }
 
 impl Stretch {
+    /// The number of the page among those of all the guest's stretches.
+    pub fn page_of(&self, gpa: Gpa) -> u64 {
+        self.pages_before + ((gpa.raw() - self.gpa.first().raw()) >> 12)
+    }
+
+    /// Pages of the guest's stretches up to the end of this one.
+    pub fn pages_to_end(&self) -> u64 {
+        self.page_of(self.gpa.last()) + 1
+    }
+
     /// Where `gpa`, inside the stretch, lies in the process.
     pub fn hva_of(&self, gpa: Gpa) -> Hva {
         Hva(self.hva.raw() + (gpa.raw() - self.gpa.first().raw()))
@@ -46,7 +58,7 @@ pub(super) fn stretches(guests: &[Guest<'_>]) -> Result<(Vec<Vec<Stretch>>, Vec<
         let mut space: Vec<Stretch> = Vec::with_capacity(slots.len());
         for (index, slot) in slots {
             let (gpa, hva) = ranges(&slot.memslot)?;
-            let whole = Stretch { gpa, hva: hva.first(), slot: index, alias: false };
+            let whole = Stretch { gpa, hva: hva.first(), slot: index, alias: false, pages_before: 0 };
             let below = space.last().filter(|below| below.gpa.last() >= gpa.first());
             let Some(below) = below else {
                 space.push(whole);
@@ -109,11 +121,18 @@ fn split_aliases(guests: &[Guest<'_>], spaces: &mut [Vec<Stretch>]) {
     for &(guest, at, own) in &cuts {
         let stretch = spaces[guest][at];
         let Some(rest) = stretch.gpa.from_addr(own) else { continue };
-        spaces[guest].push(Stretch { gpa: rest, hva: stretch.hva_of(own), slot: stretch.slot, alias: false });
+        spaces[guest].push(Stretch { gpa: rest, hva: stretch.hva_of(own), alias: false, ..stretch });
         let front = AddrRange::inclusive(stretch.gpa.first(), Gpa(own.raw() - 1));
         spaces[guest][at].gpa = front.unwrap_or(stretch.gpa);
     }
-    spaces.iter_mut().for_each(|space| space.sort_by_key(|stretch| stretch.gpa.first()));
+    for space in spaces {
+        space.sort_by_key(|stretch| stretch.gpa.first());
+        let mut pages = 0;
+        for stretch in space {
+            stretch.pages_before = pages;
+            pages = stretch.pages_to_end();
+        }
+    }
 }
 
 /// The stretches from the one that holds `gpa`, or the first above it, on.

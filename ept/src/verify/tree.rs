@@ -12,6 +12,7 @@ use memory_model::{AddrRange, Gpa, Gva, Hpa, PageSize};
 use super::finding::{Finding, Input, Place, Violation};
 use super::frames::FrameSet;
 use super::input::{Guest, Shadow};
+use super::met::Met;
 use super::report::{NO_LEVEL, Tally, Unchecked};
 use super::shadow::{Behind, GuestTables, Shadowed};
 use super::slots::Stretch;
@@ -37,6 +38,8 @@ pub(super) struct Root {
     pub pointer: Rights,
     pub writable: Template,
     pub readonly: Template,
+    /// Whether frames of its leaves count: of a guest's first root, or of all its shadows if it has these alone.
+    pub counts: bool,
 }
 
 /// What a shadow's root is the shadow of.
@@ -122,6 +125,7 @@ const MOST_SHADOWED: usize = 16;
 pub(super) fn roots(guests: &[Guest<'_>]) -> Result<Vec<Root>, Error> {
     let mut roots = Vec::new();
     for (guest, Guest { roots: second, shadows, policy, .. }) in guests.iter().enumerate() {
+        let no_second = second.is_empty();
         let second = second.iter().map(|&paging| (paging, None));
         let shadows = shadows.iter().map(|shadow| (shadow.paging, Some(ShadowOf::new(shadow))));
         for (number, (paging, shadow)) in second.chain(shadows).enumerate() {
@@ -132,7 +136,18 @@ pub(super) fn roots(guests: &[Guest<'_>]) -> Result<Vec<Root>, Error> {
             let template = |writable| Template::new(format, policy, writable);
             let (writable, readonly) = (template(true)?, template(false)?);
             let (encryption, pointer) = (policy.encryption, format.rights(format.table(0)?));
-            roots.push(Root { guest, number, paging, encryption, shadow, pointer, writable, readonly });
+            let counts = number == 0 || shadow.is_some() && no_second;
+            roots.push(Root {
+                guest,
+                number,
+                paging,
+                encryption,
+                shadow,
+                pointer,
+                writable,
+                readonly,
+                counts,
+            });
         }
     }
     Ok(roots)
@@ -186,6 +201,12 @@ impl Tree {
             }
         }
         Ok(tree)
+    }
+
+    /// No page of theirs has been met yet.
+    pub fn unmet(&self, spaces: &[Vec<Stretch>]) -> Met {
+        let of = |guest| move |root: &Root| root.guest == guest && root.shadow.is_some() && root.counts;
+        Met::new(spaces, |guest| self.roots.iter().any(of(guest)))
     }
 
     /// The tables below one root, depth first.

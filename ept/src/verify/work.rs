@@ -5,6 +5,7 @@ use memory_model::{AddrRange, Gpa, Hpa, PageSize};
 use super::finding::{Finding, Limit, Violation};
 use super::host::HostPage;
 use super::input::{DirtyLog, Guest, Slot};
+use super::met::Met;
 use super::report::{Tally, Unchecked};
 use super::slots::{Stretch, from};
 use super::template::Template;
@@ -101,6 +102,7 @@ pub(super) struct Pass<'a, M, S> {
     pub guests: &'a [Guest<'a>],
     pub spaces: &'a [alloc::vec::Vec<Stretch>],
     pub tree: &'a Tree,
+    pub met: &'a Met,
     pub sink: S,
     pub tally: Tally,
 }
@@ -391,13 +393,13 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
                 let plain = pages.iter().enumerate().fold(0, |wrong, (index, page)| {
                     wrong | page.raw() ^ (frame.raw() + ((index as u64) << 12))
                 });
-                if plain == 0 && counts {
+                if plain == 0 && counts && at.table.shadowed.is_none() {
                     self.tally.coverage.frames += count;
                     self.sink.frames(at, gpa, frame, count, &mut self.tally);
                 } else {
                     for (index, &page) in (0u64..).zip(pages.iter()) {
                         let (gpa, hpa) = (Gpa(gpa.raw() + (index << 12)), Hpa(frame.raw() + (index << 12)));
-                        self.frame(at, gpa, hpa, page, counts, &mut seen);
+                        self.frame(at, gpa, hpa, page, counts.then_some(stretch), &mut seen);
                     }
                 }
                 match gpa.checked_add(count << 12) {
@@ -421,8 +423,16 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
         self.memory_type(at, &seen);
     }
 
-    /// One frame of a leaf.
-    fn frame(&mut self, at: &At<'_>, gpa: Gpa, hpa: Hpa, page: HostPage, counts: bool, seen: &mut Seen) {
+    /// One frame of a leaf; `counts` is the stretch that it lies in, if frames count there.
+    fn frame(
+        &mut self,
+        at: &At<'_>,
+        gpa: Gpa,
+        hpa: Hpa,
+        page: HostPage,
+        counts: Option<&Stretch>,
+        seen: &mut Seen,
+    ) {
         let known = page.hpa();
         match known {
             None if page != HostPage::ABSENT => self.tally.unchecked(Unchecked::HostUnknown, 1),
@@ -438,7 +448,13 @@ impl<'a, M: PhysMemory, S: Sink> Pass<'a, M, S> {
                 return self.sink.frames(at, gpa, hpa, 1, &mut self.tally);
             }
         }
-        if counts && !page.is_shared() {
+        // Another leaf of a shadow may have the page too.
+        let shadowed = at.table.shadowed.is_some();
+        let first = |stretch| !shadowed || right && self.met.is_first(at.root().guest, stretch, gpa);
+        if !page.is_shared() && counts.is_some_and(first) {
+            if shadowed && self.tree.frames.contains(hpa.page_number()) {
+                table_mapped(at, at.address_of(gpa), hpa, &mut self.tally);
+            }
             return self.sink.frames(at, gpa, hpa, 1, &mut self.tally);
         }
         if known.is_none() {
@@ -473,7 +489,7 @@ struct Seen {
 impl Root {
     /// Whether the frames of that stretch are counted under this root: once, however many roots and slots have them.
     fn counts_frames(&self, stretch: &Stretch) -> bool {
-        self.number == 0 && self.shadow.is_none() && !stretch.alias
+        self.counts && !stretch.alias
     }
 
     fn template(&self, slot: &Slot<'_>) -> &Template {
