@@ -1,5 +1,5 @@
-//! Assembles and links `programs/*.S`, and for 32 bits `programs/multiboot/*.S` and `programs/pvh/*.S`, with the linker
-//! driver that Rust itself needs, and lists them beside the ELF files of `elf/`.
+//! Assembles and links `programs/*/*.S`, those in `multiboot` and `pvh` for 32 bits, with the linker driver that Rust
+//! itself needs, and lists them beside the ELF files of `elf/`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,11 +12,12 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let (programs, drop_in) = (root.join("programs"), root.join("elf"));
     let mut guests = BTreeMap::new();
-    let (multiboot, pvh) = (programs.join("multiboot"), programs.join("pvh"));
-    for (folder, bits) in [(&programs, "-m64"), (&multiboot, "-m32"), (&pvh, "-m32")] {
-        for source in files(folder, "S") {
+    for folder in folders(&programs) {
+        // What is booted by a 32-bit protocol has 32 bits.
+        let bits = if folder.ends_with("multiboot") || folder.ends_with("pvh") { "-m32" } else { "-m64" };
+        for source in files(&folder, "S") {
             let elf = out.join(format!("{}.elf", name_of(&source)));
-            build(&programs, &source, bits, &elf);
+            build(&[&programs, &folder], &source, bits, &elf);
             add(&mut guests, &source, elf);
         }
     }
@@ -39,14 +40,23 @@ fn add(guests: &mut BTreeMap<String, PathBuf>, source: &Path, elf: PathBuf) {
     }
 }
 
-fn build(include: &Path, source: &Path, bits: &str, elf: &Path) {
+fn build(include: &[&Path; 2], source: &Path, bits: &str, elf: &Path) {
     let linker = env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut command = Command::new(&linker);
     command.args([bits, "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"]);
-    command.arg("-I").arg(include).arg(format!("-Wa,-I,{}", include.display()));
-    command.arg("-T").arg(include.join("guest.ld")).arg("-o").arg(elf).arg(source);
+    for folder in include {
+        command.arg("-I").arg(folder).arg(format!("-Wa,-I,{}", folder.display()));
+    }
+    command.arg("-T").arg(include[0].join("guest.ld")).arg("-o").arg(elf).arg(source);
     let status = command.status().unwrap_or_else(|error| panic!("cannot run {linker:?}: {error}"));
     assert!(status.success(), "{linker:?} could not build {}: {command:?}", source.display());
+}
+
+/// The folders of a folder: one for each area.
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("the folder can be listed").path());
+    paths.filter(|path| path.is_dir()).collect()
 }
 
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {

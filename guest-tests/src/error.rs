@@ -1,5 +1,7 @@
 //! What can be wrong with a guest: each in one line that says what and where.
 
+use std::fmt;
+
 use crate::image::MAX_FILE;
 use crate::manifest::MAX_TEXT;
 
@@ -100,17 +102,40 @@ pub enum GuestError {
         message: String,
     },
     /// The manifest asks for something that cannot be.
-    #[error("manifest: {what}: {why}")]
+    #[error("manifest{place}: {what}: {why}")]
     Manifest {
+        /// Where, if it was read from a text.
+        place: Place,
         /// Which part of it.
         what: String,
         /// What is wrong.
         why: String,
     },
     /// The manifest names a symbol that the ELF file does not have.
-    #[error("manifest: the ELF file has no symbol `{name}`")]
+    #[error("manifest{place}: the ELF file has no symbol `{name}`")]
     NoSymbol {
+        /// Where, if it was read from a text.
+        place: Place,
         /// The name.
         name: String,
     },
+}
+
+/// Line and column, from 1, in the text of a manifest; or nowhere, for one that was made by a program.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Place(pub Option<(usize, usize)>);
+
+impl From<Option<(usize, usize)>> for Place {
+    fn from(place: Option<(usize, usize)>) -> Self {
+        Self(place)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some((line, column)) => write!(f, " line {line}, column {column}"),
+            None => Ok(()),
+        }
+    }
 }

@@ -13,6 +13,7 @@ use goblin::elf::program_header::{PF_X, PT_LOAD};
 use goblin::elf::{Elf, Symtab};
 use memory_model::{AddrRange, Gpa};
 
+use crate::manifest::place;
 use crate::{BootSpec, GuestError, Location, Manifest, multiboot, pvh};
 
 /// A guest's file may be this long, in bytes.
@@ -67,7 +68,8 @@ impl Image {
         if elf.header.e_type != ET_EXEC {
             return Err(GuestError::NotExecutable { kind: elf.header.e_type });
         }
-        let manifest = manifest_text(&elf, &bytes)?.map(Manifest::parse).transpose()?;
+        let text = manifest_text(&elf, &bytes)?;
+        let manifest = text.map(Manifest::parse).transpose()?;
         let pvh = pvh::entry(&elf, &bytes)?;
         let asked = manifest.as_ref().and_then(|manifest| manifest.machine.boot);
         let boot = match (pvh, class) {
@@ -79,7 +81,7 @@ impl Image {
             BootSpec::Long => Manifest::default(),
             _ => Manifest::multiboot(),
         });
-        manifest.check_boot(boot)?;
+        manifest.check_boot(boot).map_err(|wrong| wrong.within(text))?;
         if boot == BootSpec::Multiboot {
             multiboot::check_header(&bytes)?;
         }
@@ -90,6 +92,12 @@ impl Image {
             return Err(GuestError::Entry { entry });
         }
         let symbols = symbols(&elf, &elf.syms);
+        for (path, location) in manifest.locations() {
+            resolve(&symbols, location).map_err(|name| GuestError::NoSymbol {
+                place: text.and_then(|text| place::of(text, &path)).into(),
+                name: name.to_owned(),
+            })?;
+        }
         Ok(Self { bytes, entry, segments, symbols, manifest, boot, initrd: Vec::new() })
     }
 
@@ -140,8 +148,8 @@ impl Image {
 
     /// The same guest with another manifest.
     pub fn with_manifest(self, manifest: Manifest) -> Result<Self, GuestError> {
-        manifest.check()?;
-        manifest.check_boot(self.boot)?;
+        let checked = manifest.check().and_then(|()| manifest.check_boot(self.boot));
+        checked.map_err(|wrong| wrong.within(None))?;
         Ok(Self { manifest, ..self })
     }
 
@@ -152,12 +160,18 @@ impl Image {
 
     /// The address that a manifest means.
     pub fn resolve(&self, location: &Location) -> Result<u64, GuestError> {
-        match location {
-            Location::Address(address) => Ok(*address),
-            Location::Symbol(name) => {
-                self.symbols.get(name).copied().ok_or_else(|| GuestError::NoSymbol { name: name.clone() })
-            }
-        }
+        resolve(&self.symbols, location).map_err(|name| GuestError::NoSymbol {
+            place: Default::default(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// An address, or the name of a symbol that is not there.
+fn resolve<'a>(symbols: &BTreeMap<String, u64>, location: &'a Location) -> Result<u64, &'a str> {
+    match location {
+        Location::Address(address) => Ok(*address),
+        Location::Symbol(name) => symbols.get(name).copied().ok_or(name),
     }
 }
 

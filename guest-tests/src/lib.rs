@@ -19,11 +19,12 @@ mod multiboot;
 mod pvh;
 mod values;
 
-pub use error::GuestError;
+pub use error::{GuestError, Place};
 pub use image::{Image, MAX_FILE, Segment};
 pub use manifest::{
-    Area, BackingSpec, BootSpec, BudgetSpec, Expect, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec,
-    Manifest, MapSpec, MmioSpec, PASS, PagesSpec, RegionSpec, SamePageSpec, VendorSpec,
+    AbsentSpec, Action, Area, BackingSpec, BootSpec, BudgetSpec, Change, DirtyLogSpec, EndingSpec, Expect,
+    FeatureSpec, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec, MemoryEvent, MmioSpec,
+    Occasion, PASS, PagesOf, PagesSpec, RegionSpec, SamePageSpec, StepSpec, VendorSpec,
 };
 pub use values::{Bytes, Location, Page, Rights, Vector};
 

@@ -1,13 +1,20 @@
 //! The manifest: which machine a guest wants, how long it may run, and what must hold when it has ended.
 
 mod check;
+mod expect;
+pub(crate) mod place;
+mod region;
+mod step;
 
 use std::collections::BTreeMap;
 
 use memory_model::PageSize;
 use serde::Deserialize;
 
-use crate::{Bytes, GuestError, Location, Page, Rights, Vector};
+pub use self::expect::{AbsentSpec, EndingSpec, Expect, Holds, MmioSpec, PASS, PagesSpec, SamePageSpec};
+pub use self::region::{BackingSpec, KindSpec, MapSpec, PagesOf, RegionSpec};
+pub use self::step::{Action, Change, MemoryEvent, Occasion, StepSpec};
+use crate::{Bytes, GuestError, Location, Page, Vector};
 
 /// The text of a manifest may be this long, in bytes.
 pub const MAX_TEXT: usize = 1 << 20;
@@ -60,7 +67,10 @@ pub struct Manifest {
     pub handlers: BTreeMap<Vector, Location>,
     /// How long the guest may run.
     pub budget: BudgetSpec,
-    /// What must hold at the end.
+    /// What the host does while it runs.
+    #[serde(rename = "step")]
+    pub steps: Vec<StepSpec>,
+    /// What must hold at the end, or before.
     pub expect: Expect,
 }
 
@@ -72,8 +82,16 @@ pub enum Area {
     Fault,
     /// The guest's own page tables.
     Paging,
+    /// What a mapping allows.
+    Rights,
     /// Regions, aliases and priorities.
     Region,
+    /// Memory that comes, goes and moves while the guest runs.
+    Slot,
+    /// Which pages were written.
+    Dirty,
+    /// The host's own memory: pages given back, moved, protected.
+    Host,
     /// Accesses that leave the guest.
     Mmio,
     /// What interrupts processors.
@@ -89,7 +107,11 @@ impl Area {
         match self {
             Self::Fault => "fault",
             Self::Paging => "paging",
+            Self::Rights => "rights",
             Self::Region => "region",
+            Self::Slot => "slot",
+            Self::Dirty => "dirty",
+            Self::Host => "host",
             Self::Mmio => "mmio",
             Self::Interrupt => "interrupt",
             Self::Other => "other",
@@ -103,12 +125,19 @@ impl Area {
 pub struct MachineSpec {
     /// The RAM at guest address 0; its region is called `ram`.
     pub memory: Bytes,
-    /// How many processors it has; those after the first wait for INIT and SIPI, which only a PC has (Multiboot).
+    /// How many processors it has. In long mode, at most four, all start with the program, each with its number in RDI and
+    /// 16 KiB of stack; on a PC those after the first wait for INIT and SIPI.
     pub vcpus: u32,
     /// The privilege level the program starts at: 3 (with IOPL 3) or 0.
     pub ring: u8,
     /// The page size of the identity map, where a region's ends allow it.
     pub page: Page,
+    /// The host's pages behind its memory.
+    pub pages: PagesOf,
+    /// How the host learns which pages were written.
+    pub dirty_log: DirtyLogSpec,
+    /// What its processors must have.
+    pub needs: Vec<FeatureSpec>,
     /// How the program is started; if absent, by PVH if the file has a note for that, else as its ELF class wants it.
     pub boot: Option<BootSpec>,
     /// The name of the processor; the software machine alone can choose.
@@ -155,6 +184,53 @@ impl BootSpec {
     }
 }
 
+/// How the host learns which pages were written.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DirtyLogSpec {
+    /// A bitmap for each slot; reading it clears it.
+    #[default]
+    Bitmap,
+    /// A bitmap for each slot that is cleared by a call of its own (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`).
+    Manual,
+    /// The same, and a log begins with all pages dirty.
+    ManualInitiallySet,
+    /// A ring of entries for each processor (`KVM_CAP_DIRTY_LOG_RING_ACQ_REL`).
+    Ring,
+}
+
+/// A processor's feature, as CPUID tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureSpec {
+    /// No execution of user pages at ring 0.
+    Smep,
+    /// No access to user pages at ring 0.
+    Smap,
+    /// Protection keys of user pages.
+    Pku,
+    /// Pages of 1 GiB.
+    Pdpe1gb,
+    /// Process-context identifiers.
+    Pcid,
+    /// Five levels of page tables.
+    La57,
+}
+
+impl FeatureSpec {
+    /// Leaf, subleaf, register (EAX to EDX from 0 on) and bit of CPUID (SDM vol. 2A, CPUID).
+    pub const fn cpuid(self) -> (u32, u32, usize, u32) {
+        match self {
+            Self::Smep => (7, 0, 1, 7),
+            Self::Smap => (7, 0, 1, 20),
+            Self::Pku => (7, 0, 2, 3),
+            Self::Pdpe1gb => (0x8000_0001, 0, 3, 26),
+            Self::Pcid => (1, 0, 2, 17),
+            Self::La57 => (7, 0, 2, 16),
+        }
+    }
+}
+
 /// Whose processor `CPUID` says it is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -187,81 +263,15 @@ impl Default for MachineSpec {
             vcpus: 1,
             ring: 3,
             page: Page(PageSize::Size4K),
+            pages: PagesOf::default(),
+            dirty_log: DirtyLogSpec::default(),
+            needs: Vec::new(),
             boot: None,
             vendor: VendorSpec::default(),
             x2apic: true,
             command_line: String::new(),
         }
     }
-}
-
-/// What a region is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KindSpec {
-    /// Memory.
-    Ram,
-    /// Memory the guest cannot write.
-    Rom,
-    /// A device that answers every read with `value`.
-    Mmio,
-    /// A part of another region once more.
-    Alias,
-}
-
-/// Where a RAM block's memory comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BackingSpec {
-    /// Private anonymous memory.
-    #[default]
-    Anonymous,
-    /// Shared memory behind a memfd.
-    Memfd,
-}
-
-/// A region.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegionSpec {
-    /// Its name, unlike every other.
-    pub name: String,
-    /// What it is.
-    pub kind: KindSpec,
-    /// Where the guest sees it.
-    pub gpa: Bytes,
-    /// Its size: whole pages.
-    pub size: Bytes,
-    /// Which of two overlapping regions is seen: the higher priority. The main RAM has 0.
-    #[serde(default)]
-    pub priority: i32,
-    /// Where its memory comes from (RAM, ROM).
-    #[serde(default)]
-    pub backing: BackingSpec,
-    /// The region it shows (aliases); `ram` is the main RAM.
-    pub target: Option<String>,
-    /// Where in the target it begins (aliases).
-    pub offset: Option<Bytes>,
-    /// What a read gives (MMIO).
-    pub value: Option<u64>,
-}
-
-/// A piece of the guest's page tables.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MapSpec {
-    /// From this guest-virtual address on.
-    pub gva: Bytes,
-    /// To this guest-physical address.
-    pub gpa: Bytes,
-    /// So many bytes: whole pages.
-    pub size: Bytes,
-    /// With this page size.
-    #[serde(default = "small_page")]
-    pub page: Page,
-    /// With these rights, for both rings; `""` leaves the range unmapped.
-    #[serde(default = "all_rights")]
-    pub access: Rights,
 }
 
 /// How long a guest may run.
@@ -280,120 +290,6 @@ impl Default for BudgetSpec {
     }
 }
 
-/// What must hold when the guest has ended.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Expect {
-    /// The code written to the exit port.
-    pub exit: u8,
-    /// Everything written to the console.
-    pub console: Option<String>,
-    /// Pages that the guest touched.
-    pub pages: Vec<PagesSpec>,
-    /// Pages that are one page under two addresses.
-    pub same_page: Vec<SamePageSpec>,
-    /// The MMIO accesses the host saw: exactly these, in this order; not checked if the key is absent.
-    pub mmio: Option<Vec<MmioSpec>>,
-}
-
-/// What a guest reports when all its own checks hold (QEMU's isa-debug-exit then ends with status 33).
-pub const PASS: u8 = 0x10;
-
-impl Default for Expect {
-    fn default() -> Self {
-        Self { exit: PASS, console: None, pages: Vec::new(), same_page: Vec::new(), mmio: None }
-    }
-}
-
-/// Pages that the guest touched: each is followed from GVA to HPA.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PagesSpec {
-    /// The first page's guest-virtual address.
-    pub at: Location,
-    /// How many.
-    #[serde(default = "one")]
-    pub count: u64,
-    /// From one to the next, in bytes.
-    #[serde(default = "small_stride")]
-    pub stride: Bytes,
-    /// What the guest did there: the second level must allow at least this.
-    pub access: Rights,
-    /// The region it must lie in.
-    pub region: Option<String>,
-    /// What its first eight bytes hold: a number, or `gva` for the page's own address.
-    pub holds: Option<Holds>,
-    /// The page size in the guest's own tables.
-    pub guest_page: Option<Page>,
-}
-
-/// The content of a page's first eight bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Holds {
-    /// The guest-virtual address that the manifest names for the page.
-    Gva,
-    /// A number.
-    Value(u64),
-}
-
-impl std::str::FromStr for Holds {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "gva" {
-            Ok(Self::Gva)
-        } else {
-            Err(format!("`{text}` is no content: use a number or `gva`"))
-        }
-    }
-}
-
-impl From<u64> for Holds {
-    fn from(value: u64) -> Self {
-        Self::Value(value)
-    }
-}
-
-/// Pages that are one page under two addresses.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SamePageSpec {
-    /// The first page of the one range.
-    pub one: Location,
-    /// The first page of the other.
-    pub other: Location,
-    /// How many pages of 4 KiB.
-    #[serde(default = "one")]
-    pub count: u64,
-}
-
-/// An MMIO access that the host saw.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MmioSpec {
-    /// Guest-physical address.
-    pub at: u64,
-    /// Bytes: 1 to 8.
-    pub size: u8,
-    /// The value written; a read if absent.
-    pub write: Option<u64>,
-}
-
-fn small_page() -> Page {
-    Page(PageSize::Size4K)
-}
-
-fn small_stride() -> Bytes {
-    Bytes(PageSize::Size4K.bytes())
-}
-
-fn all_rights() -> Rights {
-    Rights::ALL
-}
-
-fn one() -> u64 {
-    1
-}
-
 impl Manifest {
     /// Reads and checks a manifest.
     pub fn parse(text: &str) -> Result<Self, GuestError> {
@@ -401,11 +297,11 @@ impl Manifest {
             return Err(GuestError::ManifestSize { size: text.len() });
         }
         let manifest: Self = toml::from_str(text).map_err(|error| {
-            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+            let (line, column) = place::position(text, error.span().map_or(0, |span| span.start));
             let message = error.message().replace('\n', " ");
             GuestError::ManifestText { line, column, message }
         })?;
-        manifest.check()?;
+        manifest.check().map_err(|wrong| wrong.within(Some(text)))?;
         Ok(manifest)
     }
 
@@ -429,23 +325,7 @@ impl Manifest {
 
     /// The main RAM as a region.
     pub fn main_ram(&self) -> RegionSpec {
-        RegionSpec {
-            name: "ram".to_owned(),
-            kind: KindSpec::Ram,
-            gpa: Bytes(0),
-            size: self.machine.memory,
-            priority: 0,
-            backing: BackingSpec::Anonymous,
-            target: None,
-            offset: None,
-            value: None,
-        }
+        let pages = self.machine.pages;
+        RegionSpec { pages, ..RegionSpec::ram("ram", 0, self.machine.memory.0) }
     }
-}
-
-/// Line and column, from 1, of a byte offset.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }

@@ -65,6 +65,8 @@ pub struct Known {
     pub region: Option<String>,
     /// Its first eight bytes.
     pub holds: Option<u64>,
+    /// The page size of the second level.
+    pub leaf_page: Option<PageSize>,
     /// What the guest did there; `None` if it may never have been there.
     pub access: Option<Rights>,
 }
@@ -231,6 +233,12 @@ impl Observer<'_> {
             None => note.not_checked("frame", "the host's own frame is not known".to_owned()),
         }
         note.allows("rights in the second level", known.access, leaf.rights);
+        match (known.leaf_page, chain.hva) {
+            (Some(size), Some(hva)) if leaf.size < size && !self.has_frame_of(size, hva) => {
+                note.not_checked("page size of the second level", format!("the host has given no page of {size}"));
+            }
+            (size, _) => note.compare("page size of the second level", size, leaf.size),
+        }
         if let Some(range) = self.view.find(gpa) {
             if range.readonly && leaf.rights.contains(ept::Rights::WRITE) {
                 note.wrong(
@@ -247,6 +255,19 @@ impl Observer<'_> {
             }
         }
         chain.leaf = Some(leaf);
+    }
+
+    /// Whether the frames of the host's page around `hva` are those of one page of that size.
+    fn has_frame_of(&self, size: PageSize, hva: Hva) -> bool {
+        let first = hva.align_down(size);
+        let Witness::Seen(frame) = self.host.frame(first) else { return false };
+        let behind = |offset| (first.checked_add(offset), frame.checked_add(offset));
+        let follows = |(hva, frame): (Option<Hva>, Option<Hpa>)| match (hva, frame) {
+            (Some(hva), Some(frame)) => self.host.frame(hva) == Witness::Seen(frame),
+            _ => false,
+        };
+        let small = PageSize::Size4K.bytes() as usize;
+        frame.is_aligned(size) && (0..size.bytes()).step_by(small).map(behind).all(follows)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use guest_tests::GuestError;
 use memory_model::{AddrRange, Gpa, MemoryError};
+use slot_manager::SlotError;
 use vcpu::VcpuError;
 use vcpu::boot::BootError;
 
@@ -36,6 +37,20 @@ pub enum HarnessError {
         /// Why not.
         source: vm_memory::GuestMemoryError,
     },
+    /// A step is about memory that is not there.
+    #[error("a step of the manifest: no {size:#x} bytes of RAM or ROM in one region at {gpa}")]
+    NoMemory {
+        /// Where.
+        gpa: Gpa,
+        /// How much.
+        size: u64,
+    },
+    /// This host cannot log writes as the manifest wants it.
+    #[error("the dirty log: {0}")]
+    DirtyMethod(SlotError),
+    /// The dirty rings cannot be read.
+    #[error("the dirty rings: {0}")]
+    DirtyRing(SlotError),
     /// Memory could not be set up.
     #[error("{}", with_sources(.0))]
     Memory(#[from] MemoryError),

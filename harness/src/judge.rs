@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use guest_tests::{Holds, Image, Manifest, PagesSpec, Rights};
+use guest_tests::{EndingSpec, Holds, Image, Manifest, Occasion, PagesSpec, Rights};
 use memory_model::{Gpa, Gva, PageSize};
 use serde::Serialize;
-use vcpu::{HostView, Witness};
+use vcpu::{Exit, HostView, Witness};
 
 use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
 use crate::machine::{Ending, Machine, Run};
@@ -116,21 +116,22 @@ pub fn run_guest(name: &str, image: &Image, mmu: Mmu) -> Result<Report, HarnessE
 
 /// Judges a machine after its run.
 pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Report, HarnessError> {
-    let mut judge = Judge::default();
+    let mut judge = run.found.clone();
     judge.run(machine.image().manifest(), &run);
     // A guest that did not end by itself did not touch all it was to touch: nothing to follow.
-    let chains = match run.ending {
-        Ending::Reported(_) => judge.pages(machine)?,
-        _ => Vec::new(),
-    };
-    judge.tables(machine.host());
+    match ended_as(run.ending.clone(), machine.image().manifest()) {
+        true => judge.look(machine, None, true)?,
+        false => judge.tables(machine.host(), "all second-level tables"),
+    }
     let verdict = match (&run.ending, judge.reasons.is_empty()) {
+        (_, true) => Verdict::Pass,
         (Ending::Timeout(_), _) => Verdict::Timeout,
         (Ending::Crashed(_), _) => Verdict::Crash,
         (Ending::Halted, _) => Verdict::NoVerdict,
-        (Ending::Reported(_), true) => Verdict::Pass,
         (Ending::Reported(_), false) => Verdict::Fail,
     };
+    let mut chains = run.chains.clone();
+    chains.append(&mut judge.chains);
     Ok(Report {
         guest: name.to_owned(),
         mmu,
@@ -145,11 +146,23 @@ pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Re
     })
 }
 
-#[derive(Default)]
-struct Judge {
+/// Whether the run ended as the manifest says, but for the code.
+fn ended_as(ending: Ending, manifest: &Manifest) -> bool {
+    match manifest.expect.ending {
+        EndingSpec::Exit => matches!(ending, Ending::Reported(_)),
+        EndingSpec::Halt => ending == Ending::Halted,
+        EndingSpec::Shutdown => ending == Ending::Crashed(Exit::Shutdown),
+        EndingSpec::MemoryFault => matches!(ending, Ending::Crashed(Exit::MemoryFault { .. })),
+    }
+}
+
+/// All that was found so far.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Judge {
     counts: Counts,
     reasons: Vec<String>,
     unchecked: Vec<String>,
+    pub(crate) chains: Vec<Chain>,
 }
 
 impl Judge {
@@ -164,7 +177,11 @@ impl Judge {
         }
     }
 
-    fn check(&mut self, what: &str, holds: bool, how: impl FnOnce() -> String) {
+    pub(crate) fn not_checked(&mut self, what: &str, why: &str) {
+        self.note(&Outcome::NotChecked(why.to_owned()), || what.to_owned());
+    }
+
+    pub(crate) fn check(&mut self, what: &str, holds: bool, how: impl FnOnce() -> String) {
         let outcome = if holds { Outcome::Ok } else { Outcome::Wrong(how()) };
         self.note(&outcome, || what.to_owned());
     }
@@ -172,7 +189,12 @@ impl Judge {
     /// What the guest reported, and what the host saw of it.
     fn run(&mut self, manifest: &Manifest, run: &Run) {
         let expect = &manifest.expect;
-        self.check("ending", run.ending == Ending::Reported(expect.exit), || match &run.ending {
+        let code_differs = |ending: &Ending| matches!(ending, Ending::Reported(code) if *code != expect.exit);
+        let ended = ended_as(run.ending.clone(), manifest) && !code_differs(&run.ending);
+        self.check("ending", ended, || match &run.ending {
+            Ending::Reported(code) if expect.ending != EndingSpec::Exit => {
+                format!("the guest reported {code:#x}, expected {:?}", expect.ending)
+            }
             Ending::Reported(code) => format!("the guest reported {code:#x}, expected {:#x}", expect.exit),
             Ending::Halted => "the guest halted without a report".to_owned(),
             Ending::Timeout(limit) => format!("the budget ran out ({limit:?})"),
@@ -183,63 +205,88 @@ impl Judge {
                 format!("expected {console:?}, found {:?}", run.console)
             });
         }
+        if let Some(faults) = expect.memory_faults {
+            self.check("memory faults", faults == run.memory_faults, || {
+                format!("expected {faults}, found {}", run.memory_faults)
+            });
+        }
         if let Some(mmio) = &expect.mmio {
             let same = *mmio == run.mmio && run.mmio_unkept == 0;
             self.check("MMIO", same, || format!("expected {mmio:x?}, found {:x?}", run.mmio));
         }
     }
 
-    /// Every page that the manifest names, from its GVA to its HPA.
-    fn pages(&mut self, machine: &mut Machine) -> Result<Vec<Chain>, HarnessError> {
+    /// All that must hold at an occasion, or at the end: every page that the manifest names for it, from its GVA to its HPA,
+    /// and all second-level tables. With `keep` the chains are kept.
+    pub(crate) fn look(
+        &mut self,
+        machine: &mut Machine,
+        when: Option<Occasion>,
+        keep: bool,
+    ) -> Result<(), HarnessError> {
+        let at = when.map_or_else(String::new, |when| format!("{when}, "));
         let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
         let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
         let still = machine.host().still();
         let host = still.as_deref().unwrap_or(machine.host());
         let observer = Observer { guest, view: &view, slots: slots.registry(), host, ring };
-        let image = machine.image();
-        let mut chains = Vec::new();
-        for pages in &image.manifest().expect.pages {
+        let (image, expect) = (machine.image(), &machine.image().manifest().expect);
+        for pages in expect.pages.iter().filter(|pages| pages.when == when) {
             let first = image.resolve(&pages.at)?;
             for index in 0..pages.count {
-                let gva = Gva(first.wrapping_add(index.wrapping_mul(pages.stride.0)));
-                let chain = observer.follow(gva, &known(image.manifest(), pages, gva));
+                let offset = index.wrapping_mul(pages.stride.0);
+                let gva = Gva(first.wrapping_add(offset));
+                let chain = observer.follow(gva, &known(image.manifest(), pages, gva, offset));
                 for check in &chain.checks {
-                    self.note(&check.outcome, || format!("page {gva}, {}, {}", check.link, check.what));
+                    self.note(&check.outcome, || format!("{at}page {gva}, {}, {}", check.link, check.what));
                 }
-                chains.push(chain);
+                if keep {
+                    self.chains.push(chain);
+                }
             }
         }
-        for same in &image.manifest().expect.same_page {
+        for same in expect.same_page.iter().filter(|same| same.when == when) {
             let (one, other) = (image.resolve(&same.one)?, image.resolve(&same.other)?);
-            for offset in (0..same.count).map(|index| index << PageSize::Size4K.shift()) {
+            for offset in small_pages(same.count) {
                 let follow = |base: u64| observer.follow(Gva(base.wrapping_add(offset)), &touched());
-                self.same_page(&follow(one), &follow(other));
+                self.same_page(&at, &follow(one), &follow(other));
             }
         }
-        Ok(chains)
+        for absent in expect.absent.iter().filter(|absent| absent.when == when) {
+            let first = image.resolve(&absent.at)?;
+            for page in small_pages(absent.count).map(|offset| first.wrapping_add(offset)) {
+                let leaf = match host.leaf(Gva(page), Gpa(page)) {
+                    Witness::Absent => Outcome::Ok,
+                    Witness::Seen(leaf) => Outcome::Wrong(format!("the leaf {:#x} maps it", leaf.entry)),
+                    Witness::NotShown(why) => Outcome::NotChecked(why.into_owned()),
+                };
+                self.note(&leaf, || format!("{at}page {page:#x}, second level, no leaf"));
+            }
+        }
+        self.tables(host, &format!("{at}all second-level tables"));
+        Ok(())
     }
 
     /// All second-level tables, whatever the manifest says.
-    fn tables(&mut self, host: &dyn HostView) {
-        const WHERE: &str = "all second-level tables";
+    fn tables(&mut self, host: &dyn HostView, place: &str) {
         let found = match host.verification() {
             Witness::Seen(found) => found,
             Witness::Absent => return,
             Witness::NotShown(why) => {
-                return self.note(&Outcome::NotChecked(why.into_owned()), || WHERE.to_owned());
+                return self.note(&Outcome::NotChecked(why.into_owned()), || place.to_owned());
             }
         };
         if found.is_clean() {
-            return self.note(&Outcome::Ok, || WHERE.to_owned());
+            return self.note(&Outcome::Ok, || place.to_owned());
         }
         for finding in found.findings() {
-            self.note(&Outcome::Wrong(finding), || WHERE.to_owned());
+            self.note(&Outcome::Wrong(finding), || place.to_owned());
         }
     }
 
     /// Two addresses of one page: equal from the HVA on.
-    fn same_page(&mut self, one: &Chain, other: &Chain) {
-        let place = || format!("pages {} and {}", one.gva, other.gva);
+    fn same_page(&mut self, at: &str, one: &Chain, other: &Chain) {
+        let place = || format!("{at}pages {} and {}", one.gva, other.gva);
         self.check(&place(), one.hva.is_some() && one.hva == other.hva, || {
             format!("HVA {} and {}", shown(one.hva), shown(other.hva))
         });
@@ -268,10 +315,16 @@ fn shown<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// What the manifest says of one page.
-fn known(manifest: &Manifest, pages: &PagesSpec, gva: Gva) -> Known {
+fn small_pages(count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(|index| index << PageSize::Size4K.shift())
+}
+
+/// What the manifest says of one page, so many bytes behind the first.
+fn known(manifest: &Manifest, pages: &PagesSpec, gva: Gva, offset: u64) -> Known {
+    let gpa = pages.gpa.map(|gpa| Gpa(gpa.0.wrapping_add(offset)));
     Known {
-        gpa: Some(mapped_to(manifest, gva)),
+        gpa: Some(gpa.unwrap_or_else(|| mapped_to(manifest, gva))),
+        leaf_page: pages.leaf.map(|page| page.0),
         guest_page: pages.guest_page.map(|page| page.0),
         region: pages.region.clone(),
         holds: pages.holds.map(|holds| match holds {

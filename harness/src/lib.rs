@@ -20,7 +20,7 @@
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
-//! Known holes: several vCPUs on the software machines alone; no steps while a guest runs. KVM's second level is read from
+//! vCPUs take turns on one thread; what a manifest has the host do happens while none runs. KVM's second level is read from
 //! the kernel, which takes root; elsewhere it is reported as not checked.
 
 mod chain;
@@ -30,9 +30,10 @@ pub mod inspect;
 mod judge;
 mod machine;
 mod mmu;
+mod steps;
 
 pub use chain::{Chain, Check, Known, LinkKind, Observer, Outcome};
-pub use devices::{PORT_CONSOLE, PORT_EXIT};
+pub use devices::{PORT_BELL, PORT_CONSOLE, PORT_EXIT};
 pub use error::HarnessError;
 pub use judge::{Counts, Report, Verdict, judge, run_guest};
 pub use machine::{Ending, Machine, Run, Slots};

@@ -1,30 +1,50 @@
 //! A machine for one guest: manifest -> address space -> slots -> VM -> vCPUs; then the run.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ept::{MaxPhyAddr, Paging, Processor};
-use guest_tests::{BackingSpec, BootSpec, Image, KindSpec, Manifest, MmioSpec, RegionSpec};
-use memory_model::{
-    AccessRules, AddrRange, AddressSpace, FlatView, Gpa, Gva, MemTxAttrs, MemTxError, MemoryError, MmioOps,
-    PageSize, RamBlock, RegionId, RegionTree,
+use guest_tests::{
+    BackingSpec, BootSpec, DirtyLogSpec, Image, KindSpec, Manifest, MmioSpec, Occasion, PagesOf, RegionSpec,
 };
-use slot_manager::{SlotExecutor, SlotManager};
+use memory_model::{
+    AccessRules, AddrRange, AddressSpace, Backing, FlatView, Gpa, Gva, MemTxAttrs, MemTxError, MemoryError,
+    MmioOps, PageSize, Pages, RamBlock, RamOptions, RegionId, RegionTree,
+};
+use slot_manager::{DirtyMethod, SlotExecutor, SlotManager};
 use vcpu::boot::linux::Linux;
 use vcpu::boot::multiboot::Multiboot;
 use vcpu::boot::pvh::Pvh;
 use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring, information_page};
-use vcpu::{Budget, Entry, Exit, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
+use vcpu::{Budget, Entry, Exit, Gpr, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::HarnessError;
+use crate::chain::Chain;
 use crate::devices::{Devices, pc};
+use crate::judge::Judge;
+use crate::steps::{Done, is_known};
+use crate::{HarnessError, PORT_BELL};
 
 /// The slots of a machine, as its address space's listener keeps them.
 pub type Slots = SlotManager<Box<dyn SlotExecutor>>;
 
-/// So many instructions a vCPU runs, where there are several, before it is another one's turn.
-const TURN: u64 = 256;
+/// How long a vCPU runs before it is another one's turn: by instructions, or by time on one that does not count them.
+const TURN: Slice = Slice { instructions: 256, time: Duration::from_micros(50) };
+/// How long it runs from one tick to the next.
+const TICK: Slice = Slice { instructions: 1009, time: Duration::from_micros(100) };
+/// After so many ticks there are no more.
+const MAX_TICKS: u8 = 255;
+/// The size of a dirty ring.
+const RING_BYTES: u32 = 64 << 10;
+/// Of the stack of each processor that starts in long mode.
+const STACK_BYTES: u64 = 16 << 10;
+
+#[derive(Clone, Copy)]
+struct Slice {
+    instructions: u64,
+    time: Duration,
+}
 
 /// How a run ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,8 +72,14 @@ pub struct Run {
     pub mmio: Vec<MmioSpec>,
     /// Accesses beyond those kept in `mmio`.
     pub mmio_unkept: u64,
+    /// How often a vCPU left with a memory fault.
+    pub memory_faults: u64,
+    /// The chains of the pages that were looked at while it ran.
+    pub chains: Vec<Chain>,
     /// From the first instruction to the last exit.
     pub elapsed: Duration,
+    /// What was found while it ran.
+    pub(crate) found: Judge,
 }
 
 /// A guest with all it needs to run, on one VM.
@@ -61,10 +87,12 @@ pub struct Machine {
     // Dropped in this order: the vCPUs, the VM, and only then the memory. A VM that lives while its memory is unmapped
     // makes the kernel take every page out of its tables one by one.
     vcpus: Vec<Box<dyn Vcpu>>,
-    vm: Box<dyn Vm>,
+    pub(crate) vm: Box<dyn Vm>,
     slots: Arc<Mutex<Slots>>,
-    space: AddressSpace,
-    image: Image,
+    pub(crate) space: AddressSpace,
+    pub(crate) regions: BTreeMap<String, RegionId>,
+    pub(crate) image: Image,
+    pub(crate) done: Done,
 }
 
 impl Machine {
@@ -82,22 +110,35 @@ impl Machine {
     ) -> Result<Self, HarnessError> {
         let manifest = image.manifest();
         let space = AddressSpace::new("memory", RegionTree::new("system", 1 << 64)?)?;
-        space.update(|tree| {
+        let regions = space.update(|tree| {
             if image.boot() != BootSpec::Long {
                 pc::add_devices(tree)?;
             }
             add_regions(tree, manifest)
         })?;
-        let slots = Arc::new(Mutex::new(SlotManager::new(executor)));
+        let mut slots = SlotManager::new(executor);
+        let dirty_method = dirty_method(manifest.machine.dirty_log);
+        slots.set_dirty_method(dirty_method).map_err(HarnessError::DirtyMethod)?;
+        let slots = Arc::new(Mutex::new(slots));
         space.register(slots.clone())?;
         let view = space.view();
         load(&image, &view)?;
         let (regs, system) = boot(&image, &view)?;
         let vcpus = (0..manifest.machine.vcpus).map(|index| vm.create_vcpu(index));
         let mut vcpus: Vec<_> = vcpus.collect::<Result<_, _>>()?;
-        vcpus[0].set_system_regs(&system)?;
-        vcpus[0].set_regs(&regs)?;
-        Ok(Self { image, space, slots, vcpus, vm })
+        // Those of a PC wait to be started by the first.
+        let starting = if image.boot() == BootSpec::Long { vcpus.len() } else { 1 };
+        for (index, vcpu) in (0..).zip(&mut vcpus[..starting]) {
+            let mut regs = regs;
+            if index > 0 {
+                regs[Gpr::Rdi] = index;
+                regs[Gpr::Rsp] -= index * STACK_BYTES;
+            }
+            vcpu.set_system_regs(&system)?;
+            vcpu.set_regs(&regs)?;
+        }
+        let done = Done::default();
+        Ok(Self { image, space, regions, slots, vcpus, vm, done })
     }
 
     /// Runs the guest to its end, or to that of its budget.
@@ -108,12 +149,15 @@ impl Machine {
         let budget = Budget::time(Duration::from_millis(spec.ms)).instructions(spec.instructions);
         let machine = &manifest.machine;
         let mut devices = Devices::new(self.space.view(), machine.memory.0, machine.vcpus);
-        let (ending, last) = self.take_turns(&mut devices, &budget)?;
+        let mut found = Judge::default();
+        let (ending, last) = self.take_turns(&mut devices, &budget, &mut found)?;
         let elapsed = start.elapsed();
+        self.settle(&mut found)?;
         let regs = self.vcpus[last].regs()?;
         let (mmio, mmio_unkept) = (std::mem::take(&mut devices.mmio), devices.mmio_unkept);
+        let (memory_faults, chains) = (devices.memory_faults, std::mem::take(&mut found.chains));
         let console = String::from_utf8_lossy(&devices.into_console()).into_owned();
-        Ok(Run { ending, regs, console, mmio, mmio_unkept, elapsed })
+        Ok(Run { ending, regs, console, mmio, mmio_unkept, memory_faults, chains, elapsed, found })
     }
 
     /// Runs the vCPUs in turn, on this one thread so that two runs are the same, until one of them ends the run or all
@@ -122,22 +166,59 @@ impl Machine {
         &mut self,
         devices: &mut Devices,
         budget: &Budget,
+        found: &mut Judge,
     ) -> Result<(Ending, usize), HarnessError> {
-        let alone = self.vcpus.len() == 1;
+        let several = self.vcpus.len() > 1;
         let mut entries = vec![Entry::Resume; self.vcpus.len()];
         let mut left = budget.instructions;
         for index in (0..self.vcpus.len()).cycle() {
-            let turn = if alone { left } else { left.min(TURN) };
+            let ticking = devices.ticks < MAX_TICKS && is_known(&self.image, Occasion::Tick);
+            let slice = if several { Some(TURN) } else { ticking.then_some(TICK) };
+            let vcpu = &mut self.vcpus[index];
+            let turn = slice.map_or(left, |slice| slice.instructions.min(left));
+            let mut turn_budget = budget.instructions(turn);
+            if let Some(slice) = slice.filter(|_| !vcpu.counts_instructions()) {
+                turn_budget.deadline = budget.deadline.min(Instant::now() + slice.time);
+            }
             let entry = std::mem::replace(&mut entries[index], Entry::Resume);
-            let exit = self.vcpus[index].run(entry, &budget.instructions(turn))?;
+            let exit = vcpu.run(entry, &turn_budget)?;
+            let more = match exit {
+                Exit::BudgetExceeded(Limit::Instructions) => {
+                    left -= turn;
+                    left > 0
+                }
+                Exit::BudgetExceeded(Limit::WallClock) => turn_budget.deadline < budget.deadline,
+                _ => false,
+            };
+            if more && ticking {
+                devices.ticks += 1;
+                self.act_on(Occasion::Tick, devices, found)?;
+            }
+            if more {
+                continue;
+            }
             if let Some((line, high)) = Devices::interrupt_line(&exit) {
                 self.vm.set_irq_line(line, high)?;
             }
-            if exit == Exit::BudgetExceeded(Limit::Instructions) {
-                left -= turn;
-                if left > 0 {
+            match &exit {
+                Exit::IoOut { port: PORT_BELL, data, .. } => {
+                    for &number in data {
+                        self.act_on(Occasion::Bell(number), devices, found)?;
+                    }
+                }
+                Exit::MemoryFault { .. } => {
+                    devices.memory_faults += 1;
+                    if is_known(&self.image, Occasion::MemoryFault) {
+                        self.act_on(Occasion::MemoryFault, devices, found)?;
+                        continue;
+                    }
+                }
+                Exit::DirtyRingFull => {
+                    let mut slots = self.slots.lock().expect("no listener panics");
+                    slots.reap().map_err(HarnessError::DirtyRing)?;
                     continue;
                 }
+                _ => {}
             }
             match devices.serve(exit) {
                 Ok(answer) => entries[index] = answer,
@@ -145,6 +226,12 @@ impl Machine {
             }
         }
         unreachable!("a machine has a processor")
+    }
+
+    fn act_on(&mut self, on: Occasion, devices: &mut Devices, found: &mut Judge) -> Result<(), HarnessError> {
+        self.act(on, found)?;
+        devices.view = self.space.view();
+        Ok(())
     }
 
     /// The guest.
@@ -179,35 +266,59 @@ impl Machine {
     }
 }
 
-/// The tree that a manifest describes.
-fn add_regions(tree: &mut RegionTree, manifest: &Manifest) -> Result<(), MemoryError> {
-    let mut named: Vec<(String, RegionId)> = Vec::new();
+fn dirty_method(spec: DirtyLogSpec) -> DirtyMethod {
+    match spec {
+        DirtyLogSpec::Bitmap => DirtyMethod::Bitmap,
+        DirtyLogSpec::Manual => DirtyMethod::ManualProtect { initially_set: false },
+        DirtyLogSpec::ManualInitiallySet => DirtyMethod::ManualProtect { initially_set: true },
+        DirtyLogSpec::Ring => DirtyMethod::Ring { bytes: RING_BYTES },
+    }
+}
+
+/// The tree that a manifest describes; its regions by name.
+fn add_regions(
+    tree: &mut RegionTree,
+    manifest: &Manifest,
+) -> Result<BTreeMap<String, RegionId>, HarnessError> {
+    let mut named = BTreeMap::new();
     for spec in std::iter::once(&manifest.main_ram()).chain(&manifest.regions) {
         let id = create_region(tree, spec, &named)?;
+        tree.set_enabled(id, spec.enabled)?;
+        if spec.readonly {
+            tree.set_readonly(id, true)?;
+        }
         tree.add_with_priority(tree.root(), spec.gpa.0, id, spec.priority)?;
-        named.push((spec.name.clone(), id));
+        named.insert(spec.name.clone(), id);
     }
-    Ok(())
+    Ok(named)
 }
 
 fn create_region(
     tree: &mut RegionTree,
     spec: &RegionSpec,
-    named: &[(String, RegionId)],
+    named: &BTreeMap<String, RegionId>,
 ) -> Result<RegionId, MemoryError> {
-    let block = || match spec.backing {
-        BackingSpec::Anonymous => RamBlock::anonymous(&spec.name, spec.size.0),
-        BackingSpec::Memfd => RamBlock::memfd(&spec.name, spec.size.0),
+    let block = || {
+        let (backing, shared) = match spec.backing {
+            BackingSpec::Anonymous => (Backing::Anonymous, false),
+            BackingSpec::Memfd => (Backing::Memfd, true),
+        };
+        let pages = match spec.pages {
+            PagesOf::Usual => Pages::Usual,
+            PagesOf::Small => Pages::Small,
+            PagesOf::Thp => Pages::Thp,
+        };
+        RamBlock::create(&spec.name, spec.size.0, RamOptions { backing, shared, pages, ..Default::default() })
     };
+    let device = || Arc::new(FixedAnswer(spec.value.unwrap_or(0)));
     match spec.kind {
         KindSpec::Ram => tree.ram(&spec.name, block()?),
         KindSpec::Rom => tree.rom(&spec.name, block()?),
-        KindSpec::Mmio => {
-            tree.mmio(&spec.name, spec.size.0.into(), Arc::new(FixedAnswer(spec.value.unwrap_or(0))))
-        }
+        KindSpec::RomDevice => tree.rom_device(&spec.name, block()?, device()),
+        KindSpec::Mmio => tree.mmio(&spec.name, spec.size.0.into(), device()),
         KindSpec::Alias => {
-            let target = named.iter().find(|(name, _)| Some(name) == spec.target.as_ref());
-            let (_, target) = target.expect("the manifest was checked: an alias names a region before it");
+            let target = spec.target.as_ref().and_then(|target| named.get(target));
+            let target = target.expect("the manifest was checked: an alias names a region before it");
             tree.alias(&spec.name, *target, spec.offset.map_or(0, |offset| offset.0), spec.size.0.into())
         }
     }
@@ -297,7 +408,7 @@ fn long_mode(image: &Image) -> Result<LongMode, HarnessError> {
             gva: AddrRange::new(Gva(map.gva.0), map.size.0.into())?,
             gpa: Gpa(map.gpa.0),
             page: map.page.0,
-            rights: guest_rights(map.access),
+            rights: guest_rights(map.access, map.ring),
         })
     }));
     let ring = if manifest.machine.ring == 0 { Ring::Kernel } else { Ring::User };
@@ -328,12 +439,13 @@ fn identity(region: &RegionSpec, page: PageSize) -> Vec<GuestMap> {
     pieces.into_iter().flatten().collect()
 }
 
-/// A manifest's rights as entries of the guest's tables, for both rings.
-fn guest_rights(rights: guest_tests::Rights) -> ept::Rights {
+/// A manifest's rights as entries of the guest's tables.
+fn guest_rights(rights: guest_tests::Rights, ring: u8) -> ept::Rights {
     if rights.is_empty() {
         return ept::Rights::empty();
     }
-    let mut bits = ept::Rights::READ | ept::Rights::USER;
+    let mut bits = ept::Rights::READ;
+    bits.set(ept::Rights::USER, ring == 3);
     bits.set(ept::Rights::WRITE, rights.write);
     bits.set(ept::Rights::EXEC, rights.execute);
     bits

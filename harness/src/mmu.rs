@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use guest_tests::{BootSpec, Image, VendorSpec};
+use guest_tests::{BootSpec, FeatureSpec, Image, VendorSpec};
 use vcpu::soft::cpu::Vendor;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
@@ -45,10 +45,16 @@ impl Mmu {
 
     /// Why this guest cannot run on it, even where the column can run.
     pub fn unsuited(self, image: &Image) -> Option<String> {
-        let several = self == Self::Kvm && image.manifest().machine.vcpus > 1;
-        several.then(|| {
-            "its processors take turns, counted in instructions, which KVM does not count".to_owned()
-        })
+        let has = |feature: &FeatureSpec| {
+            let (leaf, subleaf, register, bit) = feature.cpuid();
+            let registers = match self {
+                Self::Kvm => vcpu::kvm::cpuid_of_this_host(leaf, subleaf).ok().flatten(),
+                _ => Some(vcpu::soft::cpu::Cpuid::default().get(leaf, subleaf)),
+            };
+            registers.is_some_and(|registers| registers[register] >> bit & 1 != 0)
+        };
+        let missing = image.manifest().machine.needs.iter().find(|feature| !has(feature));
+        missing.map(|feature| format!("its processors have no {feature:?}"))
     }
 
     /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots as on one. The name of its

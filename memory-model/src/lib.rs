@@ -78,8 +78,8 @@ pub use listener::{DirtySync, MemoryListener, Refusal};
 pub use mmio::{AccessRules, AccessSizes, Endianness, MAX_NESTING, MemTxAttrs, MemTxError, MmioOps, Reentry};
 #[cfg(feature = "host")]
 pub use ram::{
-    Backing, DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, NumaPolicy, Pages, RamDiscardListener,
-    RamDiscardManager, RamOptions, RamPage, Word,
+    Backing, DiscardClaim, DiscardClaims, DiscardSourceId, HeldClaim, NumaPolicy, Pages, Protection,
+    RamDiscardListener, RamDiscardManager, RamOptions, RamPage, Word,
 };
 pub use ram::{DirtyBitmap, DirtyClients, DirtySnapshot, RamBlock};
 pub use region::{Region, RegionId, RegionKind};

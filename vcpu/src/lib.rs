@@ -66,5 +66,5 @@ pub use kick::Kick;
 pub use kvm::KvmVm;
 pub use pagemap::frame as pagemap_frame;
 pub use regs::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr3, cr4, efer, rflags};
-pub use vm::{Vcpu, Vm};
+pub use vm::{HostEvent, Vcpu, Vm};
 pub use witness::{HostView, SecondLevelLeaf, Verification, Witness};

@@ -1,5 +1,8 @@
 //! What a VM and a vCPU are, whichever machine is behind them.
 
+use std::ops::Range;
+
+use memory_model::{MemoryError, Protection, RamBlock};
 use slot_manager::SlotExecutor;
 
 use crate::{Budget, Entry, Exit, HostView, Kick, Regs, SystemRegs, VcpuError};
@@ -15,10 +18,29 @@ pub trait Vm: HostView {
     fn has_irqchip(&self) -> bool {
         false
     }
+    /// Lets something happen to the pages of `part` (whole pages, as offsets) of a block that slots show, while no vCPU runs.
+    fn host_event(&self, block: &RamBlock, part: Range<u64>, event: HostEvent) -> Result<(), MemoryError> {
+        match event {
+            HostEvent::Discard => block.discard(part),
+            HostEvent::Migrate => block.migrate(part),
+            HostEvent::Protect(protection) => block.protect(part, protection),
+        }
+    }
     /// Raises or lowers one of 24 interrupt lines (`KVM_IRQ_LINE`). Without interrupt controllers nobody hears of it.
     fn set_irq_line(&self, _line: u8, _high: bool) -> Result<(), VcpuError> {
         Ok(())
     }
+}
+
+/// What happens to the host's memory behind a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostEvent {
+    /// Pages are given back, and are zero when they come again (`MADV_DONTNEED`): what a balloon does.
+    Discard,
+    /// Pages get other frames and keep their bytes: what compaction does.
+    Migrate,
+    /// This process may use its pages in another way (`mprotect`).
+    Protect(Protection),
 }
 
 /// A virtual processor.
@@ -26,6 +48,10 @@ pub trait Vcpu: Send {
     /// Goes on with the guest, answering the exit before with `entry`, until the guest needs its VMM or
     /// `budget` ends. Never blocks for longer than the budget's wall-clock time, whatever the guest does.
     fn run(&mut self, entry: Entry, budget: &Budget) -> Result<Exit, VcpuError>;
+    /// Whether [`Budget::instructions`] bounds it.
+    fn counts_instructions(&self) -> bool {
+        true
+    }
     /// The general registers. An exit that was not answered yet counts as done once its entry is given.
     fn regs(&mut self) -> Result<Regs, VcpuError>;
     /// Sets the general registers.

@@ -18,21 +18,29 @@ pub const PORT_EXIT: u16 = 0xf4;
 /// Bytes to this port are the console's (the first serial port's data register).
 pub const PORT_CONSOLE: u16 = serial::FIRST_PORT;
 
+/// A byte to this port rings a bell: the host does the steps of its manifest for that number. Without that, as under QEMU,
+/// nothing is there.
+pub const PORT_BELL: u16 = 0xf8;
+
 /// So many MMIO accesses are kept: a guest can make them as fast as it can run.
 const MAX_MMIO: usize = 1 << 16;
 
 /// What the devices have seen of one run.
 pub(crate) struct Devices {
-    view: Arc<FlatView>,
+    pub(crate) view: Arc<FlatView>,
     ports: Ports,
     pub(crate) mmio: Vec<MmioSpec>,
     pub(crate) mmio_unkept: u64,
+    pub(crate) memory_faults: u64,
+    /// How often the guest was interrupted for steps: what a read of the bell's port gives.
+    pub(crate) ticks: u8,
 }
 
 impl Devices {
     /// For a machine with this view, and so much main RAM and so many processors.
     pub(crate) fn new(view: Arc<FlatView>, ram_size: u64, processors: u32) -> Self {
-        Self { view, ports: Ports::new(ram_size, processors), mmio: Vec::new(), mmio_unkept: 0 }
+        let ports = Ports::new(ram_size, processors);
+        Self { view, ports, mmio: Vec::new(), mmio_unkept: 0, memory_faults: 0, ticks: 0 }
     }
 
     /// The interrupt line that an exit sets, and how.
@@ -52,6 +60,9 @@ impl Devices {
             Exit::IoOut { port, size, data } => {
                 self.ports.write(port, size, &data);
                 Ok(Entry::Resume)
+            }
+            Exit::IoIn { port: PORT_BELL, size, count } => {
+                Ok(Entry::Data(vec![self.ticks; usize::from(size) * count as usize]))
             }
             Exit::IoIn { port, size, count } => Ok(Entry::Data(self.ports.read(port, size, count))),
             Exit::MmioRead { gpa, size } => {

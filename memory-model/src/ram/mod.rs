@@ -19,6 +19,8 @@ mod page;
 #[cfg(feature = "host")]
 mod populate;
 #[cfg(feature = "host")]
+mod protect;
+#[cfg(feature = "host")]
 mod resize;
 
 use alloc::string::ToString;
@@ -35,6 +37,8 @@ pub use discard::{
 pub use options::{Backing, NumaPolicy, Pages, RamOptions};
 #[cfg(feature = "host")]
 pub use page::{RamPage, Word};
+#[cfg(feature = "host")]
+pub use protect::Protection;
 
 use crate::{Hva, MemoryError, PageSize};
 

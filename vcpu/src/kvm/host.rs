@@ -79,6 +79,13 @@ pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<&'static CpuId, VcpuError> {
     Ok(SUPPORTED.get_or_init(|| cpuid))
 }
 
+/// What CPUID shows a guest of this host's KVM, EAX to EDX; `None` for a leaf that it does not have.
+pub fn cpuid_of_this_host(leaf: u32, subleaf: u32) -> Result<Option<[u32; 4]>, VcpuError> {
+    let supported = supported_cpuid(&open()?)?;
+    let entry = supported.as_slice().iter().find(|entry| (entry.function, entry.index) == (leaf, subleaf));
+    Ok(entry.map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

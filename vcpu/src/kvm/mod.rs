@@ -30,7 +30,7 @@ mod vcpu;
 mod vm;
 
 pub use ept::live::KvmModule;
-pub use host::{KvmHost, KvmUnavailable};
+pub use host::{KvmHost, KvmUnavailable, cpuid_of_this_host};
 pub use live::live_kernel;
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;

@@ -165,6 +165,10 @@ impl Vcpu for KvmVcpu {
         }
     }
 
+    fn counts_instructions(&self) -> bool {
+        false
+    }
+
     fn regs(&mut self) -> Result<Regs, VcpuError> {
         self.finish()?;
         let regs = self.fd.get_regs().map_err(VcpuError::host("KVM_GET_REGS"))?;

@@ -1,8 +1,9 @@
 //! The software machine as a [`Vm`] with its [`Vcpu`].
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memory_model::{Gpa, Gva, Hpa, Hva};
+use memory_model::{AddrRange, Gpa, Gva, Hpa, Hva, MemoryError, RamBlock};
 use slot_manager::{
     DirtyLog, DirtyMethod, DirtyRing, KernelMemslots, SlotError, SlotExecutor, SlotLimits, SlotOp, SlotRecord,
 };
@@ -13,7 +14,7 @@ use super::mmu::Mmu;
 use super::options::SoftOptions;
 use super::verification::Verification;
 use crate::{
-    Budget, Entry, Exit, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
+    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
     Witness,
 };
 
@@ -76,6 +77,24 @@ impl Vm for SoftVm {
         }
         let ring = kernel.memslots.dirty_ring(index).cloned();
         Ok(Box::new(SoftVcpu { cpu, vm: self.clone(), index, ring, kick: Kick::default() }))
+    }
+
+    /// The simulated host's: the frames are its own, and so are the rights.
+    fn host_event(&self, block: &RamBlock, part: Range<u64>, event: HostEvent) -> Result<(), MemoryError> {
+        let bytes = part.end.saturating_sub(part.start);
+        let first = block.hva().checked_add(part.start);
+        let Some(range) = first.and_then(|first| AddrRange::new(first, bytes.into())) else { return Ok(()) };
+        self.kernel().host_event(|host, notifier| match event {
+            HostEvent::Discard => host.discard(range, notifier),
+            HostEvent::Migrate => {
+                host.migrate(range, notifier);
+                Ok(())
+            }
+            HostEvent::Protect(protection) => {
+                host.protect(range, protection, notifier);
+                Ok(())
+            }
+        })
     }
 
     fn has_irqchip(&self) -> bool {

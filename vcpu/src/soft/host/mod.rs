@@ -58,20 +58,10 @@ use self::zone::Zones;
 
 pub use self::check::{Counts, Inconsistent, Owner};
 pub use self::notifier::MmuNotifier;
+pub use memory_model::Protection;
 
 /// 64 GiB in frames of each size.
 const FRAMES: [u64; 3] = [1 << 24, 1 << 15, 1 << 6];
-
-/// How a process may use its pages (`mprotect`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Protection {
-    /// Read and write, as all pages are at first.
-    ReadWrite,
-    /// Read alone.
-    ReadOnly,
-    /// Not at all.
-    None,
-}
 
 /// One process's memory, and the host's frames. See the [module](self).
 pub struct Host {
