@@ -1,6 +1,6 @@
 //! The VMs of another process, as the kernel has them: slots, tables, one address followed, all that is wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ept::live::{Kernel, LiveError, LiveLeaf, LiveReport, LiveTables, LiveVm, Pagemap};
@@ -25,6 +25,8 @@ pub struct Inspection {
     pub leaves: [u64; 3],
     /// The same as KVM counts them.
     pub counted: [u64; 3],
+    /// What else KVM counts, by its own names: faults of all vCPUs (`pf_*`) and what became of tables (`mmu_*`).
+    pub counts: BTreeMap<&'static str, u64>,
     /// How many tables there are.
     pub tables: usize,
     /// Bytes of all tables.
@@ -146,6 +148,7 @@ impl Inspection {
             slots: slots(&tables),
             leaves: report.leaves,
             counted: tables.counted(),
+            counts: tables.counts().collect(),
             tables: count,
             table_bytes: count << PageSize::Size4K.shift(),
             frames: report.frames,

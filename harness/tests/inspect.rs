@@ -95,6 +95,7 @@ fn a_running_guest_of_another_process_has_its_slots_and_leaves() {
     assert_eq!(slots.iter().map(|slot| slot["bytes"].as_u64().unwrap()).sum::<u64>(), 0x40_0000);
     assert!(leaves(&vm) > PAGES, "the pages and the code: {vm}");
     assert_eq!(vm["leaves"], vm["counted"]);
+    assert!(vm["counts"]["pf_fixed"].as_u64().is_some_and(|fixed| fixed >= PAGES), "{vm}");
     assert_eq!(vm["frames"], leaves(&vm));
     let view = &vm["gpa"];
     assert_eq!((view["gpa"].as_str(), &view["slot"]), (Some(&last[..]), &slots[0]["id"]));
@@ -113,7 +114,14 @@ fn text_shows_the_same() {
     let output = process.inspect(&["--vm", "0", "--gpa", "0x180000"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for part in ["VM 0 of process ", "0x0-0x3fffff", "GPA 0x180000", " 4K page, rwx, ", ", 0 findings"] {
+    for part in [
+        "VM 0 of process ",
+        "0x0-0x3fffff",
+        "pf_fixed 17,",
+        "GPA 0x180000",
+        " 4K page, rwx, ",
+        ", 0 findings",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert!(!text.contains("WRONG"), "{text}");

@@ -58,6 +58,14 @@ pub enum LeafFinding {
         /// How many KVM counts.
         counted: u64,
     },
+    /// There are more leaves than the faults that KVM has fixed can have made.
+    #[error("{leaves} leaves, and KVM has fixed {fixed} faults, which make at most {} each", MOST_PER_FAULT)]
+    Faults {
+        /// How many leaves there are.
+        leaves: u64,
+        /// How many faults KVM has fixed (`pf_fixed`).
+        fixed: u64,
+    },
     /// The host's own part of a root is open to the guest.
     #[error("entry {:#x}, number {} of root {}, is the host's own and grants USER", .0.entry, .0.index, .0.table)]
     SwitcherOpen(SwitcherEntry),
@@ -93,6 +101,10 @@ impl LiveReport {
     }
 }
 
+/// Leaves that a fault makes in a shadow table: that of the address, and those around it whose pages are at hand (rule
+/// H4).
+const MOST_PER_FAULT: u64 = 8;
+
 /// Findings of trees that are listed; all are counted.
 const LISTED: usize = 64;
 
@@ -119,15 +131,19 @@ impl LiveTables {
                 false => report.leaf(&leaf, self.slots(), host),
             }
         }
-        for ((size, seen), counted) in PageSize::ALL.into_iter().zip(report.leaves).zip(self.counted()) {
-            // Where hardware sets no flags, KVM makes leaves non-present to see who uses them, and counts them still.
-            if seen > counted || seen < counted && !self.hides_leaves() {
-                report.findings.push(LeafFinding::Count { size, seen, counted });
-            }
+        for counted in [Some(self.counted()), self.counted_by_file()].into_iter().flatten() {
+            report.counts(counted, self.hides_leaves());
         }
+        report.findings.extend(self.faults(report.leaves.iter().sum()));
         let open = self.switcher().iter().filter(|entry| entry.grants_user());
         report.findings.extend(open.copied().map(LeafFinding::SwitcherOpen));
         Ok(report)
+    }
+
+    /// Shadow tables have no leaves but those that faults have made. The TDP MMU has others, where it splits large ones.
+    fn faults(&self, leaves: u64) -> Option<LeafFinding> {
+        let fixed = self.count("pf_fixed").filter(|_| self.second_level() == SecondLevel::Shadow)?;
+        (leaves > fixed.saturating_mul(MOST_PER_FAULT)).then_some(LeafFinding::Faults { leaves, fixed })
     }
 
     /// The trees below all roots that this crate can verify: not those of guests of the guest.
@@ -182,6 +198,17 @@ impl<'a> Space<'a> {
 }
 
 impl LiveReport {
+    /// KVM's own counts. Where hardware sets no flags, it makes leaves non-present to see who uses them, and counts them
+    /// still.
+    fn counts(&mut self, counted: [u64; 3], hides_leaves: bool) {
+        for ((size, seen), counted) in PageSize::ALL.into_iter().zip(self.leaves).zip(counted) {
+            let finding = LeafFinding::Count { size, seen, counted };
+            if (seen > counted || seen < counted && !hides_leaves) && !self.findings.contains(&finding) {
+                self.findings.push(finding);
+            }
+        }
+    }
+
     fn leaf(&mut self, leaf: &LiveLeaf, slots: &[LiveSlot], host: &dyn HostMap) {
         let space = u8::from(leaf.smm);
         let after = slots.partition_point(|slot| (slot.space, slot.memslot.base) <= (space, leaf.gpa));

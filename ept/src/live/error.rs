@@ -71,6 +71,9 @@ pub enum LiveError {
         /// Why not.
         source: io::Error,
     },
+    /// KVM's counts cannot be read: the kernel is older than Linux 5.14, or the VM is another process's.
+    #[error("KVM_GET_STATS_FD: {0}")]
+    Stats(#[source] io::Error),
     /// Which of the kernel's modules drives the VM is not to be seen.
     #[error(
         "no kvm_intel, kvm_amd or kvm_pvm under /sys/module that fits this processor: the format of its tables is unknown"

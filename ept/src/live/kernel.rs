@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::LiveError;
 use super::bpf::{KernelMemory, MOST};
 use super::btf::Field;
+use super::counters::Counters;
 use super::host::{Host, SecondLevel};
 use super::layout::Layout;
 
@@ -15,6 +16,7 @@ use super::layout::Layout;
 pub struct Kernel {
     memory: KernelMemory,
     pub(super) layout: Layout,
+    pub(super) counters: Counters,
     pub(super) host: Host,
     /// The kernel's address of physical memory (`page_offset_base`), once a table has shown it.
     pub(super) direct_map: OnceLock<u64>,
@@ -25,8 +27,8 @@ impl Kernel {
     pub fn open() -> Result<Arc<Self>, LiveError> {
         // First what needs no rights, last what costs most.
         let (host, memory) = (Host::probe()?, KernelMemory::open()?);
-        let layout = Layout::of_this_kernel()?;
-        Ok(Arc::new(Self { memory, layout, host, direct_map: OnceLock::new() }))
+        let (layout, counters) = Layout::of_this_kernel()?;
+        Ok(Arc::new(Self { memory, layout, counters, host, direct_map: OnceLock::new() }))
     }
 
     /// Reads as many bytes of the kernel's memory.

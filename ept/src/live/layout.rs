@@ -4,6 +4,7 @@ use std::fs;
 
 use super::LiveError;
 use super::btf::{Btf, Field};
+use super::counters::Counters;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// There if KVM is a module.
@@ -46,6 +47,7 @@ layout! {
     kvm_vcpus: "kvm" "vcpu_array.xa_head",
     kvm_pages: "kvm" "arch.active_mmu_pages",
     kvm_tdp_roots: "kvm" "arch.tdp_mmu_roots",
+    kvm_stat: "kvm" "stat",
     kvm_leaves: "kvm" "stat.pages",
 
     memslots_tree: "kvm_memslots" "gfn_tree.rb_node",
@@ -62,6 +64,7 @@ layout! {
     xa_slots: "xa_node" "slots",
 
     vcpu_id: "kvm_vcpu" "vcpu_id",
+    vcpu_stat: "kvm_vcpu" "stat",
     vcpu_mmu: "kvm_vcpu" "arch.mmu",
     vcpu_cr0: "kvm_vcpu" "arch.cr0",
     vcpu_cr4: "kvm_vcpu" "arch.cr4",
@@ -92,12 +95,12 @@ layout! {
 
 impl Layout {
     /// Reads what this kernel says of itself.
-    pub fn of_this_kernel() -> Result<Self, LiveError> {
+    pub fn of_this_kernel() -> Result<(Self, Counters), LiveError> {
         let bytes = fs::read(VMLINUX).map_err(|source| LiveError::NoBtf { path: VMLINUX, source })?;
         let mut btf = Btf::parse(bytes).map_err(|source| LiveError::Btf { path: VMLINUX, source })?;
         if let Ok(bytes) = fs::read(KVM) {
             btf.extend(bytes).map_err(|source| LiveError::Btf { path: KVM, source })?;
         }
-        Self::find(&btf)
+        Ok((Self::find(&btf)?, Counters::find(&btf)))
     }
 }

@@ -10,6 +10,7 @@
 //!   arch.active_mmu_pages -> kvm_mmu_page -> spt               LivePage      shadow MMU: every table
 //!   arch.tdp_mmu_roots -> kvm_mmu_page -> spt -> ... -> spt     LiveRoot      TDP MMU: roots, and what is below
 //!   vcpu_array -> kvm_vcpu -> arch.mmu -> root                 which root a vCPU uses
+//!   stat, kvm_vcpu -> stat                                     KVM's own counts; KvmStats has them by file
 //! read twice alike                                           LiveTables    walk, mappings, verify, check
 //! ```
 //!
@@ -51,6 +52,7 @@
 mod bpf;
 mod btf;
 mod check;
+mod counters;
 mod error;
 mod host;
 mod kernel;
@@ -59,6 +61,9 @@ mod leaf;
 mod page;
 mod pagemap;
 mod reading;
+mod stats;
+#[expect(unsafe_code, reason = "system calls that no safe crate here has")]
+mod sys;
 mod tables;
 mod vm;
 
@@ -71,5 +76,6 @@ pub use leaf::LiveLeaf;
 pub use page::LivePage;
 pub use pagemap::Pagemap;
 pub use reading::SwitcherEntry;
+pub use stats::KvmStats;
 pub use tables::{LiveRoot, LiveTables};
 pub use vm::{LiveSlot, LiveVm};

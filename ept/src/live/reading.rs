@@ -7,9 +7,11 @@ use alloc::vec::Vec;
 use memory_model::{Hpa, PageSize};
 
 use super::LiveError;
+use super::counters::Counts;
 use super::host::KvmModule;
 use super::kernel::Kernel;
 use super::page::LivePage;
+use super::stats::KvmStats;
 use super::tables::LiveTables;
 use super::vm::{LiveSlot, LiveVm, VcpuState};
 use crate::format::{Entry, Format, Kind, Levels};
@@ -30,6 +32,10 @@ pub(super) struct Reading {
     pub tdp_roots: Vec<LivePage>,
     /// KVM's own count of leaves of 4K, 2M and 1G.
     pub counted: [u64; 3],
+    /// The same by the VM's file, where this process may ask.
+    pub counted_by_file: Option<[u64; 3]>,
+    /// What else it counts. This was read last, so that it covers what was read before.
+    pub counts: Counts,
     /// By physical address.
     pub tables: BTreeMap<u64, Table>,
     /// Of the shadow MMU's tables that are no direct ones, by their physical addresses: what each entry is made of.
@@ -89,11 +95,31 @@ impl LiveVm {
         for (size, count) in (0..).zip(&mut counted) {
             *count = self.kernel.word(leaves.wrapping_add(size * 8))?;
         }
-        let (tables, translations, switcher) = Default::default();
-        let mut reading = Reading { slots, vcpus, pages, tdp_roots, counted, tables, translations, switcher };
+        let counted_by_file = self.stats.as_ref().map(leaves_by_file).transpose()?.flatten();
+        let (counts, tables, translations, switcher) = Default::default();
+        let mut reading = Reading {
+            slots,
+            vcpus,
+            pages,
+            tdp_roots,
+            counted,
+            counted_by_file,
+            counts,
+            tables,
+            translations,
+            switcher,
+        };
         reading.read_tables(&self.kernel)?;
+        let vcpus = reading.vcpus.iter().map(|state| state.vcpu);
+        reading.counts = self.kernel.counters.read(&self.kernel, self.kvm, vcpus)?;
         Ok(reading)
     }
+}
+
+/// How many leaves of 4K, 2M and 1G the file tells.
+fn leaves_by_file(stats: &KvmStats) -> Result<Option<[u64; 3]>, LiveError> {
+    let [small, large, huge] = ["pages_4k", "pages_2m", "pages_1g"].map(|name| stats.get(name));
+    Ok(small?.zip(large?).zip(huge?).map(|((small, large), huge)| [small, large, huge]))
 }
 
 impl Reading {
@@ -165,6 +191,7 @@ impl Reading {
             && self.pages == other.pages
             && self.tdp_roots == other.tdp_roots
             && self.counted == other.counted
+            && self.counted_by_file == other.counted_by_file
             && self.translations == other.translations
             && self.switcher == other.switcher
             && self.tables.keys().eq(other.tables.keys())
@@ -227,14 +254,25 @@ mod tests {
     }
 
     fn vcpu(root_level: u8, root: u64, pae_root: u64) -> VcpuState {
-        VcpuState { id: 0, root, root_level, pae_root, registers: Registers::default() }
+        VcpuState { vcpu: 0, id: 0, root, root_level, pae_root, registers: Registers::default() }
     }
 
     fn reading(vcpus: Vec<VcpuState>, pages: Vec<LivePage>, entry: u64) -> Reading {
         let tables = BTreeMap::from([(0x1000, Box::new([entry; ENTRIES]))]);
         let (slots, tdp_roots, counted) = Default::default();
-        let (translations, switcher) = Default::default();
-        Reading { slots, vcpus, pages, tdp_roots, counted, tables, translations, switcher }
+        let (counted_by_file, counts, translations, switcher) = Default::default();
+        Reading {
+            slots,
+            vcpus,
+            pages,
+            tdp_roots,
+            counted,
+            counted_by_file,
+            counts,
+            tables,
+            translations,
+            switcher,
+        }
     }
 
     #[test]

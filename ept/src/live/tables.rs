@@ -91,6 +91,22 @@ impl LiveTables {
         self.reading.counted
     }
 
+    /// The same as [`KvmStats`](super::KvmStats) has it; `None` of another process's VM.
+    pub fn counted_by_file(&self) -> Option<[u64; 3]> {
+        self.reading.counted_by_file
+    }
+
+    /// What else KVM counts of the VM and, in sum, of its vCPUs, by the kernel's own names: `pf_fixed`, `mmu_unsync` and others.
+    /// Unlike all else here it may have gone on between two readings.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.reading.counts.iter().copied()
+    }
+
+    /// One of them; `None` if this kernel does not count that.
+    pub fn count(&self, name: &str) -> Option<u64> {
+        self.counts().find(|count| count.0 == name).map(|(_, count)| count)
+    }
+
     /// The host's own entries in roots, which walks do not see: none but on `kvm_pvm`. They should not grant USER.
     pub fn switcher(&self) -> &[SwitcherEntry] {
         &self.reading.switcher
@@ -112,6 +128,12 @@ impl LiveTables {
         let frame = entry_address.align_down(PageSize::Size4K).raw();
         let table = self.reading.tables.get_mut(&frame);
         table.map(|table| table[(entry_address.raw() % FRAME / 8) as usize] = entry).is_some()
+    }
+
+    /// Changes a count in the same way. `false` if this kernel does not count that.
+    pub fn set_count(&mut self, name: &str, count: u64) -> bool {
+        let known = self.reading.counts.iter_mut().find(|known| known.0 == name);
+        known.map(|known| known.1 = count).is_some()
     }
 
     /// Where the tables lie, lowest first.

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use memory_model::{Gpa, Hva};
 
 use super::LiveError;
-use super::bpf::sys;
 use super::btf::Field;
 use super::kernel::Kernel;
+use super::stats::KvmStats;
+use super::sys;
 use crate::mmu::Memslot;
 use crate::registers::Registers;
 
@@ -23,6 +24,8 @@ pub struct LiveVm {
     pub(super) kvm: u64,
     /// Of the process whose memory the guest has.
     pub(super) pid: u32,
+    /// By the VM's own file, if this process may ask.
+    pub(super) stats: Option<KvmStats>,
     /// Keeps the VM.
     _file: OwnedFd,
 }
@@ -50,6 +53,8 @@ pub struct LiveSlot {
 /// A vCPU's registers that decide about its guest's paging, and the root it uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct VcpuState {
+    /// The kernel's address of it.
+    pub vcpu: u64,
     pub id: u32,
     /// Physical address of the root table; meaningless bits if there is none.
     pub root: u64,
@@ -112,7 +117,7 @@ impl LiveVm {
             return Ok(None);
         }
         let kvm = kernel.private_data(fd.unsigned_abs())?;
-        Ok(Some(Self { kernel: kernel.clone(), kvm, pid, _file: file }))
+        Ok(Some(Self { kernel: kernel.clone(), kvm, pid, stats: KvmStats::of(&file).ok(), _file: file }))
     }
 
     /// The slots of all address spaces, lowest first.
@@ -194,6 +199,7 @@ impl LiveVm {
         let register = |field| kernel.field(vcpu, field);
         let mmu = kernel.record(register(layout.vcpu_mmu)?, layout.mmu_bytes)?;
         Ok(VcpuState {
+            vcpu,
             id: register(layout.vcpu_id)? as u32,
             root: mmu.get(layout.mmu_root),
             root_level: mmu.get(layout.mmu_root_level) as u8,

@@ -73,6 +73,7 @@ fn show(out: &mut impl Write, vm: &Inspection) -> io::Result<()> {
         show_slot(out, slot)?;
     }
     writeln!(out, "  tables: {}, {} KiB; leaves: {}", vm.tables, vm.table_bytes >> 10, sizes(vm.leaves))?;
+    writeln!(out, "  KVM counts: {}", counts(vm))?;
     if let Some(gpa) = &vm.gpa {
         show_gpa(out, gpa)?;
     }
@@ -106,6 +107,13 @@ fn show_gpa(out: &mut impl Write, view: &GpaView) -> io::Result<()> {
         writeln!(out, "      leaf {entry:#018x} at {at}: {size} page, {rights}, {hpa}{verdict}")?;
     }
     Ok(())
+}
+
+/// The faults, and what else has happened at least once.
+fn counts(vm: &Inspection) -> String {
+    let some = vm.counts.iter().filter(|(name, count)| name.starts_with("pf_") || **count > 0);
+    let texts: Vec<_> = some.map(|(name, count)| format!("{name} {count}")).collect();
+    texts.join(", ")
 }
 
 /// How many of each size, but for sizes of which there are none.

@@ -1,9 +1,9 @@
 //! A VM of `/dev/kvm`.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ept::live::KvmModule;
+use ept::live::{KvmModule, KvmStats};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use memory_model::{Gpa, Gva, Hpa, Hva};
@@ -26,6 +26,7 @@ pub struct KvmVm {
     rings: KvmRings,
     coalesced: CoalescedWrites,
     live: Live,
+    vcpu_stats: Mutex<Vec<Option<KvmStats>>>,
     has_irqchip: bool,
 }
 
@@ -35,8 +36,8 @@ impl KvmVm {
         let kvm = host::open()?;
         let cpuid = host::supported_cpuid(&kvm)?;
         let fd = kvm.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
-        let (rings, coalesced, live) = Default::default();
-        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced, live, has_irqchip: false })
+        let (rings, coalesced, live, vcpu_stats) = Default::default();
+        Ok(Self { fd: Arc::new(fd), cpuid, rings, coalesced, live, vcpu_stats, has_irqchip: false })
     }
 
     /// The same with the kernel's interrupt controllers and timers.
@@ -74,6 +75,9 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, VcpuError> {
         let vcpu = KvmVcpu::new(&self.fd, index, self.cpuid, self.coalesced.clone())?;
         self.rings.add_vcpu(vcpu.fd())?;
+        let mut stats = self.vcpu_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        // A kernel without them tells no violations; all else is as it would be.
+        stats.push(KvmStats::of(vcpu.fd()).ok());
         Ok(Box::new(vcpu))
     }
 
@@ -111,8 +115,10 @@ impl HostView for KvmVm {
         self.live.verification(self)
     }
 
+    /// What KVM counts of its vCPUs.
     fn violations(&self) -> Option<u64> {
-        None
+        let stats = self.vcpu_stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.iter().map(|stats| stats.as_ref()?.get("pf_taken").ok()?).sum()
     }
 
     fn still(&self) -> Option<Box<dyn HostView + '_>> {

@@ -15,10 +15,10 @@ use vcpu::{Budget, Entry, Exit};
 use crate::guest::{CODE, DATA, Guest, PLENTY, slot};
 
 const PAGE: u64 = PageSize::Size4K.bytes();
-const PAGES: u64 = 256;
+pub const PAGES: u64 = 256;
 
 /// Writes its own address to each page of the data, and comes out.
-fn touch(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub fn touch(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut next = a.create_label();
     a.mov(esi, DATA as u32)?;
     a.set_label(&mut next)?;
@@ -50,7 +50,7 @@ pub fn kernel() -> Option<Arc<Kernel>> {
 }
 
 /// Memory for a guest, in pages of that kind.
-fn ram(pages: Pages) -> Arc<RamBlock> {
+pub fn ram(pages: Pages) -> Arc<RamBlock> {
     RamBlock::create("ram", 0x40_0000, RamOptions { pages, ..RamOptions::default() }).unwrap()
 }
 

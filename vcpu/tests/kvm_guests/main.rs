@@ -1,6 +1,7 @@
 //! The KVM backend, on guests that really run. Without `/dev/kvm` each test says so and checks nothing.
 
 mod budget;
+mod counts;
 mod doorbells;
 mod exits;
 mod guest;

@@ -4,16 +4,14 @@
 //! nothing but their own context and map.
 
 mod insn;
-#[expect(unsafe_code, reason = "system calls that no safe crate here has")]
-pub(super) mod sys;
 
 use alloc::vec::Vec;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use self::sys::MapValue;
 use super::LiveError;
+use super::sys::bpf::{self as sys, MapValue};
 
 /// What one reading gives at most.
 pub(super) const MOST: usize = insn::MOST as usize;

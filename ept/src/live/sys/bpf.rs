@@ -1,10 +1,11 @@
-//! The system calls: bpf(2), mmap(2), pidfd_open(2), pidfd_getfd(2). The one place here with `unsafe` in it.
+//! bpf(2), and the map that it fills.
 
 use core::ptr::NonNull;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::insn::MOST;
+use super::{checked, owned};
+use crate::live::bpf::MOST;
 
 const MAP_CREATE: libc::c_long = 0;
 const PROG_LOAD: libc::c_long = 5;
@@ -83,16 +84,6 @@ fn bpf<A: Attr>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long>
     checked(unsafe { libc::syscall(libc::SYS_bpf, command, core::ptr::from_mut(attr), size) })
 }
 
-fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// A call that gave a file descriptor.
-fn owned(result: libc::c_long) -> OwnedFd {
-    // SAFETY: the kernel has just given it to this caller alone.
-    unsafe { OwnedFd::from_raw_fd(result as RawFd) }
-}
-
 /// An array of one value, [`MOST`] bytes, which can be mapped.
 pub fn create_map() -> io::Result<OwnedFd> {
     let mut attr = MapCreate {
@@ -141,7 +132,7 @@ impl MapValue {
     pub fn of(map: &OwnedFd) -> io::Result<Self> {
         let (nowhere, fd) = (core::ptr::null_mut(), map.as_raw_fd());
         // SAFETY: a new mapping, wherever the kernel has room for it.
-        let at = unsafe { libc::mmap(nowhere, MOST as usize, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+        let at = unsafe { libc::mmap(nowhere, MOST, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
         NonNull::new(at.cast())
             .filter(|_| at != libc::MAP_FAILED)
             .map(Self)
@@ -150,7 +141,7 @@ impl MapValue {
 
     /// The first bytes of it, as many as `bytes` takes, at most [`MOST`].
     pub fn read(&self, bytes: &mut [u8]) {
-        for (at, part) in bytes.chunks_mut(8).enumerate().take(MOST as usize / 8) {
+        for (at, part) in bytes.chunks_mut(8).enumerate().take(MOST / 8) {
             // SAFETY: inside the mapping, which lasts as long as `self`, and aligned. The kernel may write meanwhile: so it is
             // read as memory that others write, and never borrowed.
             let word = unsafe { self.0.add(at).read_volatile() };
@@ -162,19 +153,6 @@ impl MapValue {
 impl Drop for MapValue {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own, and nothing is borrowed from it.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), MOST as usize) };
+        unsafe { libc::munmap(self.0.as_ptr().cast(), MOST) };
     }
-}
-
-/// A handle of a process: as long as it is open, the process's number is not given to another one.
-pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: two numbers.
-    checked(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) }).map(owned)
-}
-
-/// A duplicate of another process's file descriptor.
-pub fn pidfd_getfd(process: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
-    let process = libc::c_long::from(process.as_raw_fd());
-    // SAFETY: three numbers.
-    checked(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, libc::c_long::from(fd), 0) }).map(owned)
 }
