@@ -111,6 +111,12 @@ fn verify_counts_what_it_looked_at_and_what_it_could_not_look_at() {
         assert!(line.contains(expected), "{line}");
     }
     assert!(text.contains(" x 4K 0 x 2M 0 x 1G"), "{text}");
+    if shown {
+        assert!(
+            text.contains(" leaves as they say") || text.contains("what KVM tells of its leaves: "),
+            "{text}"
+        );
+    }
     let expected = if shown { 0 } else { 2 };
     assert_eq!(memvirt(&["verify", "first_touch", "--mmu", "kvm"]).status.code(), Some(expected));
 }

@@ -92,6 +92,11 @@ pub trait HostView {
     fn violations(&self) -> Option<u64>;
     /// What is wrong with all of the second-level tables, and with what processors remember of them.
     fn verification(&self) -> Witness<Verification>;
+    /// From here on what becomes of this thread's VMs' leaves, and of those of threads that it makes, is recorded: then
+    /// [`verification`](Self::verification) compares it with the leaves that there are. Before any vCPU runs.
+    fn record(&self) -> Witness<()> {
+        Witness::Absent
+    }
     /// The same, as it is now: for who asks of many pages while nothing changes. `None` if each answer is cheap, or there is
     /// none.
     fn still(&self) -> Option<Box<dyn HostView + '_>> {

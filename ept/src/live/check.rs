@@ -12,6 +12,7 @@ use super::leaf::LiveLeaf;
 use super::pagemap::Pagemap;
 use super::reading::SwitcherEntry;
 use super::tables::LiveTables;
+use super::trace::Replay;
 use super::vm::{LiveSlot, LiveVm};
 use crate::access::Rights;
 use crate::format::Kind;
@@ -86,18 +87,21 @@ pub struct LiveReport {
     pub nested: u64,
     /// The trees below all roots, by the rules of [`crate::verify`].
     pub trees: Report,
+    /// What KVM has told of its leaves while somebody recorded it.
+    pub events: Option<Replay>,
 }
 
 impl LiveReport {
     /// Whether nothing was found.
     pub fn is_clean(&self) -> bool {
-        self.findings.is_empty() && self.trees.is_clean()
+        self.findings.is_empty() && self.trees.is_clean() && self.events.as_ref().is_none_or(Replay::is_clean)
     }
 
-    /// What was found, a line each: of leaves, then of trees.
+    /// What was found, a line each: of leaves, of trees, of events.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let trees = self.trees.findings.iter().map(ToString::to_string);
-        self.findings.iter().map(ToString::to_string).chain(trees)
+        let events = self.events.iter().flat_map(|events| &events.findings).map(ToString::to_string);
+        self.findings.iter().map(ToString::to_string).chain(trees).chain(events)
     }
 }
 
@@ -123,7 +127,8 @@ impl LiveTables {
         // They are here: the VM's, whichever root leads to them.
         trees.unchecked.remove(&Unchecked::NoCounts);
         let (findings, leaves) = (Vec::new(), [0; 3]);
-        let mut report = LiveReport { findings, leaves, frames: 0, unknown: 0, nested: 0, trees };
+        let mut report =
+            LiveReport { findings, leaves, frames: 0, unknown: 0, nested: 0, trees, events: None };
         for leaf in self.leaves() {
             report.leaves[usize::from(leaf.size.level()) - 1] += 1;
             match leaf.nested {
@@ -257,6 +262,7 @@ impl fmt::Display for LiveReport {
             }
         }
         self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;
+        self.events.iter().try_for_each(|events| write!(f, "{events}"))?;
         write!(f, "below the roots: {}", self.trees)
     }
 }
@@ -295,8 +301,15 @@ mod tests {
     fn found(leaf: LiveLeaf, slots: &[LiveSlot], pages: &[HostPage]) -> (Vec<LeafFinding>, u64, u64) {
         let trees =
             verify(&crate::SparseMemory::default(), &[], AddrRange::new(Hpa(0), 0x1000).unwrap(), 0).unwrap();
-        let mut report =
-            LiveReport { findings: vec![], leaves: [0; 3], frames: 0, unknown: 0, nested: 0, trees };
+        let mut report = LiveReport {
+            findings: vec![],
+            leaves: [0; 3],
+            frames: 0,
+            unknown: 0,
+            nested: 0,
+            trees,
+            events: None,
+        };
         report.leaf(&leaf, slots, &HostPages { hva: HVA, pages });
         (report.findings, report.frames, report.unknown)
     }

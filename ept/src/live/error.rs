@@ -74,6 +74,28 @@ pub enum LiveError {
     /// KVM's counts cannot be read: the kernel is older than Linux 5.14, or the VM is another process's.
     #[error("KVM_GET_STATS_FD: {0}")]
     Stats(#[source] io::Error),
+    /// What the kernel says of its trace events is not to be seen.
+    #[error("tracefs: {source}: run as root, on a kernel with CONFIG_FTRACE and no lockdown")]
+    NoTracefs {
+        /// Why it does not mount.
+        source: io::Error,
+    },
+    /// This kernel has no such trace event.
+    #[error("this kernel has no trace event {event} with a field {field}")]
+    NoEvent {
+        /// Its name.
+        event: &'static str,
+        /// What of its record is needed.
+        field: &'static str,
+    },
+    /// Trace events cannot be recorded.
+    #[error(
+        "perf_event_open: {source}: run as root, or with CAP_PERFMON, on a kernel with CONFIG_PERF_EVENTS"
+    )]
+    NoPerf {
+        /// Its errno.
+        source: io::Error,
+    },
     /// Which of the kernel's modules drives the VM is not to be seen.
     #[error(
         "no kvm_intel, kvm_amd or kvm_pvm under /sys/module that fits this processor: the format of its tables is unknown"

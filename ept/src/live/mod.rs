@@ -65,6 +65,7 @@ mod stats;
 #[expect(unsafe_code, reason = "system calls that no safe crate here has")]
 mod sys;
 mod tables;
+mod trace;
 mod vm;
 
 pub use btf::BtfError;
@@ -78,4 +79,5 @@ pub use pagemap::Pagemap;
 pub use reading::SwitcherEntry;
 pub use stats::KvmStats;
 pub use tables::{LiveRoot, LiveTables};
+pub use trace::{Event, Happened, Replay, Trace, TraceFinding};
 pub use vm::{LiveSlot, LiveVm};

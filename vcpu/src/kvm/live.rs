@@ -1,9 +1,9 @@
 //! What the kernel's memory shows of a VM, where this process may read it.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ept::live::{Kernel, LiveError, LiveSlot, LiveTables, LiveVm, SecondLevel};
+use ept::live::{Kernel, LiveError, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace};
 use ept::{Access, Flags, walk};
 use memory_model::{Gpa, Gva, Hpa, Hva};
 
@@ -19,11 +19,14 @@ pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
 
 /// A VM as the kernel has it, once somebody asks.
 #[derive(Debug, Default)]
-pub(super) struct Live(OnceLock<Result<LiveVm, String>>);
+pub(super) struct Live {
+    vm: OnceLock<Result<LiveVm, String>>,
+    trace: Mutex<Option<Trace>>,
+}
 
 impl Live {
     fn vm(&self, fd: &impl AsRawFd) -> Result<&LiveVm, String> {
-        let vm = self.0.get_or_init(|| {
+        let vm = self.vm.get_or_init(|| {
             let vm = LiveVm::of_fd(live_kernel()?, fd).map_err(|error| error.to_string())?;
             vm.ok_or_else(|| "the kernel does not take this file for a VM".to_owned())
         });
@@ -60,7 +63,30 @@ impl Live {
             Ok(pagemap) => pagemap,
             Err(why) => return Witness::NotShown(why.as_str().into()),
         };
-        self.ask(fd, |vm| Ok(Some(Verification::Live(vm.tables()?.check(pagemap)?))))
+        self.ask(fd, |vm| {
+            let tables = vm.tables()?;
+            let mut report = tables.check(pagemap)?;
+            if let Some(trace) = &mut *self.trace() {
+                let lost = trace.lost()?;
+                report.events = Some(tables.replay(trace.events(), lost));
+            }
+            Ok(Some(Verification::Live(report)))
+        })
+    }
+
+    /// Starts to record what KVM tells of its leaves.
+    pub fn record(&self) -> Witness<()> {
+        match Trace::start() {
+            Ok(trace) => {
+                *self.trace() = Some(trace);
+                Witness::Seen(())
+            }
+            Err(error) => Witness::NotShown(error.to_string().into()),
+        }
+    }
+
+    fn trace(&self) -> MutexGuard<'_, Option<Trace>> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

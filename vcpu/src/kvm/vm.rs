@@ -121,6 +121,10 @@ impl HostView for KvmVm {
         stats.iter().map(|stats| stats.as_ref()?.get("pf_taken").ok()?).sum()
     }
 
+    fn record(&self) -> Witness<()> {
+        self.live.record()
+    }
+
     fn still(&self) -> Option<Box<dyn HostView + '_>> {
         Some(Box::new(Still { vm: self, tables: self.live.tables(self).ok()? }))
     }

@@ -3,6 +3,7 @@
 mod budget;
 mod counts;
 mod doorbells;
+mod events;
 mod exits;
 mod guest;
 mod guest_memfd;

@@ -1,6 +1,8 @@
 //! The system calls that no safe crate here has: the one place here with `unsafe` in it.
 
 pub(super) mod bpf;
+pub(super) mod mount;
+pub(super) mod perf;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};

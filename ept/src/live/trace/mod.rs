@@ -1,0 +1,127 @@
+//! KVM's own account of what it does to its tables: its trace events, of the threads that run a VM.
+//!
+//! ```text
+//! tracefs   events/kvmmmu/kvm_mmu_set_spte/format      the event's number, and its record's fields    tracefs.rs
+//! perf      a watch of each event on each processor -> one ring for each processor -> samples         record.rs
+//! Event     a leaf made, a leaf changed, a table gone, a range of the process unmapped                event.rs
+//! Replay    what leaves there must be after all that, against those that there are                   replay.rs
+//! ```
+
+mod event;
+mod record;
+mod replay;
+mod tracefs;
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use self::event::Kinds;
+pub use self::event::{Event, Happened};
+use self::record::samples;
+pub use self::replay::{Replay, TraceFinding};
+use self::tracefs::Tracefs;
+use super::LiveError;
+use super::sys::perf::{self, Ring};
+
+/// Records of a processor that are kept until they are taken: some 30,000 events.
+const RING: usize = 2 << 20;
+
+/// A recording of KVM's trace events: those of the thread that has started it and of the threads that this one makes from
+/// then on. It costs nobody else anything, and ends when it is dropped.
+///
+/// What the kernel's own threads do is not in it: they may take pages away to move, merge or swap them.
+pub struct Trace {
+    kinds: Kinds,
+    rings: Vec<Ring>,
+    watches: Vec<File>,
+    events: Vec<Event>,
+    /// Samples taken so far, of events that are known here or not.
+    samples: u64,
+}
+
+impl Trace {
+    /// Starts to record, before any of the threads enters the guest. The error says what is missing.
+    pub fn start() -> Result<Self, LiveError> {
+        let kinds = Kinds::of(&Tracefs::open()?)?;
+        let (mut rings, mut watches) = (Vec::new(), Vec::new());
+        for cpu in online_cpus()? {
+            let watch = |id: u16| perf::watch(id.into(), cpu);
+            let of_cpu: io::Result<Vec<OwnedFd>> = kinds.ids().map(watch).collect();
+            let ring = of_cpu.and_then(|of_cpu| {
+                let (first, others) = of_cpu.split_first().ok_or(io::ErrorKind::NotFound)?;
+                let ring = Ring::map(first, RING)?;
+                others.iter().try_for_each(|other| perf::redirect(other, first))?;
+                watches.extend(of_cpu.into_iter().map(File::from));
+                Ok(ring)
+            });
+            rings.push(ring.map_err(|source| LiveError::NoPerf { source })?);
+        }
+        Ok(Self { kinds, rings, watches, events: Vec::new(), samples: 0 })
+    }
+
+    /// All that has happened so far, in order.
+    pub fn events(&mut self) -> &[Event] {
+        let known = self.events.len();
+        for ring in &mut self.rings {
+            for sample in samples(&ring.take()) {
+                self.samples += 1;
+                self.events.extend(self.kinds.event(&sample));
+            }
+        }
+        self.events[known..].sort_by_key(|event| event.time);
+        &self.events
+    }
+
+    /// How many events were not kept, because nobody has taken those before them in time.
+    pub fn lost(&mut self) -> Result<u64, LiveError> {
+        // Counted first: to take them may make more of them.
+        let mut happened = 0;
+        for mut watch in &self.watches {
+            let mut count = [0; 8];
+            watch.read_exact(&mut count).map_err(|source| LiveError::NoPerf { source })?;
+            happened += u64::from_ne_bytes(count);
+        }
+        self.events();
+        Ok(happened.saturating_sub(self.samples))
+    }
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (events, samples) = (self.events.len(), self.samples);
+        f.debug_struct("Trace").field("events", &events).field("samples", &samples).finish_non_exhaustive()
+    }
+}
+
+/// The numbers of the processors, such as `0-3,6`.
+fn online_cpus() -> Result<Vec<u32>, LiveError> {
+    const PATH: &str = "/sys/devices/system/cpu/online";
+    let host = |source| LiveError::Host { path: PATH.to_string(), source };
+    let text = fs::read_to_string(PATH).map_err(host)?;
+    cpus_in(text.trim()).ok_or_else(|| host(io::ErrorKind::InvalidData.into()))
+}
+
+fn cpus_in(list: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_processors_is_numbers_and_ranges() {
+        assert_eq!(cpus_in("0-2,5").unwrap(), [0, 1, 2, 5]);
+        assert_eq!(cpus_in("0").unwrap(), [0]);
+        assert_eq!(cpus_in(""), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! What KVM tells of its leaves while it makes and takes them, against those that there are in the end.
+
+use std::thread;
+
+use ept::live::{Happened, LiveLeaf, LiveTables, LiveVm, Replay, Trace, TraceFinding};
+use memory_model::{Gpa, Hpa, PageSize, Pages};
+use slot_manager::SlotOp;
+use vcpu::{Budget, Entry, Exit};
+
+use crate::guest::{DATA, Guest, PLENTY, slot};
+use crate::live::{PAGES, kernel, ram, touch};
+
+const PAGE: u64 = PageSize::Size4K.bytes();
+
+/// A guest all of whose leaves are told of.
+struct Told {
+    guest: Guest,
+    vm: LiveVm,
+    trace: Trace,
+}
+
+impl Told {
+    /// A guest that has touched its pages.
+    fn touched() -> Option<Self> {
+        let kernel = kernel()?;
+        let trace = Trace::start().map_err(|error| println!("not checked: {error}")).ok()?;
+        let guest = Guest::ring3_on(ram(Pages::Small), touch)?;
+        let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+        let mut told = Self { guest, vm, trace };
+        told.run();
+        Some(told)
+    }
+
+    fn run(&mut self) {
+        self.guest.vcpu.set_regs(&crate::guest::start()).unwrap();
+        assert!(matches!(self.guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, .. }));
+    }
+
+    fn replay(&mut self, tables: &LiveTables) -> Replay {
+        let lost = self.trace.lost().unwrap();
+        tables.replay(self.trace.events(), lost)
+    }
+
+    /// As all is: nothing wrong, nothing lost, nothing that nobody has told of.
+    fn assert_told(&mut self) -> Replay {
+        let tables = self.vm.tables().unwrap();
+        let replay = self.replay(&tables);
+        assert!(replay.is_clean(), "{replay}");
+        assert_eq!((replay.lost, replay.unexplained), (0, 0), "{replay}");
+        assert_eq!(replay.agree, tables.leaves().count() as u64);
+        assert_eq!(replay.agree, tables.counted().iter().sum::<u64>(), "and as many as KVM counts");
+        replay
+    }
+}
+
+/// The leaf of the guest's first page of data.
+fn first(tables: &LiveTables) -> LiveLeaf {
+    tables.leaves().find(|leaf| leaf.gpa == Gpa(DATA)).expect("it was touched")
+}
+
+#[test]
+fn each_leaf_is_one_that_was_installed() {
+    let Some(mut told) = Told::touched() else { return };
+    let replay = told.assert_told();
+    assert!(replay.agree >= PAGES && replay.installs >= PAGES, "{replay}");
+    let gfns = (DATA / PAGE..).take(PAGES as usize);
+    for gfn in gfns {
+        let is_there =
+            |what: &Happened| matches!(what, Happened::Installed { gfn: of, level: 1, .. } if *of == gfn);
+        assert!(told.trace.events().iter().any(|event| is_there(&event.what)), "{gfn:#x}");
+    }
+}
+
+#[test]
+fn pages_that_go_and_come_back_are_told_of() {
+    let Some(mut told) = Told::touched() else { return };
+    let before = told.assert_told();
+    told.guest.ram.discard(DATA..DATA + 8 * PAGE).unwrap();
+    let without = told.assert_told();
+    assert_eq!((without.agree, without.gone), (before.agree - 8, before.gone + 8));
+    told.run();
+    let after = told.assert_told();
+    assert_eq!((after.agree, after.installs), (before.agree, before.installs + 8));
+    let ram = slot(0, 0, &told.guest.ram);
+    told.guest.slots.execute(&SlotOp::Delete(ram)).unwrap();
+    assert_eq!(told.assert_told().agree, 0);
+}
+
+#[test]
+fn the_threads_of_all_vcpus_are_heard() {
+    let Some(mut told) = Told::touched() else { return };
+    told.guest.ram.discard(DATA..DATA + PAGES * PAGE).unwrap();
+    thread::scope(|scope| {
+        let vcpu = &mut told.guest.vcpu;
+        scope.spawn(move || {
+            vcpu.set_regs(&crate::guest::start()).unwrap();
+            vcpu.run(Entry::Resume, &Budget::time(PLENTY)).unwrap()
+        });
+    });
+    told.assert_told();
+    let threads: std::collections::HashSet<u32> =
+        told.trace.events().iter().map(|event| event.thread).collect();
+    assert_eq!(threads.len(), 2);
+}
+
+#[test]
+fn a_leaf_that_is_not_the_installed_one_is_found() {
+    let Some(mut told) = Told::touched() else { return };
+    let mut tables = told.vm.tables().unwrap();
+    let lie = first(&tables);
+    assert!(tables.overwrite(lie.entry_address, lie.entry ^ PAGE));
+    let found = told.replay(&tables).findings;
+    let [TraceFinding::OtherInstalled { leaf, gpa, hpa, .. }] = found[..] else { panic!("{found:?}") };
+    assert_eq!((leaf.hpa, gpa, hpa), (Hpa(lie.hpa.raw() ^ PAGE), lie.gpa, lie.hpa));
+}
+
+#[test]
+fn a_leaf_that_nobody_has_made_is_found() {
+    let Some(mut told) = Told::touched() else { return };
+    let mut tables = told.vm.tables().unwrap();
+    let lie = first(&tables);
+    // Its neighbour maps the page before the data, which the guest has not touched.
+    let before = Hpa(lie.entry_address.raw() ^ 0x800);
+    assert!(tables.overwrite(before, lie.entry));
+    let found = told.replay(&tables).findings;
+    let [TraceFinding::NeverInstalled(leaf)] = found[..] else { panic!("{found:?}") };
+    assert_eq!(leaf.entry_address, before);
+}
+
+#[test]
+fn a_leaf_that_outlives_its_page_is_found() {
+    let Some(mut told) = Told::touched() else { return };
+    let lie = first(&told.vm.tables().unwrap());
+    told.guest.ram.discard(DATA..DATA + PAGE).unwrap();
+    let mut tables = told.vm.tables().unwrap();
+    assert!(tables.overwrite(lie.entry_address, lie.entry));
+    let found = told.replay(&tables).findings;
+    let [TraceFinding::Stale { leaf, unmapped: Some(range) }] = found[..] else { panic!("{found:?}") };
+    assert_eq!((leaf.gpa, range.bytes()), (Gpa(DATA), u128::from(PAGE)));
+}
+
+#[test]
+fn events_that_nobody_takes_in_time_are_missed() {
+    let Some(mut told) = Told::touched() else { return };
+    // A ring for each processor has room for some 32,000.
+    for _ in 0..100_000 / PAGES {
+        told.guest.ram.discard(DATA..DATA + PAGES * PAGE).unwrap();
+        told.run();
+    }
+    let tables = told.vm.tables().unwrap();
+    let replay = told.replay(&tables);
+    assert!(replay.lost > 0 && replay.is_clean() && replay.agree == 0, "{replay}");
+    assert!(replay.to_string().contains("events are lost"), "{replay}");
+}
+
+#[test]
+fn a_leaf_that_is_hidden_is_missed() {
+    let Some(mut told) = Told::touched() else { return };
+    let mut tables = told.vm.tables().unwrap();
+    let lie = first(&tables);
+    assert!(tables.overwrite(lie.entry_address, 0));
+    let replay = told.replay(&tables);
+    assert_eq!((replay.findings.len(), replay.unexplained), (0, 1), "{replay}");
+}
