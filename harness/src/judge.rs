@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use guest_tests::{EndingSpec, Holds, Image, Manifest, Occasion, PagesSpec, Rights};
 use memory_model::{Gpa, Gva, PageSize};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vcpu::{Exit, HostView, Witness};
 
 use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
@@ -12,7 +12,7 @@ use crate::machine::{Ending, Machine, Run};
 use crate::{HarnessError, Mmu};
 
 /// What became of a guest on one machine.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It ended as expected, and no check failed.

@@ -18,6 +18,7 @@
 //! | [`Observer`], [`Chain`] | one address followed all the way, a witness for each link |
 //! | [`judge`], [`Report`] | from a run to a verdict |
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
+//! | [`lab`] | KVM inside an emulator that has NPT or EPT |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
 //! vCPUs take turns on one thread; what a manifest has the host do happens while none runs. KVM's second level is read from
@@ -28,6 +29,7 @@ mod devices;
 mod error;
 pub mod inspect;
 mod judge;
+pub mod lab;
 mod machine;
 mod mmu;
 mod steps;

@@ -8,6 +8,8 @@ use vcpu::soft::cpu::Vendor;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
 
+use crate::lab::Lab;
+
 /// A machine to run guests on, named by its MMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mmu {
@@ -19,10 +21,12 @@ pub enum Mmu {
     Shadow,
     /// KVM, with whatever second level the host has.
     Kvm,
+    /// The same inside a lab: it can be had there alone.
+    Lab(Lab),
 }
 
 impl Mmu {
-    /// All columns.
+    /// The columns that a host may have by itself.
     pub const ALL: [Self; 4] = [Self::Ept, Self::Npt, Self::Shadow, Self::Kvm];
 
     /// The name on the command line, in test names and in reports.
@@ -32,6 +36,7 @@ impl Mmu {
             Self::Npt => "npt",
             Self::Shadow => "shadow",
             Self::Kvm => "kvm",
+            Self::Lab(lab) => lab.column(),
         }
     }
 
@@ -39,7 +44,7 @@ impl Mmu {
     pub fn unavailable(self) -> Option<String> {
         match self {
             Self::Ept | Self::Npt | Self::Shadow => None,
-            Self::Kvm => vcpu::kvm::KvmHost::probe().err().map(|why| why.to_string()),
+            Self::Kvm | Self::Lab(_) => vcpu::kvm::KvmHost::probe().err().map(|why| why.to_string()),
         }
     }
 
@@ -48,7 +53,7 @@ impl Mmu {
         let has = |feature: &FeatureSpec| {
             let (leaf, subleaf, register, bit) = feature.cpuid();
             let registers = match self {
-                Self::Kvm => vcpu::kvm::cpuid_of_this_host(leaf, subleaf).ok().flatten(),
+                Self::Kvm | Self::Lab(_) => vcpu::kvm::cpuid_of_this_host(leaf, subleaf).ok().flatten(),
                 _ => Some(vcpu::soft::cpu::Cpuid::default().get(leaf, subleaf)),
             };
             registers.is_some_and(|registers| registers[register] >> bit & 1 != 0)
@@ -64,7 +69,7 @@ impl Mmu {
             Self::Ept => SecondLevel::EPT,
             Self::Npt => SecondLevel::NPT,
             Self::Shadow => SecondLevel::Shadow,
-            Self::Kvm => {
+            Self::Kvm | Self::Lab(_) => {
                 return Ok(Box::new(if is_pc(image) { KvmVm::with_irqchip()? } else { KvmVm::new()? }));
             }
         };

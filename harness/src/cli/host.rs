@@ -18,7 +18,7 @@ pub(crate) fn host() -> io::Result<Status> {
             Mmu::Ept => "software CPU, 4-level EPT, simulated frames".to_owned(),
             Mmu::Npt => "the same with 4-level NPT".to_owned(),
             Mmu::Shadow => "the same with shadow paging".to_owned(),
-            Mmu::Kvm => kvm(),
+            Mmu::Kvm | Mmu::Lab(_) => kvm(),
         };
         match mmu.unavailable() {
             None => writeln!(out, "  {mmu:<12} yes  {what}")?,

@@ -2,6 +2,7 @@
 
 mod host;
 mod inspect;
+mod lab;
 mod map;
 mod output;
 mod run;
@@ -33,6 +34,8 @@ enum Command {
     Verify(verify::Args),
     /// Show the VMs of another process: slots, tables, an address, and what is wrong.
     Inspect(inspect::Args),
+    /// Run guests on KVM with real NPT or EPT, inside an emulator.
+    Lab(lab::Args),
     /// Say what this host offers, and what is missing for the rest.
     Host,
 }
@@ -47,6 +50,9 @@ pub(crate) enum Status {
 
 /// Reads the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
+    if harness::lab::init::is_inside() {
+        return lab::inside();
+    }
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(error) => return wrong_use(&error),
@@ -57,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Tree(args) => tree::tree(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Lab(args) => lab::lab(&args),
         Command::Host => host::host(),
     };
     match status {

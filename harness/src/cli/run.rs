@@ -11,14 +11,21 @@ use super::{Status, output};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Names of built-in guests, or ELF files.
-    guests: Vec<String>,
     /// The machine to run on: ept, npt or shadow (software), kvm, or all.
     #[arg(long, default_value = "ept")]
     mmu: Columns,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+/// What holds of a run on any machine.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Names of built-in guests, or ELF files.
+    pub(crate) guests: Vec<String>,
     /// List the built-in guests and what each shows.
     #[arg(long, conflicts_with_all = ["guests", "json", "chains"])]
-    list: bool,
+    pub(crate) list: bool,
     /// One JSON object a line for each guest and machine.
     #[arg(long)]
     json: bool,
@@ -30,7 +37,7 @@ pub(crate) struct Args {
     timeout: Option<u32>,
     /// The initial RAM disk of a Linux kernel, or of one booted by PVH.
     #[arg(long)]
-    initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
     /// The kernel's command line, instead of the manifest's.
     #[arg(long, allow_hyphen_values = true)]
     append: Option<String>,
@@ -53,17 +60,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> io::Result<Status> {
     let mut out = io::stdout().lock();
-    if args.list {
+    let options = &args.options;
+    if options.list {
         return list(&mut out);
     }
-    let found: Vec<_> = match args.guests.as_slice() {
-        [] => source::built_in().collect(),
-        names => names.iter().map(|name| source::find(name)).collect(),
-    };
-    let chains = args.chains || args.guests.len() == 1;
     let mut status = Status::AsExpected;
-    for guest in found {
-        let guest = match guest.and_then(|guest| args.change(guest)) {
+    for guest in options.guests() {
+        let guest = match guest {
             Ok(guest) => guest,
             Err(error) => {
                 output::complain(&error);
@@ -72,13 +75,45 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
             }
         };
         for mmu in args.mmu.list() {
-            status = status.max(one(&mut out, args, &guest, mmu, chains)?);
+            status = status.max(match options.report(&guest, mmu) {
+                Ok(report) => {
+                    write!(out, "{}", options.text(&report))?;
+                    out.flush()?;
+                    Status::of(report.verdict, matches!(args.mmu, Columns::One(_)))
+                }
+                Err(error) => {
+                    output::complain(&error);
+                    Status::Trouble
+                }
+            });
         }
     }
     Ok(status)
 }
 
-impl Args {
+impl Status {
+    /// What a guest's verdict makes of the exit status; the machine may be one that was asked for by name.
+    pub(crate) fn of(verdict: Verdict, by_name: bool) -> Self {
+        match verdict {
+            Verdict::Pass => Self::AsExpected,
+            // This host does not have it.
+            Verdict::Skip if by_name => Self::Trouble,
+            Verdict::Skip => Self::AsExpected,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl Options {
+    /// The guests that the command line names, as it wants them; all built-in ones if it names none.
+    pub(crate) fn guests(&self) -> impl Iterator<Item = Result<Source, String>> {
+        let found: Vec<_> = match self.guests.as_slice() {
+            [] => source::built_in().collect(),
+            names => names.iter().map(|name| source::find(name)).collect(),
+        };
+        found.into_iter().map(|guest| guest.and_then(|guest| self.change(guest)))
+    }
+
     /// The guest on the machine that the command line asks for.
     fn change(&self, Source { name, image }: Source) -> Result<Source, String> {
         let mut image = self.change_image(&name, image).map_err(|error| format!("{name}: {error}"))?;
@@ -105,45 +140,37 @@ impl Args {
         }
         image.with_manifest(manifest)
     }
-}
 
-/// Runs one guest on one machine and prints what came of it.
-fn one(out: &mut impl Write, args: &Args, guest: &Source, mmu: Mmu, chains: bool) -> io::Result<Status> {
-    let report = match mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
-        Some(why) => Report::skipped(&guest.name, mmu, why),
-        None => match run_guest(&guest.name, &guest.image, mmu) {
-            Ok(report) => report,
-            Err(error) => {
-                output::complain(&format!("{} on {mmu}: {error}", guest.name));
-                return Ok(Status::Trouble);
-            }
-        },
-    };
-    if args.json {
-        writeln!(out, "{}", output::json(&report))?;
-    } else {
-        writeln!(out, "{}", output::summary(&report))?;
-        if args.console {
-            write!(out, "{}", output::console(&report))?;
+    /// Runs one guest on one machine, if it can run there.
+    pub(crate) fn report(&self, guest: &Source, mmu: Mmu) -> Result<Report, String> {
+        match mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
+            Some(why) => Ok(Report::skipped(&guest.name, mmu, why)),
+            None => run_guest(&guest.name, &guest.image, mmu)
+                .map_err(|error| format!("{} on {mmu}: {error}", guest.name)),
         }
+    }
+
+    /// What the command line wants to see of a report.
+    pub(crate) fn text(&self, report: &Report) -> String {
+        if self.json {
+            return output::json(report) + "\n";
+        }
+        let mut text = output::summary(report) + "\n";
+        if self.console {
+            text += &output::console(report);
+        }
+        let chains = self.chains || self.guests.len() == 1;
         if chains && !report.chains.is_empty() {
-            write!(out, "{}", output::chains(&report.chains))?;
+            text += &output::chains(&report.chains);
         }
         if chains {
-            write!(out, "{}", output::not_checked(&report))?;
+            text += &output::not_checked(report);
         }
-        write!(out, "{}", output::failure(&report))?;
+        text + &output::failure(report)
     }
-    out.flush()?;
-    Ok(match (report.verdict, args.mmu) {
-        (Verdict::Pass, _) | (Verdict::Skip, Columns::All) => Status::AsExpected,
-        // Asked for by name, and this host does not have it.
-        (Verdict::Skip, Columns::One(_)) => Status::Trouble,
-        _ => Status::Failed,
-    })
 }
 
-fn list(out: &mut impl Write) -> io::Result<Status> {
+pub(crate) fn list(out: &mut impl Write) -> io::Result<Status> {
     let mut status = Status::AsExpected;
     for guest in source::built_in() {
         match guest {

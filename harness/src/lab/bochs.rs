@@ -1,0 +1,78 @@
+//! The lab with EPT: Bochs as an Intel processor. It boots from a CD with isolinux, having no other way to a kernel.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::LabError;
+use super::kernel::output;
+use super::session::{CONSOLE, INITRAMFS, MESSAGES};
+
+pub(super) const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
+pub(super) const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+pub(super) const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
+pub(super) const LDLINUX: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
+
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable idle=poll";
+
+pub(super) fn command(folder: &Path, kernel: &Path) -> Result<Command, LabError> {
+    cd(folder, kernel)?;
+    let settings = folder.join("bochsrc");
+    fs::write(&settings, self::settings(folder)).map_err(LabError::file(&settings))?;
+    // Debian's build is one with a debugger, which waits for a word to begin.
+    let word = folder.join("rc");
+    fs::write(&word, "c\n").map_err(LabError::file(&word))?;
+    let mut command = Command::new("bochs-bin");
+    command.arg("-q").arg("-f").arg(settings).arg("-rc").arg(word).env("TERM", "xterm");
+    Ok(command)
+}
+
+fn cd(folder: &Path, kernel: &Path) -> Result<(), LabError> {
+    let tree = folder.join("cd");
+    fs::create_dir(&tree).map_err(LabError::file(&tree))?;
+    let configuration = format!(
+        "default lab\nprompt 0\nlabel lab\nkernel /vmlinuz\nappend initrd=/{INITRAMFS} {COMMAND_LINE}\n"
+    );
+    let file = tree.join("isolinux.cfg");
+    fs::write(&file, configuration).map_err(LabError::file(&file))?;
+    let initramfs = folder.join(INITRAMFS);
+    let parts = [
+        (Path::new(ISOLINUX), "isolinux.bin"),
+        (Path::new(LDLINUX), "ldlinux.c32"),
+        (kernel, "vmlinuz"),
+        (&initramfs, INITRAMFS),
+    ];
+    for (source, name) in parts {
+        fs::copy(source, tree.join(name)).map_err(LabError::file(source))?;
+    }
+    let mut command = Command::new("xorriso");
+    command.args(["-as", "mkisofs", "-quiet", "-b", "isolinux.bin", "-no-emul-boot"]);
+    command.args(["-boot-load-size", "4", "-boot-info-table", "-o"]).arg(folder.join("cd.iso")).arg(&tree);
+    output(&mut command).map(drop)
+}
+
+fn settings(folder: &Path) -> String {
+    let file = |name: &str| folder.join(name).display().to_string();
+    format!(
+        "megs: 1024\n\
+         cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0\n\
+         romimage: file={BIOS}\n\
+         vgaromimage: file={VGA_BIOS}\n\
+         ata0-master: type=cdrom, path={cd}, status=inserted\n\
+         boot: cdrom\n\
+         clock: sync=none\n\
+         com1: enabled=1, mode=file, dev={console}\n\
+         com2: enabled=1, mode=file, dev={messages}\n\
+         sound: driver=dummy, waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
+         plugin_ctrl: speaker=0, gameport=0\n\
+         panic: action=report\n\
+         error: action=ignore\n\
+         info: action=ignore\n\
+         log: {log}\n\
+         display_library: term\n",
+        cd = file("cd.iso"),
+        console = file(CONSOLE),
+        messages = file(MESSAGES),
+        log = file("bochs.log"),
+    )
+}

@@ -1,0 +1,32 @@
+//! What a lab says to the host: a JSON object a line, on the second serial port.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Verdict;
+
+/// One line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Message {
+    /// Linux has come up, and KVM with it.
+    Ready,
+    /// A guest is about to run.
+    Begin(String),
+    /// What came of it.
+    Report(GuestReport),
+    /// Something that keeps guests from being run.
+    Trouble(String),
+    /// Nothing more comes.
+    End,
+}
+
+/// What came of a guest.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestReport {
+    /// Its name.
+    pub guest: String,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// What `memvirt run` prints of it.
+    pub text: String,
+}

@@ -1,0 +1,264 @@
+//! A lab that is open: the emulator as a child process, what it says, and how long it may take.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+use super::initramfs::{Archive, read};
+use super::{Kernel, LabError, Message, Orders, init};
+
+/// The files of a session's folder: the serial ports are pipes.
+pub(super) const CONSOLE: &str = "console";
+pub(super) const MESSAGES: &str = "messages";
+pub(super) const INITRAMFS: &str = "initrd";
+
+/// So many lines of the console are kept.
+const KEPT: usize = 60;
+/// So long a kernel that panics may go on about it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// An emulator that runs a lab. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Session {
+    child: Child,
+    events: Receiver<Event>,
+    /// Both pipes, so that they have a writer until the emulator has come and gone.
+    writers: Vec<File>,
+    console: VecDeque<String>,
+    panic: Option<String>,
+    guest: Option<String>,
+    deadline: Instant,
+    budget: Duration,
+    _folder: Folder,
+}
+
+#[derive(Debug)]
+enum Event {
+    Message(String),
+    Console(String),
+    Terminal(String),
+    /// The emulator has let go of its terminal.
+    Closed,
+}
+
+/// Why a lab ended before it was through.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{why}{}", guest.as_ref().map(|guest| format!(", at guest {guest}")).unwrap_or_default())]
+pub struct Ended {
+    /// What happened.
+    pub why: String,
+    /// The guest that ran.
+    pub guest: Option<String>,
+    /// The last lines of its console.
+    pub console: Vec<String>,
+}
+
+impl Session {
+    /// Starts the emulator. `files` are those that the orders name, beside `program`'s own; all of it has to be done within
+    /// the budget.
+    pub fn start(
+        orders: &Orders,
+        kernel: &Kernel,
+        files: &[PathBuf],
+        budget: Duration,
+    ) -> Result<Self, LabError> {
+        let lab = orders.lab;
+        if let Some(why) = lab.unavailable() {
+            return Err(LabError::Unavailable(why));
+        }
+        let folder = Folder::new()?;
+        let initramfs = folder.0.join(INITRAMFS);
+        fs::write(&initramfs, archive(orders, kernel, files)?).map_err(LabError::file(initramfs))?;
+        let (sender, events) = channel();
+        let console = listen(&folder.0.join(CONSOLE), &sender, Event::Console)?;
+        let messages = listen(&folder.0.join(MESSAGES), &sender, Event::Message)?;
+        let mut command = lab.emulator(&folder.0, &kernel.image)?;
+        let terminal = Terminal::open().map_err(LabError::system("a pseudo-terminal"))?;
+        for set in
+            [std::process::Command::stdin, std::process::Command::stdout, std::process::Command::stderr]
+        {
+            set(&mut command, terminal.end().map_err(LabError::system("a pseudo-terminal"))?);
+        }
+        let child = command.spawn().map_err(|error| LabError::Program {
+            command: command.get_program().to_string_lossy().into_owned(),
+            how: format!("cannot be run: {error}"),
+        })?;
+        // Its ends of the terminal are the child's alone from here on.
+        drop(command);
+        terminal.listen(sender);
+        Ok(Self {
+            child,
+            events,
+            writers: vec![console, messages],
+            console: VecDeque::new(),
+            panic: None,
+            guest: None,
+            deadline: Instant::now() + budget,
+            budget,
+            _folder: folder,
+        })
+    }
+
+    /// The next message, or why there is none.
+    pub fn next_message(&mut self) -> Result<Message, Ended> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(Event::Message(line)) => return self.message(&line),
+                Ok(Event::Console(line)) => self.console_line(line),
+                Ok(Event::Terminal(line)) => self.keep(line),
+                // With no writer left, the pipes end once what is in them was read.
+                Ok(Event::Closed) => self.writers.clear(),
+                Err(RecvTimeoutError::Timeout) => {
+                    let over = format!("the budget of {} s ran out", self.budget.as_secs());
+                    return Err(self.ended(over));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let how =
+                        self.child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+                    return Err(self.ended(format!("the emulator ended ({how})")));
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, line: &str) -> Result<Message, Ended> {
+        let message = serde_json::from_str(line);
+        let message = message.map_err(|error| self.ended(format!("{line:?} is no message: {error}")))?;
+        match &message {
+            Message::Begin(guest) => self.guest = Some(guest.clone()),
+            Message::Report(_) => self.guest = None,
+            _ => {}
+        }
+        Ok(message)
+    }
+
+    fn console_line(&mut self, line: String) {
+        if self.panic.is_none() && line.contains("Kernel panic") {
+            self.panic = Some(line.clone());
+            self.deadline = self.deadline.min(Instant::now() + LAST_WORDS);
+        }
+        self.keep(line);
+    }
+
+    fn keep(&mut self, line: String) {
+        if self.console.len() == KEPT {
+            self.console.pop_front();
+        }
+        self.console.push_back(line);
+    }
+
+    fn ended(&mut self, why: String) -> Ended {
+        Ended {
+            why: self.panic.take().unwrap_or(why),
+            guest: self.guest.take(),
+            console: std::mem::take(&mut self.console).into(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All that the lab's Linux has.
+fn archive(orders: &Orders, kernel: &Kernel, files: &[PathBuf]) -> Result<Vec<u8>, LabError> {
+    let mut archive = Archive::default();
+    archive.this_program()?;
+    for (index, module) in kernel.modules(orders.lab)?.iter().enumerate() {
+        archive.file(&Path::new(init::MODULES).join(format!("{index}.ko")), &read(module)?);
+    }
+    for file in files {
+        archive.file(&orders.folder.join(file), &read(file)?);
+    }
+    let orders = serde_json::to_vec(orders).expect("strings are always JSON");
+    archive.file(Path::new(init::ORDERS), &orders);
+    Ok(archive.finish())
+}
+
+/// Makes a pipe with a thread that reads it; gives its writer.
+fn listen(path: &Path, sender: &Sender<Event>, event: fn(String) -> Event) -> Result<File, LabError> {
+    mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).map_err(LabError::system("a named pipe"))?;
+    // Open for both, it waits for nobody.
+    let writer = OpenOptions::new().read(true).write(true).open(path).map_err(LabError::file(path))?;
+    let reader = File::open(path).map_err(LabError::file(path))?;
+    let sender = sender.clone();
+    thread::spawn(move || lines(reader, |line| sender.send(event(line)).is_ok()));
+    Ok(writer)
+}
+
+/// Reads lines until there are no more, or nobody wants them. An emulator's output may be anything.
+fn lines(reader: File, mut take: impl FnMut(String) -> bool) {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if !take(text) {
+            break;
+        }
+        line.clear();
+    }
+}
+
+/// A pseudo-terminal: Bochs does not begin without one.
+struct Terminal(OwnedFd);
+
+impl Terminal {
+    fn open() -> rustix::io::Result<Self> {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&terminal)?;
+        unlockpt(&terminal)?;
+        Ok(Self(terminal))
+    }
+
+    /// The emulator's end.
+    fn end(&self) -> rustix::io::Result<Stdio> {
+        ioctl_tiocgptpeer(&self.0, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .map(Stdio::from)
+    }
+
+    /// Keeps lines of text, and reads the rest so that nobody waits.
+    fn listen(self, sender: Sender<Event>) {
+        thread::spawn(move || {
+            let is_text = |line: &str| !line.is_empty() && !line.contains(char::is_control);
+            lines(File::from(self.0), |line| !is_text(&line) || sender.send(Event::Terminal(line)).is_ok());
+            // Nobody may be waiting any more.
+            let _ = sender.send(Event::Closed);
+        });
+    }
+}
+
+/// A folder of its own, gone when the session is.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self, LabError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("memvirt-lab-{}-{number}", std::process::id()));
+        fs::create_dir(&path).map_err(LabError::file(&path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left of a temporary folder hurts nobody.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
