@@ -7,7 +7,7 @@ use super::session::{CONSOLE, INITRAMFS, MESSAGES};
 
 pub(super) fn command(folder: &Path, kernel: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", "2G"]);
+    command.args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off", "-cpu", "max,+svm,+npt", "-smp", "1", "-m", "2G"]);
     command.args(["-display", "none", "-nodefaults", "-no-reboot"]);
     for port in [CONSOLE, MESSAGES] {
         command.args(["-serial", &format!("file:{}", folder.join(port).display())]);
