@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use memory_model::PageSize;
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 
-use crate::manifest::Holds;
+use crate::manifest::{Holds, MAX_PAGES};
 
 /// A number of bytes: an integer, or a string with a suffix (`"64K"`, `"16M"`, `"1G"`, `"0x1000"`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +102,45 @@ impl FromStr for Vector {
             let names: Vec<_> = VECTORS.iter().map(|(name, _)| *name).collect();
             format!("`{text}` is no exception: use one of {}", names.join(", "))
         })
+    }
+}
+
+/// Numbers: a list of them, or a string with a range (`"0-15"`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Numbers(pub(crate) Vec<u64>);
+
+impl FromStr for Numbers {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ends = text.split_once('-').and_then(|(first, last)| first.parse().ok().zip(last.parse().ok()));
+        let range = ends.map(|(first, last): (u64, u64)| first..=last);
+        match range.filter(|range| !range.is_empty() && range.end() - range.start() < MAX_PAGES) {
+            Some(range) => Ok(Self(range.collect())),
+            None => Err(format!("`{text}` is no range of at most {MAX_PAGES} numbers")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListOrRange;
+        impl<'de> Visitor<'de> for ListOrRange {
+            type Value = Numbers;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of numbers, or a range as a string")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Numbers, E> {
+                text.parse().map_err(E::custom)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Numbers, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    numbers.push(number);
+                }
+                Ok(Numbers(numbers))
+            }
+        }
+        deserializer.deserialize_any(ListOrRange)
     }
 }
 
@@ -211,6 +250,15 @@ mod tests {
         assert_eq!(read("16G"), Some(16 << 30));
         for bad in ["", "K", "-1", "1T", "99999999999999G", "0x", "1.5M"] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_numbers() {
+        let read = |text: &str| text.parse::<Numbers>().map(|numbers| numbers.0);
+        assert_eq!(read("3-5"), Ok(vec![3, 4, 5]));
+        for bad in ["5-3", "5", "-5", "0-18446744073709551615"] {
+            assert!(read(bad).unwrap_err().contains(bad), "{bad}");
         }
     }
 

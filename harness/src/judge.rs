@@ -236,7 +236,7 @@ impl Judge {
             for index in 0..pages.count {
                 let offset = index.wrapping_mul(pages.stride.0);
                 let gva = Gva(first.wrapping_add(offset));
-                let chain = observer.follow(gva, &known(image.manifest(), pages, gva, offset));
+                let chain = observer.follow(gva, &known(image.manifest(), pages, host, gva, offset));
                 for check in &chain.checks {
                     self.note(&check.outcome, || format!("{at}page {gva}, {}, {}", check.link, check.what));
                 }
@@ -320,11 +320,12 @@ fn small_pages(count: u64) -> impl Iterator<Item = u64> {
 }
 
 /// What the manifest says of one page, so many bytes behind the first.
-fn known(manifest: &Manifest, pages: &PagesSpec, gva: Gva, offset: u64) -> Known {
+fn known(manifest: &Manifest, pages: &PagesSpec, host: &dyn HostView, gva: Gva, offset: u64) -> Known {
+    let leaf = pages.shadow_leaf.filter(|_| host.is_shadow()).or(pages.leaf);
     let gpa = pages.gpa.map(|gpa| Gpa(gpa.0.wrapping_add(offset)));
     Known {
         gpa: Some(gpa.unwrap_or_else(|| mapped_to(manifest, gva))),
-        leaf_page: pages.leaf.map(|page| page.0),
+        leaf_page: leaf.map(|page| page.0),
         guest_page: pages.guest_page.map(|page| page.0),
         region: pages.region.clone(),
         holds: pages.holds.map(|holds| match holds {

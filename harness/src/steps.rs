@@ -120,7 +120,12 @@ impl Machine {
             MemoryEvent::Discard => HostEvent::Discard,
             MemoryEvent::Migrate => HostEvent::Migrate,
             MemoryEvent::Protect(rights) => {
-                self.done.protected.push((block.clone(), part.clone()));
+                let inside = |other: &Range<u64>| part.start <= other.start && other.end <= part.end;
+                let protected = &mut self.done.protected;
+                protected.retain(|(other, range)| !Arc::ptr_eq(other, &block) || !inside(range));
+                if protection(rights) != Protection::ReadWrite {
+                    protected.push((block.clone(), part.clone()));
+                }
                 HostEvent::Protect(protection(rights))
             }
         };

@@ -86,6 +86,8 @@ pub trait HostView {
     /// What the second-level table in use says of `gpa`; where that is a shadow table, of `gva`, as vCPU 0 translates
     /// it now. The guest's own tables lead from the one to the other.
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf>;
+    /// Whether the second level is a shadow of the guest's own tables, as far as is known.
+    fn is_shadow(&self) -> bool;
     /// Whether a ring's accesses go to the host's memory without a second-level leaf, as an interpreter's do.
     fn bypasses_tables(&self, ring: u8) -> bool;
     /// Second-level faults taken so far, where the host counts them.

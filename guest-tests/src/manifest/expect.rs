@@ -84,8 +84,10 @@ pub struct PagesSpec {
     /// Where the first page leads, for a guest that has changed its tables: those that follow are behind it. If absent,
     /// where the manifest's own maps lead.
     pub gpa: Option<Bytes>,
-    /// The page size of the second level.
+    /// The page size of the second level: where that is a table of guest-physical addresses.
     pub leaf: Option<Page>,
+    /// Where it is a shadow of the guest's tables, whose pages are never larger than the guest's own; as `leaf`, if absent.
+    pub shadow_leaf: Option<Page>,
     /// When it must hold, after the steps of that occasion; at the end, if absent.
     pub when: Option<Occasion>,
 }

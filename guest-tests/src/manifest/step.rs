@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
+use crate::values::Numbers;
 use crate::{Bytes, Location, Rights};
 
 /// When the host does something, or looks at something.
@@ -16,7 +17,7 @@ pub enum Occasion {
     /// with `EFAULT`. Without a step for it, the run ends.
     MemoryFault,
     /// Again and again, wherever the guest is: every 1,009 instructions of the software machine, every 100 microseconds
-    /// on KVM. A read of the bell's port gives how often that was, at most 255.
+    /// on KVM, counted from its last exit. A read of the bell's port gives how often that was, at most 255.
     Tick,
 }
 
@@ -33,7 +34,7 @@ pub enum Occasion {
 /// | `shift` | `region`, `offset` | an alias begins elsewhere in its target |
 /// | `resize` | `region`, `size` | shows less of it, or more |
 /// | `log`, `unlog` | `region` | the dirty log, on and off |
-/// | `dirty` | `region`, `pages` | takes the dirty pages: exactly these, counted from the start of the region's memory |
+/// | `dirty` | `region`, `pages` | takes the dirty pages: exactly these (`[1, 5]`, or `"0-15"`), counted from the start of the region's memory |
 /// | `discard` | `at`, `size` | gives pages back: they are zero afterwards |
 /// | `migrate` | `at`, `size` | pages get other frames and keep their bytes |
 /// | `protect` | `at`, `size`, `access` | what the host's own mapping allows: `rw`, `r` or nothing |
@@ -134,7 +135,7 @@ struct Keys {
     priority: Option<i32>,
     offset: Option<Bytes>,
     size: Option<Bytes>,
-    pages: Option<Vec<u64>>,
+    pages: Option<Numbers>,
     at: Option<Location>,
     access: Option<Rights>,
     value: Option<u64>,
@@ -164,7 +165,7 @@ impl Keys {
             "prioritize" => Change::Priority(key!(priority)),
             "shift" => Change::Offset(key!(offset).0),
             "resize" => Change::Size(key!(size).0),
-            "dirty" => return Ok(Action::Dirty { region: key!(region), pages: key!(pages) }),
+            "dirty" => return Ok(Action::Dirty { region: key!(region), pages: key!(pages).0 }),
             "store" => return Ok(Action::Store { at: key!(at), value: key!(value) }),
             "faults" => return Ok(Action::Faults { most: key!(most) }),
             "discard" | "migrate" | "protect" => {

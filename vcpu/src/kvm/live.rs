@@ -109,6 +109,10 @@ impl HostView for Still<'_> {
         leaf(&self.tables, gva, gpa).into()
     }
 
+    fn is_shadow(&self) -> bool {
+        self.vm.is_shadow()
+    }
+
     fn bypasses_tables(&self, ring: u8) -> bool {
         self.vm.bypasses_tables(ring)
     }

@@ -106,6 +106,10 @@ impl HostView for KvmVm {
         self.live.leaf(self, gva, gpa)
     }
 
+    fn is_shadow(&self) -> bool {
+        KvmModule::of_this_host().is_some_and(|(_, tdp)| tdp == Some(false))
+    }
+
     /// `kvm_pvm` interprets ring 0, by the guest's tables and the slots.
     fn bypasses_tables(&self, ring: u8) -> bool {
         ring == 0 && KvmModule::of_this_host().is_some_and(|(module, _)| module == KvmModule::Pvm)

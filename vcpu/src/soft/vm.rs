@@ -12,6 +12,7 @@ use super::cpu::{Cpu, CpuError, Cpuid};
 use super::kernel::SoftKernel;
 use super::mmu::Mmu;
 use super::options::SoftOptions;
+use super::second_level::SoftMmu;
 use super::verification::Verification;
 use crate::{
     Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
@@ -121,6 +122,10 @@ impl HostView for SoftVm {
 
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
         self.kernel().leaf(gva, gpa).into()
+    }
+
+    fn is_shadow(&self) -> bool {
+        matches!(self.kernel().mmu, SoftMmu::Shadow(_))
     }
 
     fn bypasses_tables(&self, _ring: u8) -> bool {

@@ -1,0 +1,17 @@
+# A page that was taken from the log is in it again after its next write, and only then: 16 rounds, one page each.
+.include "guest.inc"
+manifest "dirty_again.toml"
+.set LOG, 0x4000000
+
+.global start
+start:
+    ring 1
+    mov ebx, LOG
+    mov r12d, 16
+1:  mov [rbx + 4 * PAGE], r12
+    ring 2
+    mov rax, [rbx + 4 * PAGE]
+    ring 3
+    dec r12d
+    jnz 1b
+    finish PASS
