@@ -160,10 +160,8 @@ impl Image {
 
     /// The address that a manifest means.
     pub fn resolve(&self, location: &Location) -> Result<u64, GuestError> {
-        resolve(&self.symbols, location).map_err(|name| GuestError::NoSymbol {
-            place: Default::default(),
-            name: name.to_owned(),
-        })
+        resolve(&self.symbols, location)
+            .map_err(|name| GuestError::NoSymbol { place: Default::default(), name: name.to_owned() })
     }
 }
 

@@ -82,6 +82,8 @@ pub enum Area {
     Fault,
     /// The guest's own page tables.
     Paging,
+    /// Which pages are large.
+    Huge,
     /// What a mapping allows.
     Rights,
     /// Regions, aliases and priorities.
@@ -92,6 +94,8 @@ pub enum Area {
     Dirty,
     /// The host's own memory: pages given back, moved, protected.
     Host,
+    /// Several processors.
+    Vcpus,
     /// Accesses that leave the guest.
     Mmio,
     /// What interrupts processors.
@@ -107,11 +111,13 @@ impl Area {
         match self {
             Self::Fault => "fault",
             Self::Paging => "paging",
+            Self::Huge => "huge",
             Self::Rights => "rights",
             Self::Region => "region",
             Self::Slot => "slot",
             Self::Dirty => "dirty",
             Self::Host => "host",
+            Self::Vcpus => "vcpus",
             Self::Mmio => "mmio",
             Self::Interrupt => "interrupt",
             Self::Other => "other",

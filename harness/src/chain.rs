@@ -235,7 +235,10 @@ impl Observer<'_> {
         note.allows("rights in the second level", known.access, leaf.rights);
         match (known.leaf_page, chain.hva) {
             (Some(size), Some(hva)) if leaf.size < size && !self.has_frame_of(size, hva) => {
-                note.not_checked("page size of the second level", format!("the host has given no page of {size}"));
+                note.not_checked(
+                    "page size of the second level",
+                    format!("the host has given no page of {size}"),
+                );
             }
             (size, _) => note.compare("page size of the second level", size, leaf.size),
         }

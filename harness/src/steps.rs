@@ -43,10 +43,12 @@ impl Machine {
     /// Does the steps of an occasion, then looks at what must hold.
     pub(crate) fn act(&mut self, on: Occasion, judge: &mut Judge) -> Result<(), HarnessError> {
         if !is_known(&self.image, on) {
-            judge.check("steps", false, || format!("the guest rang {on}, of which the manifest says nothing"));
+            judge
+                .check("steps", false, || format!("the guest rang {on}, of which the manifest says nothing"));
             return Ok(());
         }
-        let steps: Vec<_> = self.image.manifest().steps.iter().filter(|step| step.on == on).cloned().collect();
+        let steps: Vec<_> =
+            self.image.manifest().steps.iter().filter(|step| step.on == on).cloned().collect();
         let is_change = |step: &StepSpec| matches!(step.action, Action::Change { .. });
         for run in steps.chunk_by(|one, next| is_change(one) && is_change(next)) {
             match &run[0].action {
@@ -94,7 +96,8 @@ impl Machine {
         judge: &mut Judge,
     ) -> Result<(), HarnessError> {
         let id = self.regions[region];
-        let block = self.space.with_tree(|tree| tree.get(id).map(|region| region.kind().ram().cloned()))??;
+        let block =
+            self.space.with_tree(|tree| tree.get(id).map(|region| region.kind().ram().cloned()))??;
         let block = block.expect("the manifest was checked: the region has memory of its own");
         self.space.sync_dirty_log(true)?;
         let taken = block.snapshot_and_clear_dirty(0..block.size(), LOGGER);

@@ -133,7 +133,9 @@ impl Manifest {
                         return Err(wrong("pages", "they are not ascending".to_owned()));
                     }
                 }
-                Action::Memory { size, .. } if *size == 0 || !size.is_multiple_of(PageSize::Size4K.bytes()) => {
+                Action::Memory { size, .. }
+                    if *size == 0 || !size.is_multiple_of(PageSize::Size4K.bytes()) =>
+                {
                     return Err(wrong("size", format!("{size:#x} bytes are not whole pages")));
                 }
                 _ => {}
@@ -146,8 +148,9 @@ impl Manifest {
 impl RegionSpec {
     /// Checks the region by itself and against those named before it; gives its range.
     fn check(&self, path: &str, earlier: &[(AddrRange<Gpa>, Self)]) -> Result<AddrRange<Gpa>, Wrong> {
-        let wrong =
-            |key: &str, why: String| Wrong::new(format!("{path}.{key}"), format!("region `{}`", self.name), why);
+        let wrong = |key: &str, why: String| {
+            Wrong::new(format!("{path}.{key}"), format!("region `{}`", self.name), why)
+        };
         let named = |name: &str| earlier.iter().any(|(_, other)| other.name == name);
         if named(&self.name) {
             return Err(wrong("name", "a second region of this name".to_owned()));
@@ -200,7 +203,10 @@ impl MapSpec {
         }
         for (key, first) in [("gva", self.gva.0), ("gpa", self.gpa.0)] {
             if AddrRange::new(Gpa(first), self.size.0.into()).is_none() {
-                return Err(wrong(key, format!("{:#x} bytes from {key} {first:#x} wrap around", self.size.0)));
+                return Err(wrong(
+                    key,
+                    format!("{:#x} bytes from {key} {first:#x} wrap around", self.size.0),
+                ));
             }
         }
         if !matches!(self.ring, 0 | 3) {

@@ -137,4 +137,3 @@ fn yes() -> bool {
 fn three() -> u8 {
     3
 }
-

@@ -244,7 +244,9 @@ impl Visitor<'_> for OccasionVisitor {
         match text {
             "memory-fault" => Ok(Occasion::MemoryFault),
             "tick" => Ok(Occasion::Tick),
-            _ => Err(E::custom(format!("`{text}` never happens: use a bell's number, `memory-fault` or `tick`"))),
+            _ => Err(E::custom(format!(
+                "`{text}` never happens: use a bell's number, `memory-fault` or `tick`"
+            ))),
         }
     }
 }

@@ -15,8 +15,8 @@ use super::options::SoftOptions;
 use super::second_level::SoftMmu;
 use super::verification::Verification;
 use crate::{
-    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu, VcpuError, Vm,
-    Witness,
+    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu,
+    VcpuError, Vm, Witness,
 };
 
 /// A VM without KVM: the slots are [`KernelMemslots`], the second level is `ept`'s, the frames are simulated.
