@@ -58,10 +58,12 @@ mod host;
 mod kernel;
 mod layout;
 mod leaf;
+mod leaves;
 mod page;
 mod pagemap;
 mod reading;
 mod stats;
+mod stretches;
 #[expect(unsafe_code, reason = "system calls that no safe crate here has")]
 mod sys;
 mod tables;
@@ -69,11 +71,12 @@ mod trace;
 mod vm;
 
 pub use btf::BtfError;
-pub use check::{LeafFinding, LiveReport};
+pub use check::LiveReport;
 pub use error::LiveError;
 pub use host::{KvmModule, SecondLevel, host_ram};
 pub use kernel::Kernel;
 pub use leaf::LiveLeaf;
+pub use leaves::LeafFinding;
 pub use page::LivePage;
 pub use pagemap::Pagemap;
 pub use reading::SwitcherEntry;

@@ -57,11 +57,13 @@ impl HostMap for Pagemap {
         let mut entries = [0; 512 * 8];
         for (number, part) in (hva.page_number()..).step_by(512).zip(pages.chunks_mut(512)) {
             let bytes = &mut entries[..part.len() * 8];
-            let read = self.file.read_exact_at(bytes, number.saturating_mul(8));
-            for (to, entry) in part.iter_mut().zip(bytes.chunks_exact(8)) {
-                let entry = entry.iter().rev().fold(0, |entry, &byte| entry << 8 | u64::from(byte));
-                *to = if read.is_ok() { page(entry) } else { HostPage::UNKNOWN };
+            // Where the process's addresses end the file does, too.
+            let read = self.file.read_at(bytes, number.saturating_mul(8)).unwrap_or(0);
+            let (known, unknown) = part.split_at_mut(read / 8);
+            for (to, entry) in known.iter_mut().zip(bytes.chunks_exact(8)) {
+                *to = page(entry.iter().rev().fold(0, |entry, &byte| entry << 8 | u64::from(byte)));
             }
+            unknown.fill(HostPage::UNKNOWN);
         }
     }
 }

@@ -182,6 +182,17 @@ impl PhysMemory for LiveTables {
         Ok(others.entry(frame).or_insert(page)[index])
     }
 
+    fn read_table(&self, table: u64, entries: &mut [u64; 512]) -> Result<(), MemoryError> {
+        if let Some(known) = self.reading.tables.get(&table) {
+            *entries = **known;
+            return Ok(());
+        }
+        for (at, entry) in (table..).step_by(8).zip(entries) {
+            *entry = self.read_entry(at)?;
+        }
+        Ok(())
+    }
+
     fn compare_exchange(&self, address: u64, _: u64, _: u64) -> Result<bool, MemoryError> {
         Err(MemoryError::ReadOnly { address })
     }
