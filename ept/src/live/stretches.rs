@@ -60,7 +60,7 @@ impl<'a> Stretches<'a> {
 
 fn read(host: &dyn HostMap, stretch: u64) -> Stretch {
     let mut pages = Box::new([HostPage::UNKNOWN; PAGES as usize]);
-    host.pages(Hva(stretch * PAGES << 12), &mut pages[..]);
+    host.pages(Hva((stretch * PAGES) << 12), &mut pages[..]);
     pages
 }
 
