@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use ept::Rights;
 use ept::live::LiveReport;
+use ept::{Caching, Rights};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use crate::soft;
@@ -39,6 +39,19 @@ pub struct SecondLevelLeaf {
     pub entry_address: Hpa,
     /// The leaf entry.
     pub entry: u64,
+}
+
+/// A page that the second level maps for a guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MappedPage {
+    /// Its first address.
+    pub gpa: Gpa,
+    /// Its size.
+    pub size: PageSize,
+    /// What all entries on the way grant together.
+    pub rights: Rights,
+    /// The memory type, as the leaf has it.
+    pub caching: Caching,
 }
 
 /// What was found of all second-level tables of a VM.
@@ -77,6 +90,9 @@ impl fmt::Display for Verification {
     }
 }
 
+/// Why a shadow has no pages by guest-physical address.
+pub(crate) const BY_GVA: &str = "shadow tables translate guest-virtual addresses";
+
 /// The inside of a VM, as far as its host shows it.
 pub trait HostView {
     /// The host-virtual address that the kernel's own memory slots give for `gpa`.
@@ -92,6 +108,8 @@ pub trait HostView {
     fn bypasses_tables(&self, ring: u8) -> bool;
     /// Second-level faults taken so far, where the host counts them.
     fn violations(&self) -> Option<u64>;
+    /// All pages that the second level maps, lowest first, where it translates guest-physical addresses.
+    fn mapped_pages(&self) -> Witness<Vec<MappedPage>>;
     /// What is wrong with all of the second-level tables, and with what processors remember of them.
     fn verification(&self) -> Witness<Verification>;
     /// From here on what becomes of this thread's VMs' leaves, and of those of threads that it makes, is recorded: then

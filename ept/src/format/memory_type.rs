@@ -57,7 +57,7 @@ impl Caching {
 impl Kind {
     /// What kind of memory a leaf at that level maps.
     #[inline]
-    pub(crate) const fn caching(self, level: u8, leaf: u64) -> Caching {
+    pub const fn caching(self, level: u8, leaf: u64) -> Caching {
         if let Self::Ept = self {
             let memory_type = match MemoryType::from_raw((leaf >> 3 & 0x7) as u8) {
                 Some(memory_type) => memory_type,

@@ -6,11 +6,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use harness::Mmu;
 use harness::lab::init::{self, Port};
-use harness::lab::{GuestReport, Kernel, Lab, LabError, Message, Orders, Session, setup_line};
+use harness::lab::{
+    Comparison, GuestReport, Kernel, Lab, LabError, LeafMap, Message, Orders, Session, setup_line,
+};
+use harness::{HarnessError, Machine, Mmu, Report, Verdict, judge};
 
 use super::run::Options;
+use super::source::Source;
 use super::{Cli, Command, Status, output};
 
 #[derive(clap::Args)]
@@ -41,10 +44,13 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
         return super::run::list(&mut out);
     }
     // What is wrong with a guest is told at once, not after a boot.
-    if let Some(error) = args.options.guests().find_map(Result::err) {
-        output::complain(&error);
-        return Ok(Status::Trouble);
-    }
+    let guests: Vec<Source> = match args.options.guests().collect() {
+        Ok(guests) => guests,
+        Err(error) => {
+            output::complain(&error);
+            return Ok(Status::Trouble);
+        }
+    };
     let mut session = match open(lab, args) {
         Ok(session) => session,
         Err(error) => {
@@ -59,7 +65,15 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
         match session.next_message() {
             Ok(Message::Ready | Message::Begin(_)) => {}
             Ok(Message::Report(report)) => {
-                write!(out, "{}", report.text)?;
+                let guest = guests.iter().find(|guest| guest.name == report.guest);
+                match guest.map_or(Ok(report.text.clone()), |guest| text(&args.options, lab, guest, &report))
+                {
+                    Ok(text) => write!(out, "{text}")?,
+                    Err(error) => {
+                        output::complain(&error);
+                        status = Status::Trouble;
+                    }
+                }
                 out.flush()?;
                 status = status.max(Status::of(report.verdict, by_name));
             }
@@ -77,6 +91,25 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
             }
         }
     }
+}
+
+/// A report as `memvirt run` gives it, with what its model says to it.
+fn text(options: &Options, lab: Lab, guest: &Source, report: &GuestReport) -> Result<String, String> {
+    if report.verdict == Verdict::Skip {
+        return Ok(report.text.clone());
+    }
+    let model = run(guest, lab.model());
+    let (model, map) = model.map_err(|error| format!("{} on {}: {error}", guest.name, lab.model()))?;
+    let real = (report.violations, report.leaves.as_ref());
+    let found = Comparison::of(lab, real, (model.violations, map.as_ref()));
+    if options.json {
+        let mut line: serde_json::Value =
+            serde_json::from_str(&report.text).map_err(|error| error.to_string())?;
+        line["model"] = serde_json::to_value(found).map_err(|error| error.to_string())?;
+        return Ok(format!("{line}\n"));
+    }
+    let shown = options.shows_chains() || !found.is_alike();
+    Ok(if shown { format!("{}{found}", report.text) } else { report.text.clone() })
 }
 
 fn open(lab: Lab, args: &Args) -> Result<Session, LabError> {
@@ -111,14 +144,27 @@ fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
     for guest in options.guests() {
         let guest = guest.map_err(io::Error::other)?;
         port.send(&Message::Begin(guest.name.clone()))?;
-        port.send(&match options.report(&guest, Mmu::Lab(orders.lab)) {
-            Ok(report) => Message::Report(GuestReport {
+        port.send(&match run(&guest, Mmu::Lab(orders.lab)) {
+            Ok((report, leaves)) => Message::Report(GuestReport {
                 verdict: report.verdict,
                 text: options.text(&report),
                 guest: report.guest,
+                violations: report.violations,
+                leaves,
             }),
-            Err(error) => Message::Trouble(error),
+            Err(error) => Message::Trouble(format!("{} on {}: {error}", guest.name, orders.lab.column())),
         })?;
     }
     Ok(())
+}
+
+/// Runs a guest, and looks at what its second level maps at the end.
+fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Option<LeafMap>), HarnessError> {
+    if let Some(why) = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
+        return Ok((Report::skipped(&guest.name, mmu, why), None));
+    }
+    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
+    let run = machine.run()?;
+    let report = judge(&guest.name, mmu, &mut machine, run)?;
+    Ok((report, LeafMap::of(machine.host())))
 }

@@ -28,7 +28,7 @@ pub(crate) struct Options {
     pub(crate) list: bool,
     /// One JSON object a line for each guest and machine.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     /// RAM at address 0 (64K, 16M, 1G), whatever the manifest says.
     #[arg(long)]
     memory: Option<Bytes>,
@@ -150,6 +150,11 @@ impl Options {
         }
     }
 
+    /// Whether all is to be seen of each guest.
+    pub(crate) fn shows_chains(&self) -> bool {
+        self.chains || self.guests.len() == 1
+    }
+
     /// What the command line wants to see of a report.
     pub(crate) fn text(&self, report: &Report) -> String {
         if self.json {
@@ -159,7 +164,7 @@ impl Options {
         if self.console {
             text += &output::console(report);
         }
-        let chains = self.chains || self.guests.len() == 1;
+        let chains = self.shows_chains();
         if chains && !report.chains.is_empty() {
             text += &output::chains(&report.chains);
         }

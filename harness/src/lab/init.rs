@@ -21,15 +21,17 @@ const PORT: &str = "/dev/ttyS1";
 const PORT_SPEED: u32 = 115_200;
 
 /// A file system, and where it is expected to be.
-const MOUNTS: [(&str, &str); 7] = [
+const MOUNTS: [(&str, &str); 6] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
     ("debugfs", "/sys/kernel/debug"),
     ("tracefs", "/sys/kernel/tracing"),
     ("devtmpfs", "/dev"),
     ("tmpfs", "/dev/shm"),
-    ("tmpfs", "/tmp"),
 ];
+
+/// Huge pages are for memory that asks for them: then what a guest gets does not depend on what is free.
+const SETTINGS: [(&str, &str); 1] = [("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")];
 
 /// The way out of a lab.
 #[derive(Debug)]
@@ -54,12 +56,11 @@ pub fn run(work: impl FnOnce(&Orders, &mut Port) -> io::Result<()>) -> io::Error
     match prepare() {
         Ok((orders, mut port)) => {
             let done = work(&orders, &mut port);
-            let last = match done {
-                Ok(()) => Message::End,
-                Err(error) => Message::Trouble(error.to_string()),
-            };
+            let trouble = done.err().map(|error| Message::Trouble(error.to_string()));
+            let last = trouble.into_iter().chain([Message::End]);
             // Nobody is there to be told if this cannot be sent; the host sees that nothing came.
-            let _ = port.send(&last).and_then(|()| Ok(tcdrain(&port.0)?));
+            let _ = last.map(|message| port.send(&message)).collect::<io::Result<()>>();
+            let _ = tcdrain(&port.0);
         }
         Err(error) => eprintln!("memvirt: {error}"),
     }
@@ -74,6 +75,9 @@ fn prepare() -> io::Result<(Orders, Port)> {
         fs::create_dir_all(place)?;
         mount(kind, place, kind, MountFlags::empty(), None::<&CStr>)
             .map_err(|error| io::Error::other(format!("{place}: {error}")))?;
+    }
+    for (file, value) in SETTINGS {
+        fs::write(file, value).map_err(|error| io::Error::other(format!("{file}: {error}")))?;
     }
     let mut modules: Vec<_> =
         fs::read_dir(MODULES)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;

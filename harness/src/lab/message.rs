@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::LeafMap;
 use crate::Verdict;
 
 /// One line.
@@ -29,4 +30,8 @@ pub struct GuestReport {
     pub verdict: Verdict,
     /// What `memvirt run` prints of it.
     pub text: String,
+    /// Second-level faults taken, where KVM counts them.
+    pub violations: Option<u64>,
+    /// What its second level mapped at the end, where that could be read.
+    pub leaves: Option<LeafMap>,
 }

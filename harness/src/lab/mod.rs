@@ -11,11 +11,13 @@
 //! initramfs.rs  /init is this very program               ->   init.rs   mounts, modules, then the guests
 //! qemu.rs, bochs.rs  the emulator's command line                   |
 //! session.rs    console and messages, the budget         <-   message.rs   a line each to the second serial port
+//! compare.rs    the same guest on the model of it
 //! ```
 //!
 //! What a lab takes of time says nothing; what it finds does, as far as the emulator is right.
 
 mod bochs;
+mod compare;
 mod error;
 pub mod init;
 mod initramfs;
@@ -32,6 +34,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Mmu;
+
+pub use self::compare::{Comparison, LeafMap};
 pub use self::error::LabError;
 pub use self::kernel::Kernel;
 pub use self::message::{GuestReport, Message};
@@ -65,6 +70,14 @@ impl Lab {
         match self {
             Self::Npt => "lab-npt",
             Self::Ept => "lab-ept",
+        }
+    }
+
+    /// The machine here that is a model of it.
+    pub const fn model(self) -> Mmu {
+        match self {
+            Self::Npt => Mmu::Npt,
+            Self::Ept => Mmu::Ept,
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Session {
     writers: Vec<File>,
     console: VecDeque<String>,
     panic: Option<String>,
-    guest: Option<String>,
+    at: String,
     deadline: Instant,
     budget: Duration,
     _folder: Folder,
@@ -53,12 +53,12 @@ enum Event {
 
 /// Why a lab ended before it was through.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{why}{}", guest.as_ref().map(|guest| format!(", at guest {guest}")).unwrap_or_default())]
+#[error("{why}, {at}")]
 pub struct Ended {
     /// What happened.
     pub why: String,
-    /// The guest that ran.
-    pub guest: Option<String>,
+    /// How far it had come: at which guest.
+    pub at: String,
     /// The last lines of its console.
     pub console: Vec<String>,
 }
@@ -102,7 +102,7 @@ impl Session {
             writers: vec![console, messages],
             console: VecDeque::new(),
             panic: None,
-            guest: None,
+            at: "while Linux came up".to_owned(),
             deadline: Instant::now() + budget,
             budget,
             _folder: folder,
@@ -136,9 +136,10 @@ impl Session {
         let message = serde_json::from_str(line);
         let message = message.map_err(|error| self.ended(format!("{line:?} is no message: {error}")))?;
         match &message {
-            Message::Begin(guest) => self.guest = Some(guest.clone()),
-            Message::Report(_) => self.guest = None,
-            _ => {}
+            Message::Ready => self.at = "before the first guest".to_owned(),
+            Message::Begin(guest) => self.at = format!("at guest {guest}"),
+            Message::Report(report) => self.at = format!("after guest {}", report.guest),
+            Message::Trouble(_) | Message::End => {}
         }
         Ok(message)
     }
@@ -161,7 +162,7 @@ impl Session {
     fn ended(&mut self, why: String) -> Ended {
         Ended {
             why: self.panic.take().unwrap_or(why),
-            guest: self.guest.take(),
+            at: self.at.clone(),
             console: std::mem::take(&mut self.console).into(),
         }
     }

@@ -4,11 +4,12 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ept::live::{Kernel, LiveError, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace};
-use ept::{Access, Flags, walk};
+use ept::{Access, Flags, Kind, walk};
 use memory_model::{Gpa, Gva, Hpa, Hva};
 
 use super::KvmVm;
-use crate::{HostView, SecondLevelLeaf, Verification, Witness, pagemap};
+use crate::witness::BY_GVA;
+use crate::{HostView, MappedPage, SecondLevelLeaf, Verification, Witness, pagemap};
 
 /// The running kernel, if this process may read it; else why not. Asked once: it takes a while to find the fields.
 pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
@@ -56,6 +57,13 @@ impl Live {
 
     pub fn leaf(&self, fd: &impl AsRawFd, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
         self.ask(fd, |vm| Ok(leaf(&vm.tables()?, gva, gpa)))
+    }
+
+    pub fn mapped_pages(&self, fd: &impl AsRawFd) -> Witness<Vec<MappedPage>> {
+        match self.tables(fd) {
+            Ok(tables) => mapped_pages(&tables),
+            Err(why) => Witness::NotShown(why.into()),
+        }
     }
 
     pub fn verification(&self, fd: &impl AsRawFd) -> Witness<Verification> {
@@ -121,6 +129,10 @@ impl HostView for Still<'_> {
         self.vm.violations()
     }
 
+    fn mapped_pages(&self) -> Witness<Vec<MappedPage>> {
+        mapped_pages(&self.tables)
+    }
+
     fn verification(&self) -> Witness<Verification> {
         self.vm.verification()
     }
@@ -146,4 +158,24 @@ fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
         entry_address: Hpa(step.entry_address()),
         entry: leaf.entry,
     })
+}
+
+/// By all roots together: vCPUs of different kinds have their own.
+fn mapped_pages(tables: &LiveTables) -> Witness<Vec<MappedPage>> {
+    let kind = match tables.second_level() {
+        SecondLevel::Ept => Kind::Ept,
+        SecondLevel::Npt => Kind::Ia32e,
+        SecondLevel::Shadow => return Witness::NotShown(BY_GVA.into()),
+    };
+    let leaves = tables.leaves().filter(|leaf| !leaf.smm && !leaf.nested);
+    let pages = leaves.map(|leaf| MappedPage {
+        gpa: leaf.gpa,
+        size: leaf.size,
+        rights: leaf.rights,
+        caching: kind.caching(leaf.size.level(), leaf.entry),
+    });
+    let mut pages: Vec<_> = pages.collect();
+    pages.sort_by_key(|page| page.gpa);
+    pages.dedup();
+    Witness::Seen(pages)
 }

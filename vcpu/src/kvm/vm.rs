@@ -12,7 +12,7 @@ use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 use super::coalesced::CoalescedWrites;
 use super::live::{Live, Still};
 use super::{KvmVcpu, host};
-use crate::{HostView, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
+use crate::{HostView, MappedPage, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
 
 /// A virtual machine of KVM's. Without interrupt controllers in the kernel `HLT` comes back as an exit; with them
 /// ([`KvmVm::with_irqchip`]) a vCPU sleeps until it is interrupted, or its budget ends.
@@ -113,6 +113,10 @@ impl HostView for KvmVm {
     /// `kvm_pvm` interprets ring 0, by the guest's tables and the slots.
     fn bypasses_tables(&self, ring: u8) -> bool {
         ring == 0 && KvmModule::of_this_host().is_some_and(|(module, _)| module == KvmModule::Pvm)
+    }
+
+    fn mapped_pages(&self) -> Witness<Vec<MappedPage>> {
+        self.live.mapped_pages(self)
     }
 
     fn verification(&self) -> Witness<Verification> {

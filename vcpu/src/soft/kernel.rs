@@ -15,7 +15,7 @@ use super::options::{MAX_PHY_ADDR, SoftOptions};
 use super::second_level::SoftMmu;
 use super::table_tlb::TableTlb;
 use super::tlb::Tlb;
-use crate::{SecondLevelLeaf, VcpuError};
+use crate::{MappedPage, SecondLevelLeaf, VcpuError};
 
 /// Slots, host and MMU of one VM. Its fields are open, so that a test can look at them, or break one and see who notices.
 pub struct SoftKernel {
@@ -230,6 +230,19 @@ impl SoftKernel {
                 leaf(&self.host, context.paging(), gva.raw(), Access { ac: true, ..Access::READ })
             }
         }
+    }
+
+    /// All pages of tables that translate guest-physical addresses.
+    pub(super) fn mapped_pages(&self) -> Option<Vec<MappedPage>> {
+        let SoftMmu::Tdp(tdp) = &self.mmu else { return None };
+        let kind = tdp.paging().format.kind();
+        let pages = tdp.leaves(&self.host).map(|leaf| MappedPage {
+            gpa: Gpa(leaf.address),
+            size: leaf.size,
+            rights: leaf.rights,
+            caching: kind.caching(leaf.size.level(), leaf.step.entry),
+        });
+        Some(pages.collect())
     }
 }
 

@@ -14,9 +14,10 @@ use super::mmu::Mmu;
 use super::options::SoftOptions;
 use super::second_level::SoftMmu;
 use super::verification::Verification;
+use crate::witness::BY_GVA;
 use crate::{
-    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, Regs, SecondLevelLeaf, SystemRegs, Vcpu,
-    VcpuError, Vm, Witness,
+    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, MappedPage, Regs, SecondLevelLeaf, SystemRegs,
+    Vcpu, VcpuError, Vm, Witness,
 };
 
 /// A VM without KVM: the slots are [`KernelMemslots`], the second level is `ept`'s, the frames are simulated.
@@ -134,6 +135,13 @@ impl HostView for SoftVm {
 
     fn violations(&self) -> Option<u64> {
         Some(self.kernel().mmu.stats().pf_taken)
+    }
+
+    fn mapped_pages(&self) -> Witness<Vec<MappedPage>> {
+        match self.kernel().mapped_pages() {
+            Some(pages) => Witness::Seen(pages),
+            None => Witness::NotShown(BY_GVA.into()),
+        }
     }
 
     fn verification(&self) -> Witness<crate::Verification> {

@@ -1,0 +1,114 @@
+//! Every guest on KVM with real NPT and real EPT, inside the labs, and its leaves against those of the models.
+//!
+//! With `MEMVIRT_LABS=1`; each lab boots once for all guests. A lab that cannot run here fails then.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
+
+use guest_tests::{Guest, Image};
+use harness::Mmu;
+use harness::lab::Lab;
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The page that explains where the models differ from the real thing.
+const EXPLAINED: &str = include_str!("../../docs/labs.md");
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let wanted = std::env::var("MEMVIRT_LABS").is_ok_and(|value| value == "1");
+    if !wanted {
+        // Standard output belongs to the test list.
+        eprintln!("labs: ignored, MEMVIRT_LABS=1 runs them");
+    }
+    let guests = || guest_tests::built_in();
+    let trials = Lab::ALL.into_iter().flat_map(|lab| guests().map(move |guest| trial(guest, lab, wanted)));
+    libtest_mimic::run(&args, trials.collect()).exit_code()
+}
+
+fn trial(guest: Guest, lab: Lab, wanted: bool) -> Trial {
+    let image = Image::parse(guest.elf.to_vec());
+    let area = image.as_ref().map(|image| image.manifest().area).unwrap_or_default();
+    let unsuited = image.ok().and_then(|image| Mmu::Lab(lab).unsuited(&image));
+    let name = format!("{}::{}::{}", lab.column(), area.word(), guest.name);
+    let ignored = !wanted || unsuited.is_some();
+    let test = move || match unsuited {
+        Some(why) => Err(Failed::from(format!("cannot run there: {why}"))),
+        None if wanted => passes(guest.name, lab),
+        None => Err("MEMVIRT_LABS=1 runs it".into()),
+    };
+    Trial::test(name, test).with_ignored_flag(ignored)
+}
+
+/// The guest passes, and its leaves are the model's, unless the documentation says why they are not.
+fn passes(guest: &str, lab: Lab) -> Result<(), Failed> {
+    let visit = visit(lab)?;
+    let Some(report) = visit.reports.get(guest) else {
+        return Err(format!("no verdict: {}", visit.complaints).into());
+    };
+    if report["verdict"] != "pass" {
+        return Err(format!("{}: {}", report["verdict"], report["reasons"]).into());
+    }
+    let model = &report["model"];
+    let differs = model["lab_alone"] != Value::Array(vec![]) || model["model_alone"] != Value::Array(vec![]);
+    let explained = EXPLAINED.contains(&format!("\n| `{guest}` |"));
+    match (model["alike"].is_number(), differs, explained) {
+        (false, ..) => Err(format!("leaves could not be compared: {model}").into()),
+        (true, true, false) => Err(format!("other leaves than the model's: {model:#}").into()),
+        (true, false, true) => Err("the leaves are the model's: docs/labs.md says that they are not".into()),
+        _ => Ok(()),
+    }
+}
+
+/// What came of one boot of a lab.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Visit {
+    /// Of which run of nextest, which has a process for each test.
+    run: String,
+    reports: HashMap<String, Value>,
+    complaints: String,
+}
+
+/// One boot for all tests.
+fn visit(lab: Lab) -> Result<&'static Visit, Failed> {
+    static VISITS: [OnceLock<Result<Visit, String>>; Lab::ALL.len()] = [OnceLock::new(), OnceLock::new()];
+    let visit = VISITS[lab as usize].get_or_init(|| match std::env::var("NEXTEST_RUN_ID") {
+        Ok(run) => shared_visit(lab, run).map_err(|error| error.to_string()),
+        Err(_) => boot(lab).map_err(|error| error.to_string()),
+    });
+    visit.as_ref().map_err(|error| error.clone().into())
+}
+
+/// The first process of a run boots the lab, the others wait for what it finds.
+fn shared_visit(lab: Lab, run: String) -> std::io::Result<Visit> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.json", lab.column()));
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    if let Some(visit) = serde_json::from_str(&text).ok().filter(|visit: &Visit| visit.run == run) {
+        return Ok(visit);
+    }
+    let visit = Visit { run, ..boot(lab)? };
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(&serde_json::to_vec(&visit)?)?;
+    Ok(visit)
+}
+
+fn boot(lab: Lab) -> std::io::Result<Visit> {
+    let output = Command::new(env!("CARGO_BIN_EXE_memvirt")).args(["lab", lab.name(), "--json"]).output()?;
+    let mut visit =
+        Visit { complaints: String::from_utf8_lossy(&output.stderr).into_owned(), ..Visit::default() };
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let report: Value = serde_json::from_str(line)?;
+        let guest = report["guest"].as_str().unwrap_or_default().to_owned();
+        visit.reports.insert(guest, report);
+    }
+    Ok(visit)
+}
