@@ -19,6 +19,7 @@
 //! | [`judge`], [`Report`] | from a run to a verdict |
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`lab`] | KVM inside an emulator that has NPT or EPT |
+//! | [`report`] | a page for people: where all memory is, each page's walk, faults, machines side by side |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
 //! vCPUs take turns on one thread; what a manifest has the host do happens while none runs. KVM's second level is read from
@@ -27,16 +28,19 @@
 mod chain;
 mod devices;
 mod error;
+mod exits;
 pub mod inspect;
 mod judge;
 pub mod lab;
 mod machine;
 mod mmu;
+pub mod report;
 mod steps;
 
 pub use chain::{Chain, Check, Known, LinkKind, Observer, Outcome};
 pub use devices::{PORT_BELL, PORT_CONSOLE, PORT_EXIT};
 pub use error::HarnessError;
+pub use exits::Exits;
 pub use judge::{Counts, Report, Verdict, judge, run_guest};
 pub use machine::{Ending, Machine, Run, Slots};
 pub use mmu::Mmu;

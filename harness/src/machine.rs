@@ -22,6 +22,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::Chain;
 use crate::devices::{Devices, pc};
+use crate::exits::Exits;
 use crate::judge::Judge;
 use crate::steps::{Done, is_known};
 use crate::{HarnessError, PORT_BELL};
@@ -76,6 +77,8 @@ pub struct Run {
     pub memory_faults: u64,
     /// The chains of the pages that were looked at while it ran.
     pub chains: Vec<Chain>,
+    /// What it came back for.
+    pub exits: Exits,
     /// From the first instruction to the last exit.
     pub elapsed: Duration,
     /// What was found while it ran.
@@ -93,6 +96,7 @@ pub struct Machine {
     pub(crate) regions: BTreeMap<String, RegionId>,
     pub(crate) image: Image,
     pub(crate) done: Done,
+    records: bool,
 }
 
 impl Machine {
@@ -138,7 +142,13 @@ impl Machine {
             vcpu.set_regs(&regs)?;
         }
         let done = Done::default();
-        Ok(Self { image, space, regions, slots, vcpus, vm, done })
+        Ok(Self { image, space, regions, slots, vcpus, vm, done, records: false })
+    }
+
+    /// The next run is recorded: when each exit came, and each second-level fault, where the host shows it.
+    pub fn record(&mut self) {
+        self.records = true;
+        self.vm.record_faults();
     }
 
     /// Runs the guest to its end, or to that of its budget.
@@ -150,14 +160,15 @@ impl Machine {
         let machine = &manifest.machine;
         let mut devices = Devices::new(self.space.view(), machine.memory.0, machine.vcpus);
         let mut found = Judge::default();
-        let (ending, last) = self.take_turns(&mut devices, &budget, &mut found)?;
+        let mut exits = if self.records { Exits::timed() } else { Exits::default() };
+        let (ending, last) = self.take_turns(&mut devices, &mut exits, &budget, &mut found)?;
         let elapsed = start.elapsed();
         self.settle(&mut found)?;
         let regs = self.vcpus[last].regs()?;
         let (mmio, mmio_unkept) = (std::mem::take(&mut devices.mmio), devices.mmio_unkept);
         let (memory_faults, chains) = (devices.memory_faults, std::mem::take(&mut found.chains));
         let console = String::from_utf8_lossy(&devices.into_console()).into_owned();
-        Ok(Run { ending, regs, console, mmio, mmio_unkept, memory_faults, chains, elapsed, found })
+        Ok(Run { ending, regs, console, mmio, mmio_unkept, memory_faults, chains, exits, elapsed, found })
     }
 
     /// Runs the vCPUs in turn, on this one thread so that two runs are the same, until one of them ends the run or all
@@ -165,6 +176,7 @@ impl Machine {
     fn take_turns(
         &mut self,
         devices: &mut Devices,
+        exits: &mut Exits,
         budget: &Budget,
         found: &mut Judge,
     ) -> Result<(Ending, usize), HarnessError> {
@@ -197,6 +209,7 @@ impl Machine {
             if more {
                 continue;
             }
+            exits.note(&exit);
             if let Some((line, high)) = Devices::interrupt_line(&exit) {
                 self.vm.set_irq_line(line, high)?;
             }

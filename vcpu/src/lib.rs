@@ -67,4 +67,6 @@ pub use kvm::KvmVm;
 pub use pagemap::frame as pagemap_frame;
 pub use regs::{DescriptorTable, Gpr, Regs, Segment, SystemRegs, cr0, cr3, cr4, efer, rflags};
 pub use vm::{HostEvent, Vcpu, Vm};
-pub use witness::{HostView, MappedPage, SecondLevelLeaf, Verification, Witness};
+pub use witness::{
+    FaultEvent, FaultRecord, HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness,
+};

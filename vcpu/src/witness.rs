@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use ept::live::LiveReport;
-use ept::{Caching, Rights};
+use ept::mmu::FaultOutcome;
+use ept::{Caching, Format, Path, Rights};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use crate::soft;
@@ -39,6 +41,49 @@ pub struct SecondLevelLeaf {
     pub entry_address: Hpa,
     /// The leaf entry.
     pub entry: u64,
+    /// All entries on the way, the root's first and the leaf last.
+    pub path: Path,
+}
+
+/// The second-level tables of a VM as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondLevelTables {
+    /// The format of their entries.
+    pub format: Format,
+    /// They translate guest-virtual addresses: shadow paging.
+    pub shadow: bool,
+    /// Bytes of all tables.
+    pub bytes: u64,
+    /// Leaves of 4K, 2M and 1G.
+    pub leaves: [u64; 3],
+}
+
+/// A second-level fault that the host has handled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FaultEvent {
+    /// When, after the recording began.
+    pub at: Duration,
+    /// How long it took the host.
+    pub took: Duration,
+    /// Whose access it was.
+    pub vcpu: u32,
+    /// The address of the access.
+    pub gva: Gva,
+    /// The address that had no entry, if the second level translates guest-physical ones.
+    pub gpa: Option<Gpa>,
+    /// What the access was to do.
+    pub access: Rights,
+    /// What came of it.
+    pub outcome: FaultOutcome,
+}
+
+/// The faults of a recording, in order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FaultRecord {
+    /// The first of them.
+    pub events: Vec<FaultEvent>,
+    /// How many more there were.
+    pub unkept: u64,
 }
 
 /// A page that the second level maps for a guest-physical address.
@@ -110,6 +155,14 @@ pub trait HostView {
     fn violations(&self) -> Option<u64>;
     /// All pages that the second level maps, lowest first, where it translates guest-physical addresses.
     fn mapped_pages(&self) -> Witness<Vec<MappedPage>>;
+    /// Begins to record second-level faults anew, where the host can; it costs nothing before that.
+    fn record_faults(&self) {}
+    /// The faults since [`record_faults`](Self::record_faults).
+    fn faults(&self) -> Witness<FaultRecord> {
+        Witness::NotShown("the host does not tell of single faults".into())
+    }
+    /// The second-level tables as a whole.
+    fn tables(&self) -> Witness<SecondLevelTables>;
     /// What is wrong with all of the second-level tables, and with what processors remember of them.
     fn verification(&self) -> Witness<Verification>;
     /// From here on what becomes of this thread's VMs' leaves, and of those of threads that it makes, is recorded: then

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use guest_tests::{BootSpec, Bytes, GuestError, Image, VendorSpec};
+use harness::report::Page;
 use harness::{Mmu, Report, Verdict, run_guest};
 
 use super::source::{self, Columns, Source};
@@ -14,6 +15,9 @@ pub(crate) struct Args {
     /// The machine to run on: ept, npt or shadow (software), kvm, or all.
     #[arg(long, default_value = "ept")]
     mmu: Columns,
+    /// Write a page for people, with all that was found: one HTML file that needs no network.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) options: Options,
 }
@@ -64,6 +68,7 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
     if options.list {
         return list(&mut out);
     }
+    let mut page = args.report.as_ref().map(|_| Page::default());
     let mut status = Status::AsExpected;
     for guest in options.guests() {
         let guest = match guest {
@@ -75,7 +80,7 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
             }
         };
         for mmu in args.mmu.list() {
-            status = status.max(match options.report(&guest, mmu) {
+            status = status.max(match options.report(&guest, mmu, page.as_mut()) {
                 Ok(report) => {
                     write!(out, "{}", options.text(&report))?;
                     out.flush()?;
@@ -87,6 +92,12 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
                 }
             });
         }
+    }
+    if let (Some(path), Some(page)) = (&args.report, page)
+        && let Err(error) = std::fs::write(path, page.html())
+    {
+        output::complain(&format!("{}: {error}", path.display()));
+        return Ok(Status::Trouble);
     }
     Ok(status)
 }
@@ -141,13 +152,23 @@ impl Options {
         image.with_manifest(manifest)
     }
 
-    /// Runs one guest on one machine, if it can run there.
-    pub(crate) fn report(&self, guest: &Source, mmu: Mmu) -> Result<Report, String> {
-        match mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
-            Some(why) => Ok(Report::skipped(&guest.name, mmu, why)),
-            None => run_guest(&guest.name, &guest.image, mmu)
-                .map_err(|error| format!("{} on {mmu}: {error}", guest.name)),
-        }
+    /// Runs one guest on one machine, if it can run there; for the page too, if there is one.
+    pub(crate) fn report(
+        &self,
+        Source { name, image }: &Source,
+        mmu: Mmu,
+        page: Option<&mut Page>,
+    ) -> Result<Report, String> {
+        let report = match (mmu.unavailable().or_else(|| mmu.unsuited(image)), page) {
+            (Some(why), page) => {
+                let report = Report::skipped(name, mmu, why);
+                page.into_iter().for_each(|page| page.add_report(&report, image));
+                Ok(report)
+            }
+            (None, Some(page)) => page.run_guest(name, image, mmu),
+            (None, None) => run_guest(name, image, mmu),
+        };
+        report.map_err(|error| format!("{name} on {mmu}: {error}"))
     }
 
     /// Whether all is to be seen of each guest.

@@ -3,13 +3,13 @@
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ept::live::{Kernel, LiveError, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace};
+use ept::live::{Kernel, LiveError, LiveRoot, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace};
 use ept::{Access, Flags, Kind, walk};
-use memory_model::{Gpa, Gva, Hpa, Hva};
+use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use super::KvmVm;
 use crate::witness::BY_GVA;
-use crate::{HostView, MappedPage, SecondLevelLeaf, Verification, Witness, pagemap};
+use crate::{HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness, pagemap};
 
 /// The running kernel, if this process may read it; else why not. Asked once: it takes a while to find the fields.
 pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
@@ -64,6 +64,10 @@ impl Live {
             Ok(tables) => mapped_pages(&tables),
             Err(why) => Witness::NotShown(why.into()),
         }
+    }
+
+    pub fn second_level(&self, fd: &impl AsRawFd) -> Witness<SecondLevelTables> {
+        self.ask(fd, |vm| Ok(second_level(&vm.tables()?)))
     }
 
     pub fn verification(&self, fd: &impl AsRawFd) -> Witness<Verification> {
@@ -133,6 +137,10 @@ impl HostView for Still<'_> {
         mapped_pages(&self.tables)
     }
 
+    fn tables(&self) -> Witness<SecondLevelTables> {
+        second_level(&self.tables).into()
+    }
+
     fn verification(&self) -> Witness<Verification> {
         self.vm.verification()
     }
@@ -142,12 +150,27 @@ fn slot_hva(slots: &[LiveSlot], gpa: Gpa) -> Option<Hva> {
     slots.iter().filter(|slot| slot.space == 0).find_map(|slot| slot.memslot.hva_of(gpa))
 }
 
+/// As the root that vCPU 0 uses has them.
+fn second_level(tables: &LiveTables) -> Option<SecondLevelTables> {
+    let root = tables.root_of(0)?;
+    Some(SecondLevelTables {
+        format: root.paging.format,
+        shadow: is_shadow(tables, root),
+        bytes: (tables.frames().count() as u64) << PageSize::Size4K.shift(),
+        leaves: tables.counted(),
+    })
+}
+
+fn is_shadow(tables: &LiveTables, root: &LiveRoot) -> bool {
+    tables.second_level() == SecondLevel::Shadow && !root.page.direct
+}
+
 /// By the root that vCPU 0 uses.
 fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
     let root = tables.root_of(0)?;
-    let (address, access) = match tables.second_level() {
-        SecondLevel::Shadow if !root.page.direct => (gva.raw(), Access::READ),
-        _ => (gpa.raw(), Access::READ.by_user()),
+    let (address, access) = match is_shadow(tables, root) {
+        true => (gva.raw(), Access::READ),
+        false => (gpa.raw(), Access::READ.by_user()),
     };
     let found = walk(tables, &root.paging, address, access, Flags::Keep);
     let (leaf, step) = found.outcome.ok().zip(found.path.last())?;
@@ -157,6 +180,7 @@ fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
         rights: leaf.rights(),
         entry_address: Hpa(step.entry_address()),
         entry: leaf.entry,
+        path: found.path,
     })
 }
 

@@ -12,7 +12,10 @@ use slot_manager::{KvmDoorbells, KvmRings, KvmSlots, SlotExecutor};
 use super::coalesced::CoalescedWrites;
 use super::live::{Live, Still};
 use super::{KvmVcpu, host};
-use crate::{HostView, MappedPage, SecondLevelLeaf, Vcpu, VcpuError, Verification, Vm, Witness, pagemap};
+use crate::{
+    HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Vcpu, VcpuError, Verification, Vm, Witness,
+    pagemap,
+};
 
 /// A virtual machine of KVM's. Without interrupt controllers in the kernel `HLT` comes back as an exit; with them
 /// ([`KvmVm::with_irqchip`]) a vCPU sleeps until it is interrupted, or its budget ends.
@@ -117,6 +120,10 @@ impl HostView for KvmVm {
 
     fn mapped_pages(&self) -> Witness<Vec<MappedPage>> {
         self.live.mapped_pages(self)
+    }
+
+    fn tables(&self) -> Witness<SecondLevelTables> {
+        self.live.second_level(self)
     }
 
     fn verification(&self) -> Witness<Verification> {

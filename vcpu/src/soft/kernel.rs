@@ -8,6 +8,7 @@ use slot_manager::{
     SlotError, SlotFault, SlotFlags, SlotOp, SlotRecord,
 };
 
+use super::faults::FaultLog;
 use super::guest_paging::GuestPagings;
 use super::host::{Host, MmuNotifier};
 use super::irqchip::Irqchip;
@@ -15,7 +16,7 @@ use super::options::{MAX_PHY_ADDR, SoftOptions};
 use super::second_level::SoftMmu;
 use super::table_tlb::TableTlb;
 use super::tlb::Tlb;
-use crate::{MappedPage, SecondLevelLeaf, VcpuError};
+use crate::{MappedPage, SecondLevelLeaf, SecondLevelTables, VcpuError};
 
 /// Slots, host and MMU of one VM. Its fields are open, so that a test can look at them, or break one and see who notices.
 pub struct SoftKernel {
@@ -27,6 +28,8 @@ pub struct SoftKernel {
     pub mmu: SoftMmu,
     /// The interrupt controllers, if it has them.
     pub irqchip: Option<Irqchip>,
+    /// The faults, if they are recorded.
+    pub(super) faults: FaultLog,
     /// How often it has asked the processors to flush.
     flushes: Flushes,
     pub(super) vcpus: Vec<VcpuArch>,
@@ -94,6 +97,7 @@ impl SoftKernel {
             host,
             mmu,
             irqchip: options.irqchip.then(Irqchip::new),
+            faults: FaultLog::default(),
             flushes: Flushes::default(),
             vcpus: Vec::new(),
             dirty_bits: options.dirty_bits && options.second_level.has_dirty_bits(),
@@ -219,6 +223,17 @@ impl SoftKernel {
         self.host.quiesce();
     }
 
+    /// The tables of the MMU as a whole; `None` for a shadow before there is a vCPU.
+    pub(super) fn tables(&self) -> Option<SecondLevelTables> {
+        let (format, shadow) = match &self.mmu {
+            SoftMmu::Tdp(tdp) => (tdp.paging().format, false),
+            SoftMmu::Shadow(_) => (self.vcpus.first()?.shadow.as_ref()?.paging().format, true),
+        };
+        let stats = self.mmu.stats();
+        let leaves = [stats.pages_4k, stats.pages_2m, stats.pages_1g];
+        Some(SecondLevelTables { format, shadow, bytes: self.mmu.table_bytes(), leaves })
+    }
+
     /// What the second level says of the guest's page at `gpa`; a shadow, of `gva`, from which the guest's own tables
     /// lead there, as vCPU 0 walks it.
     pub fn leaf(&self, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
@@ -255,6 +270,7 @@ fn leaf(host: &Host, paging: &Paging, address: u64, access: Access) -> Option<Se
         rights: leaf.rights(),
         entry_address: Hpa(last.entry_address()),
         entry: leaf.entry,
+        path: walk.path,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
+use std::time::Duration;
+
 use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
 use ept::{
     Access, Fault, Flags, NestedFault, NestedLeaf, Rights, nested_translate, translate, try_guest_table,
@@ -14,6 +16,7 @@ use super::second_level::SoftMmu;
 use super::table_tlb::Table;
 use super::tlb::{Page, Use};
 use super::{AccessKind, Bus, BusFault, Paging};
+use crate::FaultEvent;
 
 /// Memory as a CPU sees it.
 pub(super) struct Mmu<'a> {
@@ -184,7 +187,8 @@ impl Mmu<'_> {
         len: usize,
         access: Access,
     ) -> Result<Walked, BusFault> {
-        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), vcpus, .. } = &mut *self.kernel else {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Tdp(tdp), faults, vcpus, .. } = &mut *self.kernel
+        else {
             return Err(BusFault::Broken);
         };
         let guest = vcpus[self.vcpu as usize].pagings.select(paging)?;
@@ -200,7 +204,9 @@ impl Mmu<'_> {
                     (gpa, fault, guest.map(|guest| guest.not_present(access)))
                 }
             };
+        let begun = faults.begin();
         let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
+        faults.end(begun, || fault_event(self.vcpu, gva, Some(gpa), access, &outcome));
         match (self.settle(gva, len, outcome), absent_table) {
             // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
             (Err(BusFault::Mmio { .. }), Some(fault)) => Err(guest_fault(fault, gva)),
@@ -216,7 +222,9 @@ impl Mmu<'_> {
         len: usize,
         access: Access,
     ) -> Result<Walked, BusFault> {
-        let SoftKernel { memslots, host, mmu: SoftMmu::Shadow(shadow), vcpus, .. } = &mut *self.kernel else {
+        let SoftKernel { memslots, host, mmu: SoftMmu::Shadow(shadow), faults, vcpus, .. } =
+            &mut *self.kernel
+        else {
             return Err(BusFault::Broken);
         };
         let VcpuArch { shadow: Some(context), pagings, reload, .. } = &mut vcpus[self.vcpu as usize] else {
@@ -232,7 +240,9 @@ impl Mmu<'_> {
             // The leaf's size says nothing of the guest's page: the MMU asks for a flush where more than one goes.
             return Ok(Walked::To { input: gva.raw(), hpa: Hpa(leaf.address), size: PageSize::Size4K });
         }
+        let begun = faults.begin();
         let outcome = shadow.fault(context, gva.raw(), access, &slots, host);
+        faults.end(begun, || fault_event(self.vcpu, gva, None, access, &outcome));
         self.settle(gva, len, outcome)
     }
 
@@ -298,6 +308,18 @@ impl Mmu<'_> {
             SoftMmu::Tdp(_) => Ok(()),
         }
     }
+}
+
+/// What is recorded of a fault, but for its times; nothing of one that the MMU could not handle.
+fn fault_event(
+    vcpu: u32,
+    gva: Gva,
+    gpa: Option<Gpa>,
+    access: Access,
+    outcome: &Result<FaultOutcome, ept::Error>,
+) -> Option<FaultEvent> {
+    let (at, took) = (Duration::ZERO, Duration::ZERO);
+    Some(FaultEvent { at, took, vcpu, gva, gpa, access: access.does, outcome: outcome.ok()? })
 }
 
 /// Bytes from `gva` to the end of its page.

@@ -20,6 +20,7 @@
 
 mod bus;
 pub mod cpu;
+mod faults;
 mod guest_paging;
 pub mod host;
 pub mod irqchip;

@@ -16,8 +16,8 @@ use super::second_level::SoftMmu;
 use super::verification::Verification;
 use crate::witness::BY_GVA;
 use crate::{
-    Budget, Entry, Exit, HostEvent, HostView, Kick, Limit, MappedPage, Regs, SecondLevelLeaf, SystemRegs,
-    Vcpu, VcpuError, Vm, Witness,
+    Budget, Entry, Exit, FaultRecord, HostEvent, HostView, Kick, Limit, MappedPage, Regs, SecondLevelLeaf,
+    SecondLevelTables, SystemRegs, Vcpu, VcpuError, Vm, Witness,
 };
 
 /// A VM without KVM: the slots are [`KernelMemslots`], the second level is `ept`'s, the frames are simulated.
@@ -142,6 +142,21 @@ impl HostView for SoftVm {
             Some(pages) => Witness::Seen(pages),
             None => Witness::NotShown(BY_GVA.into()),
         }
+    }
+
+    fn record_faults(&self) {
+        self.kernel().faults.start();
+    }
+
+    fn faults(&self) -> Witness<FaultRecord> {
+        match self.kernel().faults.record() {
+            Some(record) => Witness::Seen(record.clone()),
+            None => Witness::NotShown("nobody has asked for a record of faults".into()),
+        }
+    }
+
+    fn tables(&self) -> Witness<SecondLevelTables> {
+        self.kernel().tables().into()
     }
 
     fn verification(&self) -> Witness<crate::Verification> {
