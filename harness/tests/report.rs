@@ -53,12 +53,15 @@ fn column(text: &Value) -> Vec<i128> {
             (number, shift) = (0, 0);
         }
     }
-    let signed = |raw: u128| if raw % 2 == 0 { (raw / 2) as i128 } else { -((raw / 2 + 1) as i128) };
+    let signed = |raw: u128| if raw.is_multiple_of(2) { (raw / 2) as i128 } else { -((raw / 2 + 1) as i128) };
     raw.chunks(2).flat_map(|pair| vec![signed(pair[0]); pair[1] as usize]).collect()
 }
 
-/// Where the data has a page: GPA, HVA, HPA and the size of its leaf.
-fn find(memory: &Value, gva: u64) -> Option<(u64, Option<u64>, Option<u64>, Option<String>)> {
+/// GPA, HVA, HPA and the size of the leaf.
+type Place = (u64, Option<u64>, Option<u64>, Option<String>);
+
+/// Where the data has a page.
+fn find(memory: &Value, gva: u64) -> Option<Place> {
     let (kinds, pages) = (column(&memory["kind"]), column(&memory["pages"]));
     let place = |name: &str| -> Vec<u64> {
         let mut end = 0;

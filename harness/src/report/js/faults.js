@@ -1,8 +1,10 @@
 // Faults and exits over time, and how long faults took.
 
 const CHART = { width: 960, height: 240, left: 120, bottom: 24, top: 10 };
+/// Only the first command is absolute, so that a sign can be drawn anywhere.
 const SIGNS = [
-  "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z", "M-3 -3h6v6h-6z", "M0 -4L4 3H-4z", "M0 -4L4 0L0 4L-4 0z", "M-3 -3L3 3M3 -3L-3 3", "M-4 0h8M0 -4v8", "M-3 -3h6M0 -3v6",
+  "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z", "M-3 -3h6v6h-6z", "M0 -4l4 7h-8z", "M0 -4l4 4l-4 4l-4 -4z", "M-3 -3l6 6m0 -6l-6 6",
+  "M-4 0h8m-4 -4v8", "M-3 -3h6m-3 0v6",
 ];
 
 /// Marks at their pixels, each pixel once.

@@ -46,7 +46,7 @@ function drawRanges(run) {
       h("span", { class: "mono" }, frames), guest ? `${guest.size} ${guest.rights}` : "–", second ? `${second.size} ${second.rights}` : "no leaf", count(pages),
     ]);
   }
-  return h("div", {}, table(["GVA", "GPA", "region", "HVA", "HPA", "guest page", "leaf", "#pages"], rows),
+  return h("div", {}, table(["GVA", "GPA", "region", "HVA", "HPA", "guest page", "leaf", "#pages"], rows, { class: "ranges" }),
     more ? h("button", { type: "button", onclick: () => { state.rows *= 4; drawMain(); } }, `${count(more)} more ranges`) : null);
 }
 

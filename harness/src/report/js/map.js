@@ -7,7 +7,7 @@ const COLUMNS = [
   { key: "hva", name: "HVA", note: "the VMM's process" },
   { key: "hpa", name: "HPA", note: "frames of the host" },
 ];
-const HEIGHT = 560, TOP = 40, BOX = 176, STEP = 268, HEADER = 16, LEAST = 12, ROWS_PER_PIXEL = 2;
+const HEIGHT = 560, TOP = 40, BOX = 176, STEP = 268, HEADER = 16, LEAST = 15, ROWS_PER_PIXEL = 2;
 const MOST_LINES = 3000, MOST_GAPS = 9;
 const boxAt = (column) => 10 + column * STEP;
 
