@@ -189,7 +189,7 @@ impl Observer<'_> {
             match found {
                 Some(Ok(found)) if found == holds => note.ok("content"),
                 Some(Ok(found)) => {
-                    note.wrong("content", format!("{hva} holds {found:#x}, the guest left {holds:#x}"))
+                    note.wrong("content", format!("expected {holds:#x}, found {found:#x} at {hva}"))
                 }
                 Some(Err(error)) => note.wrong("content", error.to_string()),
                 None => note.wrong("content", format!("{hva} is no memory")),

@@ -9,7 +9,7 @@ use vcpu::{Exit, HostView, Witness};
 
 use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
 use crate::machine::{Ending, Machine, Run};
-use crate::{HarnessError, Mmu};
+use crate::{HarnessError, Mmu, Scene};
 
 /// What became of a guest on one machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -87,6 +87,8 @@ pub struct Report {
     pub chains: Vec<Chain>,
     /// The run, if there was one.
     pub run: Option<Run>,
+    /// What was left behind, if it did not pass.
+    pub scene: Option<Scene>,
 }
 
 impl Report {
@@ -103,6 +105,7 @@ impl Report {
             elapsed: Duration::ZERO,
             chains: Vec::new(),
             run: None,
+            scene: None,
         }
     }
 }
@@ -130,6 +133,10 @@ pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Re
         (Ending::Halted, _) => Verdict::NoVerdict,
         (Ending::Reported(_), false) => Verdict::Fail,
     };
+    let scene = match verdict {
+        Verdict::Pass => None,
+        _ => Some(Scene::of(machine, &run)?),
+    };
     let mut chains = run.chains.clone();
     chains.append(&mut judge.chains);
     Ok(Report {
@@ -143,6 +150,7 @@ pub fn judge(name: &str, mmu: Mmu, machine: &mut Machine, run: Run) -> Result<Re
         elapsed: run.elapsed,
         chains,
         run: Some(run),
+        scene,
     })
 }
 

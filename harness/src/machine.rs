@@ -65,7 +65,9 @@ pub enum Ending {
 pub struct Run {
     /// How it ended.
     pub ending: Ending,
-    /// The registers at the end.
+    /// The vCPU that it ended on.
+    pub vcpu: usize,
+    /// Its registers at the end.
     pub regs: Regs,
     /// What the guest wrote to its console.
     pub console: String,
@@ -168,7 +170,19 @@ impl Machine {
         let (mmio, mmio_unkept) = (std::mem::take(&mut devices.mmio), devices.mmio_unkept);
         let (memory_faults, chains) = (devices.memory_faults, std::mem::take(&mut found.chains));
         let console = String::from_utf8_lossy(&devices.into_console()).into_owned();
-        Ok(Run { ending, regs, console, mmio, mmio_unkept, memory_faults, chains, exits, elapsed, found })
+        Ok(Run {
+            ending,
+            vcpu: last,
+            regs,
+            console,
+            mmio,
+            mmio_unkept,
+            memory_faults,
+            chains,
+            exits,
+            elapsed,
+            found,
+        })
     }
 
     /// Runs the vCPUs in turn, on this one thread so that two runs are the same, until one of them ends the run or all
@@ -267,6 +281,11 @@ impl Machine {
         &*self.vm
     }
 
+    /// Control, segment and table registers of a vCPU.
+    pub(crate) fn system_regs(&mut self, vcpu: usize) -> Result<SystemRegs, HarnessError> {
+        Ok(self.vcpus[vcpu].system_regs()?)
+    }
+
     /// The ring that the guest is in.
     pub fn ring(&mut self) -> Result<u8, HarnessError> {
         Ok(self.vcpus[0].system_regs()?.ss.dpl)
@@ -274,8 +293,7 @@ impl Machine {
 
     /// The guest's paging, as the vCPU's registers select it now; `None` with paging off.
     pub fn guest_paging(&mut self) -> Result<Option<Paging>, HarnessError> {
-        let processor = Processor::new(MaxPhyAddr::MAX);
-        self.vcpus[0].system_regs()?.paging(processor).map_err(HarnessError::GuestPaging)
+        paging_of(&self.vcpus[0].system_regs()?)
     }
 }
 
@@ -350,6 +368,11 @@ impl MmioOps for FixedAnswer {
     fn rules(&self) -> AccessRules {
         AccessRules::ANY
     }
+}
+
+/// The paging that registers select; `None` with paging off.
+pub(crate) fn paging_of(system: &SystemRegs) -> Result<Option<Paging>, HarnessError> {
+    system.paging(Processor::new(MaxPhyAddr::MAX)).map_err(HarnessError::GuestPaging)
 }
 
 /// Copies the program into memory, which is fresh and so zero where the file has no bytes.

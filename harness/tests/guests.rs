@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use guest_tests::{Guest, Image};
-use harness::{Mmu, Report, Verdict, run_guest};
+use harness::{Mmu, Verdict, run_guest};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -38,23 +38,8 @@ fn run(name: &str, image: &Image, mmu: Mmu) -> Result<(), Failed> {
     let report = run_guest(name, image, mmu)?;
     match report.verdict {
         Verdict::Pass => Ok(()),
-        _ => Err(explain(&report).into()),
+        verdict => Err(format!("{}: {}", verdict.word(), report.explanation()).into()),
     }
-}
-
-/// The verdict first, then all that is known.
-fn explain(report: &Report) -> String {
-    let mut text = format!("{}: {}\n", report.verdict.word(), report.reasons.join("\n"));
-    if let Some(run) = &report.run {
-        text += &format!(
-            "ended: {:x?}\nconsole: {:?}\nmmio: {:x?}\n{}",
-            run.ending, run.console, run.mmio, run.regs
-        );
-    }
-    for chain in &report.chains {
-        text += &format!("{chain:x?}\n");
-    }
-    text
 }
 
 fn required_machines_are_here() -> Result<(), Failed> {

@@ -3,10 +3,9 @@
 use std::io::{self, Write};
 
 use guest_tests::Location;
-use harness::{Chain, HarnessError, Known, Machine, Mmu, Observer, Outcome};
-use memory_model::{Gva, PageSize};
+use harness::{Chain, HarnessError, Known, Machine, Mmu, Observer};
+use memory_model::Gva;
 
-use super::output::{letters, shown};
 use super::source::{self, Source};
 use super::{Status, output};
 
@@ -44,9 +43,8 @@ pub(crate) fn map(args: &Args) -> io::Result<Status> {
     let mut out = io::stdout().lock();
     let mut status = Status::AsExpected;
     for chain in &chains {
-        show(&mut out, chain)?;
-        let wrong = chain.checks.iter().any(|check| matches!(check.outcome, Outcome::Wrong(_)));
-        status = status.max(if wrong { Status::Failed } else { Status::AsExpected });
+        write!(out, "{chain}")?;
+        status = status.max(if chain.is_wrong() { Status::Failed } else { Status::AsExpected });
     }
     Ok(status)
 }
@@ -60,39 +58,4 @@ fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
     let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
     let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host(), ring };
     Ok(addresses.into_iter().map(|gva| observer.follow(Gva(gva), &Known::default())).collect())
-}
-
-fn show(out: &mut impl Write, chain: &Chain) -> io::Result<()> {
-    const TABLES: [&str; 6] = ["", "PT", "PD", "PDPT", "PML4", "PML5"];
-    writeln!(out, "GVA {}", chain.gva)?;
-    for step in chain.guest_walk.iter() {
-        let table = TABLES[usize::from(step.level)];
-        writeln!(out, "    {table:<4} {:#x} [{:>3}] = {:#018x}", step.table, step.index, step.entry)?;
-    }
-    let page = chain.guest_page.map_or_else(String::new, |size| format!("  ({size} page of the guest)"));
-    writeln!(out, " -> GPA {}{page}", shown(chain.gpa))?;
-    let region = chain.region.as_deref().unwrap_or("no region");
-    writeln!(out, " -> HVA {}  ({region}, slot {})", shown(chain.hva), shown(chain.slot.map(|slot| slot.0)))?;
-    writeln!(out, " -> HPA {}", shown(chain.hpa))?;
-    if let Some(leaf) = &chain.leaf {
-        writeln!(
-            out,
-            "    second level: leaf {:#018x} at {}: {} page at {}, {}",
-            leaf.entry,
-            leaf.entry_address,
-            leaf.size,
-            leaf.hpa.align_down(PageSize::Size4K),
-            letters(leaf.rights)
-        )?;
-    }
-    for check in &chain.checks {
-        match &check.outcome {
-            Outcome::Ok => {}
-            Outcome::Wrong(how) => writeln!(out, "    WRONG {}, {}: {how}", check.link, check.what)?,
-            Outcome::NotChecked(why) => {
-                writeln!(out, "    not checked: {}, {}: {why}", check.link, check.what)?
-            }
-        }
-    }
-    Ok(())
 }

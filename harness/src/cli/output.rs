@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 pub(crate) use harness::inspect::letters;
-use harness::{Chain, Counts, Ending, Outcome, Report, Run, Verdict};
+use harness::{Chain, Counts, Report, Verdict, plain};
 use serde::Serialize;
 
 /// One line to standard error.
@@ -55,45 +55,16 @@ pub(crate) fn summary(report: &Report) -> String {
 
 /// Why a guest did not pass, and what it left behind. Empty for one that passed.
 pub(crate) fn failure(report: &Report) -> String {
-    const SHOWN: usize = 8;
-    let mut text = String::new();
-    if matches!(report.verdict, Verdict::Pass | Verdict::Skip) {
-        return text;
-    }
-    for reason in report.reasons.iter().take(SHOWN) {
-        let _ = writeln!(text, "     {reason}");
-    }
-    if let Some(more) = report.reasons.len().checked_sub(SHOWN).filter(|&more| more > 0) {
-        let _ = writeln!(text, "     ... and {more} more");
-    }
-    if let Some(run) = &report.run {
-        text.push_str(&end_of_run(run));
-    }
-    text
+    report.explanation().lines().map(|line| format!("     {line}\n")).collect()
 }
 
 /// What the guest wrote, line by line. A guest's text may hold anything: no control character goes out.
 pub(crate) fn console(report: &Report) -> String {
     let lines = report.run.iter().flat_map(|run| run.console.lines());
     lines.fold(String::new(), |mut text, line| {
-        let plain: String = line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
-        let _ = writeln!(text, "     | {plain}");
+        let _ = writeln!(text, "     | {}", plain(line));
         text
     })
-}
-
-fn end_of_run(run: &Run) -> String {
-    let mut text = String::new();
-    if !run.console.is_empty() {
-        let _ = writeln!(text, "     console: {:?}", run.console);
-    }
-    // A guest that reported a failure stands behind its report: its registers say nothing.
-    if !matches!(run.ending, Ending::Reported(_)) {
-        for line in run.regs.to_string().lines() {
-            let _ = writeln!(text, "     {line}");
-        }
-    }
-    text
 }
 
 /// What could not be checked, and why.
@@ -120,7 +91,6 @@ pub(crate) fn chains(chains: &[Chain]) -> String {
 }
 
 fn row(chain: &Chain) -> [String; 7] {
-    let wrong = chain.checks.iter().any(|check| matches!(check.outcome, Outcome::Wrong(_)));
     let leaf = chain
         .leaf
         .as_ref()
@@ -132,7 +102,7 @@ fn row(chain: &Chain) -> [String; 7] {
         shown(chain.slot.map(|slot| slot.0)),
         shown(chain.hva),
         shown(chain.hpa),
-        if wrong { format!("{leaf}  WRONG") } else { leaf },
+        if chain.is_wrong() { format!("{leaf}  WRONG") } else { leaf },
     ]
 }
 
