@@ -209,6 +209,8 @@ fn browse(name: &str, html: &str, script: &str) -> Option<String> {
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        // All guests in a moment are more pages than a person looks at.
+        "--disable-ipc-flooding-protection",
         "--enable-logging=stderr",
         "--timeout=20000",
         "--dump-dom",
