@@ -161,7 +161,8 @@ impl Image {
     /// The symbol at an address or the nearest one before it in the same segment, and how far it is away.
     pub fn symbol_at(&self, address: u64) -> Option<(&str, u64)> {
         let segment = self.segments.iter().find(|segment| segment.memory.contains(Gpa(address)))?;
-        let near = self.symbols.iter().filter(|(_, value)| (segment.memory.first().0..=address).contains(value));
+        let near =
+            self.symbols.iter().filter(|(_, value)| (segment.memory.first().0..=address).contains(value));
         near.max_by_key(|(_, value)| **value).map(|(name, value)| (name.as_str(), address - value))
     }
 

@@ -150,6 +150,8 @@ pub struct MachineSpec {
     pub vendor: VendorSpec,
     /// Its processors have x2APIC mode; the software machine alone can choose.
     pub x2apic: bool,
+    /// Whether it has the interrupt controllers and timers of a PC; if absent, unless the program starts in long mode.
+    pub interrupts: Option<bool>,
     /// What a guest is told as its command line, but for one in long mode.
     pub command_line: String,
 }
@@ -275,6 +277,7 @@ impl Default for MachineSpec {
             boot: None,
             vendor: VendorSpec::default(),
             x2apic: true,
+            interrupts: None,
             command_line: String::new(),
         }
     }

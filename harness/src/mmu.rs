@@ -70,7 +70,11 @@ impl Mmu {
             Self::Npt => SecondLevel::NPT,
             Self::Shadow => SecondLevel::Shadow,
             Self::Kvm | Self::Lab(_) => {
-                return Ok(Box::new(if is_pc(image) { KvmVm::with_irqchip()? } else { KvmVm::new()? }));
+                return Ok(Box::new(if has_interrupts(image) {
+                    KvmVm::with_irqchip()?
+                } else {
+                    KvmVm::new()?
+                }));
             }
         };
         let vendor = match image.manifest().machine.vendor {
@@ -79,13 +83,14 @@ impl Mmu {
             VendorSpec::Amd => Vendor::Amd,
         };
         let x2apic = image.manifest().machine.x2apic;
-        let options = SoftOptions { vendor, irqchip: is_pc(image), x2apic, ..SoftOptions::of(second_level) };
+        let options =
+            SoftOptions { vendor, irqchip: has_interrupts(image), x2apic, ..SoftOptions::of(second_level) };
         Ok(Box::new(SoftVm::with(&options)?))
     }
 }
 
-fn is_pc(image: &Image) -> bool {
-    image.boot() != BootSpec::Long
+fn has_interrupts(image: &Image) -> bool {
+    image.manifest().machine.interrupts.unwrap_or(image.boot() != BootSpec::Long)
 }
 
 impl fmt::Display for Mmu {
