@@ -10,6 +10,23 @@ use vcpu::{Budget, Entry, Exit, Gpr, Limit};
 
 use crate::guest::{CODE, DATA, Guest, PLENTY};
 
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Kvm];
+    an_endless_loop_ends_with_its_budget,
+    an_interpreted_loop_ends_too,
+    a_deadline_in_the_past_does_not_enter_the_guest,
+    a_thread_that_blocks_all_signals_keeps_its_deadlines,
+    deadlines_hold_over_exits_and_between_vcpus,
+    a_vcpu_moves_between_threads,
+    a_kick_before_the_run_does_not_enter_the_guest,
+    a_kick_finishes_the_exit_before,
+    no_kick_is_lost,
+    a_storm_of_kicks_loses_no_exit,
+);
+
 const OVER: Exit = Exit::BudgetExceeded(Limit::WallClock);
 
 /// Counts in RCX for ever.
@@ -24,9 +41,8 @@ fn run_for(guest: &mut Guest, time: Duration) -> Exit {
     guest.vcpu.run(Entry::Resume, &Budget::time(time)).unwrap()
 }
 
-#[test]
 fn an_endless_loop_ends_with_its_budget() {
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let mut guest = Guest::ring3(endless);
     let time = Duration::from_millis(5);
     let mut count = 0;
     let mut rounds_with_progress = 0;
@@ -43,21 +59,18 @@ fn an_endless_loop_ends_with_its_budget() {
     assert!(rounds_with_progress > 1, "the guest goes on with the next budget");
 }
 
-#[test]
 fn an_interpreted_loop_ends_too() {
-    let Some(mut guest) = Guest::ring0(endless) else { return };
+    let mut guest = Guest::ring0(endless);
     assert_eq!(run_for(&mut guest, Duration::from_millis(20)), OVER);
 }
 
-#[test]
 fn a_deadline_in_the_past_does_not_enter_the_guest() {
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let mut guest = Guest::ring3(endless);
     assert_eq!(run_for(&mut guest, Duration::ZERO), OVER);
     assert_eq!(guest.regs()[Gpr::Rcx], 0);
 }
 
 /// One deadline for many runs, and vCPUs that take turns with deadlines of their own.
-#[test]
 fn deadlines_hold_over_exits_and_between_vcpus() {
     let port_loop = |a: &mut CodeAssembler| {
         let mut again = a.create_label();
@@ -65,9 +78,7 @@ fn deadlines_hold_over_exits_and_between_vcpus() {
         a.out(0x80, al)?;
         a.jmp(again)
     };
-    let (Some(mut talker), Some(mut other)) = (Guest::ring3(port_loop), Guest::ring3(endless)) else {
-        return;
-    };
+    let (mut talker, mut other) = (Guest::ring3(port_loop), Guest::ring3(endless));
     let budget = Budget::time(Duration::from_millis(60));
     let mut exits = 0;
     loop {
@@ -82,9 +93,8 @@ fn deadlines_hold_over_exits_and_between_vcpus() {
     assert!(exits > 16 && Instant::now() >= budget.deadline);
 }
 
-#[test]
 fn a_vcpu_moves_between_threads() {
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let mut guest = Guest::ring3(endless);
     for _ in 0..5 {
         guest = thread::spawn(move || {
             assert_eq!(run_for(&mut guest, Duration::from_millis(2)), OVER);
@@ -96,10 +106,9 @@ fn a_vcpu_moves_between_threads() {
     }
 }
 
-#[test]
 #[expect(unsafe_code, reason = "the signal mask is the thread's, and has no safe interface")]
 fn a_thread_that_blocks_all_signals_keeps_its_deadlines() {
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let mut guest = Guest::ring3(endless);
     thread::spawn(move || {
         // SAFETY: a signal set is plain data, and valid for both calls.
         unsafe {
@@ -113,9 +122,8 @@ fn a_thread_that_blocks_all_signals_keeps_its_deadlines() {
     .unwrap();
 }
 
-#[test]
 fn a_kick_before_the_run_does_not_enter_the_guest() {
-    let Some(mut guest) = Guest::ring3(endless) else { return };
+    let mut guest = Guest::ring3(endless);
     let kick = guest.vcpu.kick();
     kick.kick();
     kick.kick();
@@ -126,14 +134,11 @@ fn a_kick_before_the_run_does_not_enter_the_guest() {
     assert!(guest.regs()[Gpr::Rcx] > 0);
 }
 
-#[test]
 fn a_kick_finishes_the_exit_before() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.in_(al, 0x60)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     assert_eq!(guest.run(Entry::Resume), Exit::IoIn { port: 0x60, size: 1, count: 1 });
     guest.vcpu.kick().kick();
     assert_eq!(guest.run(Entry::Data(vec![9])), Exit::Kicked);
@@ -144,7 +149,6 @@ fn a_kick_finishes_the_exit_before() {
 /// Each kick is sent when the one before has been answered: every second one at whatever moment of the next run that is,
 /// most often before the guest is entered, the others once the guest is seen to count. A lost one would be found when the
 /// budget runs out, no sooner.
-#[test]
 fn no_kick_is_lost() {
     const KICKS: u32 = 1000;
     let counting = |a: &mut CodeAssembler| {
@@ -154,7 +158,7 @@ fn no_kick_is_lost() {
         a.mov(qword_ptr(DATA), rcx)?;
         a.jmp(again)
     };
-    let Some(mut guest) = Guest::ring3(counting) else { return };
+    let mut guest = Guest::ring3(counting);
     let kick = guest.vcpu.kick();
     let ram = guest.ram.clone();
     let count = || ram.load_u64(DATA).unwrap();
@@ -185,10 +189,9 @@ fn no_kick_is_lost() {
 }
 
 /// Two threads kick as fast as they can, and the guest's reads and writes are neither lost nor doubled.
-#[test]
 fn a_storm_of_kicks_loses_no_exit() {
     const ECHOES: u32 = 2000;
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         let mut again = a.create_label();
         a.mov(edx, 0x60)?;
         a.set_label(&mut again)?;
@@ -196,9 +199,7 @@ fn a_storm_of_kicks_loses_no_exit() {
         a.inc(rcx)?;
         a.out(dx, eax)?;
         a.jmp(again)
-    }) else {
-        return;
-    };
+    });
     let kick = guest.vcpu.kick();
     let storm = AtomicBool::new(true);
     let mut kicked = 0;

@@ -1,26 +1,32 @@
 //! What KVM counts of a guest: by the files that it gives to its owner, and in its own structures. Both say the same, and
 //! as much as there is.
 
-use ept::live::{KvmStats, LeafFinding, LiveVm};
+use ept::live::{KvmStats, LeafFinding};
 use vcpu::{Entry, Exit, HostView};
 
 use crate::guest::Guest;
-use crate::live::{PAGES, kernel, pagemap, ram, touch};
+use crate::live::{PAGES, pagemap, ram, touch};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live];
+    each_page_that_is_touched_first_is_a_fault_that_is_fixed,
+    files_and_structures_count_alike,
+    leaves_that_no_fault_has_made_are_found,
+);
 
 /// A guest that has touched its pages, one after the other, which were not there before.
-fn touched() -> Option<Guest> {
-    let mut guest = Guest::ring3_on(ram(memory_model::Pages::Small), touch)?;
+fn touched() -> Guest {
+    let mut guest = Guest::ring3_on(ram(memory_model::Pages::Small), touch);
     assert!(matches!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, .. }));
-    Some(guest)
+    guest
 }
 
-#[test]
 fn each_page_that_is_touched_first_is_a_fault_that_is_fixed() {
-    let Some(guest) = touched() else { return };
-    let stats = match KvmStats::of(&guest.vm) {
-        Ok(stats) => stats,
-        Err(error) => return println!("not checked: {error}"),
-    };
+    let guest = touched();
+    let stats = KvmStats::of(&guest.vm).unwrap();
     assert!(stats.id().unwrap().starts_with("kvm-"));
     assert!(stats.names().unwrap().any(|name| name == "pages_4k"));
     let small = stats.get("pages_4k").unwrap().unwrap();
@@ -31,10 +37,9 @@ fn each_page_that_is_touched_first_is_a_fault_that_is_fixed() {
     assert_eq!(stats.get("pages_8k").unwrap(), None);
 }
 
-#[test]
 fn files_and_structures_count_alike() {
-    let (Some(kernel), Some(guest)) = (kernel(), touched()) else { return };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let guest = touched();
+    let vm = guest.live();
     let tables = vm.tables().unwrap();
     assert_eq!(tables.counted_by_file(), Some(tables.counted()));
     assert_eq!(tables.count("pf_taken"), guest.vm.violations());
@@ -46,10 +51,9 @@ fn files_and_structures_count_alike() {
     assert!(tables.count("pf_fixed").unwrap() >= PAGES);
 }
 
-#[test]
 fn leaves_that_no_fault_has_made_are_found() {
-    let (Some(kernel), Some(guest)) = (kernel(), touched()) else { return };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let guest = touched();
+    let vm = guest.live();
     let mut tables = vm.tables().unwrap();
     assert!(tables.check(&pagemap()).unwrap().is_clean());
     if !tables.set_count("pf_fixed", 1) {

@@ -14,6 +14,17 @@ use vcpu::{Budget, Entry, Exit, Limit, MmioData};
 
 use crate::guest::{DATA, Guest, NO_SLOT};
 
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Kvm];
+    coalesced_writes_come_in_order_before_the_next_exit_and_did_not_stop_the_guest,
+    more_coalesced_writes_than_the_kernel_keeps_come_in_order,
+    a_budget_that_ends_brings_the_coalesced_writes_first,
+    a_write_rings_its_eventfd_and_no_other_and_does_not_exit,
+);
+
 const PORT: u64 = 0x500;
 
 struct NoDevice;
@@ -61,9 +72,8 @@ fn done() -> Exit {
     Exit::IoOut { port: 0xf4, size: 1, data: vec![7] }
 }
 
-#[test]
 fn coalesced_writes_come_in_order_before_the_next_exit_and_did_not_stop_the_guest() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, NO_SLOT)?;
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.mov(byte_ptr(rbx), al)?;
@@ -77,9 +87,7 @@ fn coalesced_writes_come_in_order_before_the_next_exit_and_did_not_stop_the_gues
         a.mov(dword_ptr(rbx + 4), eax)?;
         a.mov(al, 7)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let _devices = devices(&guest, coalesced);
     assert_eq!(guest.run(Entry::Resume), mmio_write(NO_SLOT, &[0x88]));
     assert_eq!(guest.ram.load_u64(DATA).unwrap(), 1, "the guest went on");
@@ -93,9 +101,8 @@ fn coalesced_writes_come_in_order_before_the_next_exit_and_did_not_stop_the_gues
 }
 
 /// The kernel's ring has 169 of them; with a full ring a write exits as any other.
-#[test]
 fn more_coalesced_writes_than_the_kernel_keeps_come_in_order() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         let mut again = a.create_label();
         a.mov(rbx, NO_SLOT)?;
         a.xor(eax, eax)?;
@@ -106,9 +113,7 @@ fn more_coalesced_writes_than_the_kernel_keeps_come_in_order() {
         a.jne(again)?;
         a.mov(al, 7)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let _devices = devices(&guest, coalesced);
     for value in 0..1000u32 {
         assert_eq!(guest.run(Entry::Resume), mmio_write(NO_SLOT, &value.to_le_bytes()));
@@ -116,17 +121,14 @@ fn more_coalesced_writes_than_the_kernel_keeps_come_in_order() {
     assert_eq!(guest.run(Entry::Resume), done());
 }
 
-#[test]
 fn a_budget_that_ends_brings_the_coalesced_writes_first() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         let mut here = a.create_label();
         a.mov(rbx, NO_SLOT)?;
         a.mov(byte_ptr(rbx), 5)?;
         a.set_label(&mut here)?;
         a.jmp(here)
-    }) else {
-        return;
-    };
+    });
     let _devices = devices(&guest, coalesced);
     let mut run = || guest.vcpu.run(Entry::Resume, &Budget::time(Duration::from_millis(50))).unwrap();
     assert_eq!(run(), mmio_write(NO_SLOT, &[5]));
@@ -149,9 +151,8 @@ fn rung(mut eventfd: &File) -> u64 {
     eventfd.read_exact(&mut count).map_or(0, |()| u64::from_ne_bytes(count))
 }
 
-#[test]
 fn a_write_rings_its_eventfd_and_no_other_and_does_not_exit() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, NO_SLOT)?;
         a.mov(edx, PORT as u32)?;
         for value in [1, 2, 1, 1] {
@@ -165,9 +166,7 @@ fn a_write_rings_its_eventfd_and_no_other_and_does_not_exit() {
         }
         a.mov(al, 7)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let (memory, port) = (eventfd(), eventfd());
     let rings = [memory.as_raw_fd(), port.as_raw_fd()];
     // The first tree is that of memory.

@@ -8,7 +8,22 @@ use slot_manager::SlotOp;
 use vcpu::{Budget, Entry, Exit};
 
 use crate::guest::{DATA, Guest, PLENTY, slot};
-use crate::live::{PAGES, kernel, ram, touch};
+use crate::live::{PAGES, ram, touch};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live, Need::Events];
+    each_leaf_is_one_that_was_installed,
+    pages_that_go_and_come_back_are_told_of,
+    the_threads_of_all_vcpus_are_heard,
+    a_leaf_that_is_not_the_installed_one_is_found,
+    a_leaf_that_nobody_has_made_is_found,
+    a_leaf_that_outlives_its_page_is_found,
+    events_that_nobody_takes_in_time_are_missed,
+    a_leaf_that_is_hidden_is_missed,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 
@@ -21,14 +36,13 @@ struct Told {
 
 impl Told {
     /// A guest that has touched its pages.
-    fn touched() -> Option<Self> {
-        let kernel = kernel()?;
-        let trace = Trace::start().map_err(|error| println!("not checked: {error}")).ok()?;
-        let guest = Guest::ring3_on(ram(Pages::Small), touch)?;
-        let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    fn touched() -> Self {
+        let trace = Trace::start().unwrap();
+        let guest = Guest::ring3_on(ram(Pages::Small), touch);
+        let vm = guest.live();
         let mut told = Self { guest, vm, trace };
         told.run();
-        Some(told)
+        told
     }
 
     fn run(&mut self) {
@@ -58,9 +72,8 @@ fn first(tables: &LiveTables) -> LiveLeaf {
     tables.leaves().find(|leaf| leaf.gpa == Gpa(DATA)).expect("it was touched")
 }
 
-#[test]
 fn each_leaf_is_one_that_was_installed() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let replay = told.assert_told();
     assert!(replay.agree >= PAGES && replay.installs >= PAGES, "{replay}");
     let gfns = (DATA / PAGE..).take(PAGES as usize);
@@ -71,9 +84,8 @@ fn each_leaf_is_one_that_was_installed() {
     }
 }
 
-#[test]
 fn pages_that_go_and_come_back_are_told_of() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let before = told.assert_told();
     told.guest.ram.discard(DATA..DATA + 8 * PAGE).unwrap();
     let without = told.assert_told();
@@ -86,9 +98,8 @@ fn pages_that_go_and_come_back_are_told_of() {
     assert_eq!(told.assert_told().agree, 0);
 }
 
-#[test]
 fn the_threads_of_all_vcpus_are_heard() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     told.guest.ram.discard(DATA..DATA + PAGES * PAGE).unwrap();
     thread::scope(|scope| {
         let vcpu = &mut told.guest.vcpu;
@@ -103,9 +114,8 @@ fn the_threads_of_all_vcpus_are_heard() {
     assert_eq!(threads.len(), 2);
 }
 
-#[test]
 fn a_leaf_that_is_not_the_installed_one_is_found() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let mut tables = told.vm.tables().unwrap();
     let lie = first(&tables);
     assert!(tables.overwrite(lie.entry_address, lie.entry ^ PAGE));
@@ -114,9 +124,8 @@ fn a_leaf_that_is_not_the_installed_one_is_found() {
     assert_eq!((leaf.hpa, gpa, hpa), (Hpa(lie.hpa.raw() ^ PAGE), lie.gpa, lie.hpa));
 }
 
-#[test]
 fn a_leaf_that_nobody_has_made_is_found() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let mut tables = told.vm.tables().unwrap();
     let lie = first(&tables);
     // Its neighbour maps the page before the data, which the guest has not touched.
@@ -127,9 +136,8 @@ fn a_leaf_that_nobody_has_made_is_found() {
     assert_eq!(leaf.entry_address, before);
 }
 
-#[test]
 fn a_leaf_that_outlives_its_page_is_found() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let lie = first(&told.vm.tables().unwrap());
     told.guest.ram.discard(DATA..DATA + PAGE).unwrap();
     let mut tables = told.vm.tables().unwrap();
@@ -139,9 +147,8 @@ fn a_leaf_that_outlives_its_page_is_found() {
     assert_eq!((leaf.gpa, range.bytes()), (Gpa(DATA), u128::from(PAGE)));
 }
 
-#[test]
 fn events_that_nobody_takes_in_time_are_missed() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     // A ring for each processor has room for some 32,000.
     for _ in 0..100_000 / PAGES {
         told.guest.ram.discard(DATA..DATA + PAGES * PAGE).unwrap();
@@ -153,9 +160,8 @@ fn events_that_nobody_takes_in_time_are_missed() {
     assert!(replay.to_string().contains("events are lost"), "{replay}");
 }
 
-#[test]
 fn a_leaf_that_is_hidden_is_missed() {
-    let Some(mut told) = Told::touched() else { return };
+    let mut told = Told::touched();
     let mut tables = told.vm.tables().unwrap();
     let lie = first(&tables);
     assert!(tables.overwrite(lie.entry_address, 0));

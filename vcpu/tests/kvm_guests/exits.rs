@@ -10,6 +10,27 @@ use vcpu::{Budget, Entry, Exit, Gpr, Limit, MmioData, VcpuError};
 
 use crate::guest::{CODE, DATA, Guest, NO_SLOT, PLENTY, long_mode, slot, start};
 
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Kvm];
+    out_has_its_port_size_and_bytes,
+    in_gets_the_answer_in_the_register,
+    rep_outs_comes_in_elements,
+    rep_ins_fills_memory,
+    mmio_writes_have_their_size,
+    mmio_reads_get_the_answer,
+    a_wide_mmio_write_is_two_exits,
+    halt_comes_back_and_goes_on_behind_it,
+    a_triple_fault_is_a_shutdown,
+    a_slot_with_nothing_behind_it_is_a_memory_fault,
+    a_wrong_answer_is_an_error_and_changes_nothing,
+    registers_after_out_show_it_done,
+    registers_before_an_answer_show_the_read_not_done,
+    registers_are_those_that_were_set,
+);
+
 fn io_out(port: u16, size: u8, data: &[u8]) -> Exit {
     Exit::IoOut { port, size, data: data.to_vec() }
 }
@@ -18,36 +39,30 @@ fn mmio_write(gpa: u64, data: &[u8]) -> Exit {
     Exit::MmioWrite { gpa: Gpa(gpa), data: MmioData::new(data).unwrap() }
 }
 
-#[test]
 fn out_has_its_port_size_and_bytes() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(eax, 0x1122_3344)?;
         a.mov(edx, 0x3f8)?;
         a.out(dx, al)?;
         a.out(dx, ax)?;
         a.out(dx, eax)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     assert_eq!(guest.run(Entry::Resume), io_out(0x3f8, 1, &[0x44]));
     assert_eq!(guest.run(Entry::Resume), io_out(0x3f8, 2, &[0x44, 0x33]));
     assert_eq!(guest.run(Entry::Resume), io_out(0x3f8, 4, &[0x44, 0x33, 0x22, 0x11]));
     assert_eq!(guest.run(Entry::Resume), io_out(0xf4, 1, &[0x44]));
 }
 
-#[test]
 fn in_gets_the_answer_in_the_register() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rax, -1i64 as u64)?;
         a.mov(edx, 0x60)?;
         a.in_(al, dx)?;
         a.in_(ax, dx)?;
         a.in_(eax, dx)?;
         a.hlt()
-    }) else {
-        return;
-    };
+    });
     let steps: [(u8, &[u8], u64); 3] = [
         (1, &[0x11], 0xffff_ffff_ffff_ff11),
         (2, &[0x22, 0x33], 0xffff_ffff_ffff_3322),
@@ -66,9 +81,8 @@ fn in_gets_the_answer_in_the_register() {
 }
 
 /// `size` is the element's, however many elements come at once.
-#[test]
 fn rep_outs_comes_in_elements() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(edx, 0x3f8)?;
         a.mov(esi, DATA as u32)?;
         a.mov(ecx, 5)?;
@@ -76,9 +90,7 @@ fn rep_outs_comes_in_elements() {
         a.mov(ecx, 3)?;
         a.rep().outsw()?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     guest.ram.write(DATA, b"helloABCDEF").unwrap();
     let mut bytes = [Vec::new(), Vec::new()];
     loop {
@@ -94,17 +106,14 @@ fn rep_outs_comes_in_elements() {
     assert_eq!(guest.regs()[Gpr::Rsi], DATA + 11);
 }
 
-#[test]
 fn rep_ins_fills_memory() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(edx, 0x60)?;
         a.mov(edi, DATA as u32)?;
         a.mov(ecx, 4)?;
         a.rep().insw()?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let mut source = 1..;
     let mut entry = Entry::Resume;
     loop {
@@ -120,9 +129,8 @@ fn rep_ins_fills_memory() {
     assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
-#[test]
 fn mmio_writes_have_their_size() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, NO_SLOT)?;
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.mov(byte_ptr(rbx), al)?;
@@ -130,9 +138,7 @@ fn mmio_writes_have_their_size() {
         a.mov(dword_ptr(rbx + 4), eax)?;
         a.mov(qword_ptr(rbx + 8), rax)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let bytes = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
     for (offset, size) in [(0, 1), (2, 2), (4, 4), (8, 8)] {
         assert_eq!(guest.run(Entry::Resume), mmio_write(NO_SLOT + offset, &bytes[..size]));
@@ -140,18 +146,15 @@ fn mmio_writes_have_their_size() {
     assert_eq!(guest.run(Entry::Resume), io_out(0xf4, 1, &[0x88]));
 }
 
-#[test]
 fn mmio_reads_get_the_answer() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, NO_SLOT)?;
         a.movzx(r8d, byte_ptr(rbx))?;
         a.movzx(r9d, word_ptr(rbx + 2))?;
         a.mov(r10d, dword_ptr(rbx + 4))?;
         a.mov(r11, qword_ptr(rbx + 8))?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let bytes = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
     let mut entry = Entry::Resume;
     for (offset, size) in [(0, 1), (2, 2), (4, 4), (8, 8u8)] {
@@ -163,17 +166,14 @@ fn mmio_reads_get_the_answer() {
 }
 
 /// Sixteen bytes are two exits of one instruction, whoever looks at registers in between.
-#[test]
 fn a_wide_mmio_write_is_two_exits() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, NO_SLOT)?;
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.movq(xmm0, rax)?;
         a.movups(xmmword_ptr(rbx), xmm0)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let low = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
     assert_eq!(guest.run(Entry::Resume), mmio_write(NO_SLOT, &low));
     let inside = guest.regs();
@@ -188,35 +188,28 @@ fn a_wide_mmio_write_is_two_exits() {
     assert_eq!(guest.regs().rip, done.rip + 2);
 }
 
-#[test]
 fn halt_comes_back_and_goes_on_behind_it() {
-    let Some(mut guest) = Guest::ring0(|a| {
+    let mut guest = Guest::ring0(|a| {
         a.hlt()?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     assert_eq!(guest.run(Entry::Resume), Exit::Halt);
     assert_eq!(guest.regs().rip, CODE + 1);
     assert_eq!(guest.run(Entry::Resume), io_out(0xf4, 1, &[0]));
 }
 
-#[test]
 fn a_triple_fault_is_a_shutdown() {
-    let Some(mut guest) = Guest::ring3(|a| a.ud2()) else { return };
+    let mut guest = Guest::ring3(|a| a.ud2());
     assert_eq!(guest.run(Entry::Resume), Exit::Shutdown);
 }
 
-#[test]
 fn a_slot_with_nothing_behind_it_is_a_memory_fault() {
     const HOLE: u64 = 0x2000_0000;
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(rbx, HOLE)?;
         a.mov(byte_ptr(rbx), al)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let block = RamBlock::memfd("hole", 0x1000).unwrap();
     let file = File::from(block.fd().unwrap().try_clone_to_owned().unwrap());
     guest.slots.execute(&SlotOp::Create(slot(1, HOLE, &block))).unwrap();
@@ -230,17 +223,14 @@ fn a_slot_with_nothing_behind_it_is_a_memory_fault() {
     assert_eq!(guest.run(Entry::Resume), io_out(0xf4, 1, &[0]));
 }
 
-#[test]
 fn a_wrong_answer_is_an_error_and_changes_nothing() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.mov(edx, 0x60)?;
         a.in_(eax, dx)?;
         a.mov(rbx, NO_SLOT)?;
         a.mov(cx, word_ptr(rbx))?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     let wrong = |guest: &mut Guest, entry| guest.vcpu.run(entry, &Budget::time(PLENTY)).unwrap_err();
 
     let error = wrong(&mut guest, Entry::Data(vec![1]));
@@ -264,15 +254,12 @@ fn a_wrong_answer_is_an_error_and_changes_nothing() {
     assert_eq!((guest.regs()[Gpr::Rax], guest.regs()[Gpr::Rcx]), (0x0403_0201, 0x0605));
 }
 
-#[test]
 fn registers_after_out_show_it_done() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.out(0xf4, al)?;
         a.out(0xf5, al)?;
         a.out(0xf6, al)
-    }) else {
-        return;
-    };
+    });
     // OUT imm8, AL has two bytes.
     assert_eq!(guest.run(Entry::Resume), io_out(0xf4, 1, &[0]));
     assert_eq!(guest.regs().rip, CODE + 2);
@@ -285,14 +272,11 @@ fn registers_after_out_show_it_done() {
     assert_eq!(guest.run(Entry::Resume), io_out(0xf6, 1, &[0]));
 }
 
-#[test]
 fn registers_before_an_answer_show_the_read_not_done() {
-    let Some(mut guest) = Guest::ring3(|a| {
+    let mut guest = Guest::ring3(|a| {
         a.in_(al, 0x60)?;
         a.out(0xf4, al)
-    }) else {
-        return;
-    };
+    });
     assert_eq!(guest.run(Entry::Resume), Exit::IoIn { port: 0x60, size: 1, count: 1 });
     assert_eq!(guest.regs().rip, CODE);
     assert!(matches!(guest.vcpu.set_regs(&start()), Err(VcpuError::MidInstruction)));
@@ -300,9 +284,8 @@ fn registers_before_an_answer_show_the_read_not_done() {
     assert_eq!(guest.run(Entry::Data(vec![7])), io_out(0xf4, 1, &[7]));
 }
 
-#[test]
 fn registers_are_those_that_were_set() {
-    let Some(mut guest) = Guest::ring3(|a| a.hlt()) else { return };
+    let mut guest = Guest::ring3(|a| a.hlt());
     let mut regs = start();
     for (index, gpr) in regs.gpr.iter_mut().enumerate() {
         *gpr = 0x0101_0101_0101_0101 * (index as u64 + 1);

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ept::live::LiveVm;
 use iced_x86::code_asm::CodeAssembler;
 use memory_model::{AddrRange, Gpa, Hva, RamBlock};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
-use vcpu::kvm::KvmHost;
+use vcpu::kvm::live_kernel;
 use vcpu::{
     Budget, DescriptorTable, Entry, Exit, KvmVm, Regs, Segment, SystemRegs, Vcpu, Vm, cr0, cr4, efer, rflags,
 };
@@ -41,8 +42,8 @@ pub struct Guest {
 
 impl Guest {
     /// A guest about to run `code` at ring 3, with the right to do port I/O: by IOPL, and by the TSS's bitmap
-    /// too, for KVM's PVM flavour runs ring 3 with IOPL 0. Its IDT is empty, so any exception is a triple fault. `None` (and a word about it) where there is no KVM.
-    pub fn ring3(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<Self> {
+    /// too, for KVM's PVM flavour runs ring 3 with IOPL 0. Its IDT is empty, so any exception is a triple fault.
+    pub fn ring3(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Self {
         Self::ring3_on(RamBlock::anonymous("ram", RAM_BYTES).unwrap(), code)
     }
 
@@ -50,12 +51,12 @@ impl Guest {
     pub fn ring3_on(
         ram: Arc<RamBlock>,
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
-    ) -> Option<Self> {
+    ) -> Self {
         Self::boot(3, ram, code)
     }
 
     /// The same at ring 0.
-    pub fn ring0(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Option<Self> {
+    pub fn ring0(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Self {
         Self::boot(0, RamBlock::anonymous("ram", RAM_BYTES).unwrap(), code)
     }
 
@@ -63,11 +64,7 @@ impl Guest {
         ring: u8,
         ram: Arc<RamBlock>,
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
-    ) -> Option<Self> {
-        if let Err(reason) = KvmHost::probe() {
-            println!("not checked: {reason}");
-            return None;
-        }
+    ) -> Self {
         let mut asm = CodeAssembler::new(64).unwrap();
         code(&mut asm).unwrap();
         ram.write(CODE, &asm.assemble(CODE).unwrap()).unwrap();
@@ -79,12 +76,18 @@ impl Guest {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_system_regs(&long_mode(ring)).unwrap();
         vcpu.set_regs(&start()).unwrap();
-        Some(Self { ram, vcpu, slots, vm })
+        Self { ram, vcpu, slots, vm }
     }
 
     /// Runs with plenty of time.
     pub fn run(&mut self, entry: Entry) -> Exit {
         self.vcpu.run(entry, &Budget::time(PLENTY)).unwrap()
+    }
+
+    /// The same VM as the kernel has it.
+    pub fn live(&self) -> LiveVm {
+        let vm = LiveVm::of_fd(live_kernel().expect("the test needs it"), &self.vm);
+        vm.unwrap().expect("the VM's own file")
     }
 
     pub fn regs(&mut self) -> Regs {

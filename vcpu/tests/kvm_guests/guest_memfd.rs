@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use ept::live::LiveVm;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{Backing, Gpa, PageSize, RamBlock, RamOptions};
@@ -12,7 +11,15 @@ use slot_manager::{Slot, SlotFlags, SlotOp};
 use vcpu::{Entry, Exit, KvmVm};
 
 use crate::guest::{Guest, slot};
-use crate::live::{frame, kernel, pagemap};
+use crate::live::{frame, pagemap};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live, Need::GuestMemfd];
+    leaves_have_the_frames_of_the_guest_memfd,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 64;
@@ -32,7 +39,7 @@ fn add(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// A guest_memfd that can be mapped, and is shared from the start.
-fn shared_memfd(vm: &KvmVm) -> io::Result<OwnedFd> {
+pub fn shared_memfd(vm: &KvmVm) -> io::Result<OwnedFd> {
     // `struct kvm_create_guest_memfd`: size, flags (MMAP, INIT_SHARED), six reserved words.
     let argument: [u64; 8] = [BYTES, 1 << 0 | 1 << 1, 0, 0, 0, 0, 0, 0];
     const KVM_CREATE_GUEST_MEMFD: libc::Ioctl = (3 << 30 | 64 << 16 | 0xae << 8 | 0xd4) as libc::Ioctl;
@@ -44,13 +51,9 @@ fn shared_memfd(vm: &KvmVm) -> io::Result<OwnedFd> {
     }
 }
 
-#[test]
 fn leaves_have_the_frames_of_the_guest_memfd() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3(add)) else { return };
-    let memfd = match shared_memfd(&guest.vm) {
-        Ok(memfd) => memfd,
-        Err(error) => return println!("not checked: a guest_memfd that can be mapped: {error}"),
-    };
+    let mut guest = Guest::ring3(add);
+    let memfd = shared_memfd(&guest.vm).unwrap();
     let backing = Backing::File { file: memfd.try_clone().unwrap(), offset: 0 };
     let options = RamOptions { backing, shared: true, guest_memfd: Some(memfd), ..RamOptions::default() };
     let block = RamBlock::create("block", BYTES, options).unwrap();
@@ -60,7 +63,7 @@ fn leaves_have_the_frames_of_the_guest_memfd() {
     let slot = Slot { flags: SlotFlags::GUEST_MEMFD, ..slot(1, HERE, &block) };
     guest.slots.execute(&SlotOp::Create(slot.clone())).unwrap();
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![0] });
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let vm = guest.live();
     let tables = vm.tables().unwrap();
     for page in (0..BYTES).step_by(PAGE as usize) {
         assert_eq!(block.load_u64(page).unwrap(), HERE + page + 1);

@@ -1,18 +1,38 @@
 //! KVM's own tables after a guest has run, read from the kernel and compared with what the guest did. Where the kernel's
 //! memory cannot be read each test says so and checks nothing.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use ept::live::{Kernel, LeafFinding, LiveError, LiveRoot, LiveTables, LiveVm, Pagemap, SecondLevel};
+use ept::live::{LeafFinding, LiveError, LiveRoot, LiveTables, LiveVm, Pagemap, SecondLevel};
 use ept::verify::{HostMap, HostPage, Invariant};
 use ept::{Access, Flags, Leaf, translate};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{Gpa, Hpa, Hva, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::{Slot, SlotFlags, SlotOp};
+use vcpu::kvm::live_kernel;
 use vcpu::{Budget, Entry, Exit};
 
 use crate::guest::{CODE, DATA, Guest, PLENTY, slot};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live];
+    each_touched_page_has_a_leaf_with_the_frame_that_the_process_has,
+    a_check_finds_nothing_and_counts_as_kvm_does,
+    leaves_go_with_what_is_behind_them,
+    a_running_guest_is_read_as_one_that_stands_still,
+    slots_are_those_that_were_set,
+    a_process_shows_all_of_its_vms,
+    a_file_of_something_else_is_no_vm,
+    a_wrong_frame_is_found,
+    memory_that_is_elsewhere_is_found,
+    a_hidden_leaf_is_found;
+    &[Need::Live, Need::HugePages];
+    huge_pages_of_both_sides_make_huge_leaves,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 pub const PAGES: u64 = 256;
@@ -42,24 +62,17 @@ fn touch_for_ever(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.jmp(again)
 }
 
-/// One for all tests: to find the fields takes longest.
-pub fn kernel() -> Option<Arc<Kernel>> {
-    static KERNEL: OnceLock<Option<Arc<Kernel>>> = OnceLock::new();
-    let open = || Kernel::open().map_err(|error| println!("not checked: {error}")).ok();
-    KERNEL.get_or_init(open).clone()
-}
-
 /// Memory for a guest, in pages of that kind.
 pub fn ram(pages: Pages) -> Arc<RamBlock> {
     RamBlock::create("ram", 0x40_0000, RamOptions { pages, ..RamOptions::default() }).unwrap()
 }
 
 /// A guest that has touched its pages, which are small ones, and the kernel's view of it.
-fn touched() -> Option<(Guest, LiveVm)> {
-    let (kernel, mut guest) = (kernel()?, Guest::ring3_on(ram(Pages::Small), touch)?);
+fn touched() -> (Guest, LiveVm) {
+    let mut guest = Guest::ring3_on(ram(Pages::Small), touch);
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![0] });
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
-    Some((guest, vm))
+    let vm = guest.live();
+    (guest, vm)
 }
 
 pub fn pagemap() -> Pagemap {
@@ -81,9 +94,8 @@ pub fn frame(ram: &RamBlock, gpa: u64) -> Option<u64> {
     pagemap().page(Hva(ram.hva().0 + gpa)).unwrap().hpa().map(Hpa::raw)
 }
 
-#[test]
 fn each_touched_page_has_a_leaf_with_the_frame_that_the_process_has() {
-    let Some((guest, vm)) = touched() else { return };
+    let (guest, vm) = touched();
     let tables = vm.tables().unwrap();
     for gpa in (DATA..).step_by(PAGE as usize).take(PAGES as usize) {
         let leaf = leaf(&tables, gpa).unwrap_or_else(|| panic!("no leaf maps {gpa:#x}"));
@@ -95,9 +107,8 @@ fn each_touched_page_has_a_leaf_with_the_frame_that_the_process_has() {
     assert_eq!(leaf(&tables, DATA + PAGES * PAGE), None, "a page that nobody has touched");
 }
 
-#[test]
 fn a_check_finds_nothing_and_counts_as_kvm_does() {
-    let Some((guest, vm)) = touched() else { return };
+    let (guest, vm) = touched();
     let tables = vm.tables().unwrap();
     let report = tables.check(&pagemap()).unwrap();
     assert!(report.is_clean(), "{report}");
@@ -108,9 +119,8 @@ fn a_check_finds_nothing_and_counts_as_kvm_does() {
     assert!(tables.leaves().all(|leaf| guest.ram.size() > leaf.gpa.raw()));
 }
 
-#[test]
 fn leaves_go_with_what_is_behind_them() {
-    let Some((mut guest, vm)) = touched() else { return };
+    let (mut guest, vm) = touched();
     guest.ram.discard(DATA..DATA + 8 * PAGE).unwrap();
     let tables = vm.tables().unwrap();
     for page in 0..PAGES {
@@ -123,28 +133,20 @@ fn leaves_go_with_what_is_behind_them() {
     assert_eq!((tables.leaves().count(), tables.counted(), tables.slots()), (0, [0; 3], &[][..]));
 }
 
-#[test]
 fn huge_pages_of_both_sides_make_huge_leaves() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(ram(Pages::Thp), touch)) else { return };
+    let mut guest = Guest::ring3_on(ram(Pages::Thp), touch);
     assert_eq!(guest.run(Entry::Resume), Exit::IoOut { port: 0xf4, size: 1, data: vec![0] });
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().unwrap();
+    let vm = guest.live();
     let tables = vm.tables().unwrap();
     let report = tables.check(&pagemap()).unwrap();
     assert!(report.is_clean(), "{report}");
-    if report.leaves[1] == 0 {
-        return println!("not checked: the host has given no huge page: {report}");
-    }
     assert_eq!(leaf(&tables, DATA).unwrap().size, PageSize::Size2M);
     assert_eq!(report.frames, report.leaves[0] + 512 * report.leaves[1]);
 }
 
-#[test]
 fn a_running_guest_is_read_as_one_that_stands_still() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(ram(Pages::Small), touch_for_ever))
-    else {
-        return;
-    };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().unwrap();
+    let mut guest = Guest::ring3_on(ram(Pages::Small), touch_for_ever);
+    let vm = guest.live();
     let kick = guest.vcpu.kick();
     let budget = Budget::time(PLENTY);
     std::thread::scope(|scope| {
@@ -165,9 +167,8 @@ fn a_running_guest_is_read_as_one_that_stands_still() {
     });
 }
 
-#[test]
 fn slots_are_those_that_were_set() {
-    let Some((mut guest, vm)) = touched() else { return };
+    let (mut guest, vm) = touched();
     let rom = RamBlock::anonymous("rom", 0x3000).unwrap();
     let set = [
         Slot { flags: SlotFlags::READONLY, ..slot(7, 0x80_0000, &rom) },
@@ -188,26 +189,22 @@ fn slots_are_those_that_were_set() {
     assert_eq!(vm.slots().unwrap().iter().map(of).collect::<Vec<_>>(), expected);
 }
 
-#[test]
 fn a_process_shows_all_of_its_vms() {
-    let Some((_guest, vm)) = touched() else { return };
-    let Some((_other, _)) = touched() else { return };
-    let all = LiveVm::of_process(&kernel().unwrap(), std::process::id()).unwrap();
+    let (_guest, vm) = touched();
+    let (_other, _) = touched();
+    let all = LiveVm::of_process(live_kernel().unwrap(), std::process::id()).unwrap();
     assert!(all.len() >= 2);
     let slots = vm.slots().unwrap();
     assert!(all.iter().any(|other| other.slots().is_ok_and(|found| found == slots)));
 }
 
-#[test]
 fn a_file_of_something_else_is_no_vm() {
-    let Some(kernel) = kernel() else { return };
     let file = std::fs::File::open("/dev/null").unwrap();
-    assert!(LiveVm::of_fd(&kernel, &file).unwrap().is_none());
+    assert!(LiveVm::of_fd(live_kernel().unwrap(), &file).unwrap().is_none());
 }
 
-#[test]
 fn a_wrong_frame_is_found() {
-    let Some((_guest, vm)) = touched() else { return };
+    let (_guest, vm) = touched();
     let mut tables = vm.tables().unwrap();
     let lie = tables.leaves().find(|leaf| leaf.gpa == Gpa(DATA)).unwrap();
     assert!(tables.overwrite(lie.entry_address, lie.entry ^ PAGE));
@@ -221,7 +218,6 @@ fn a_wrong_frame_is_found() {
     assert_eq!(report.trees.count(invariant), 1, "{report}");
 }
 
-#[test]
 fn memory_that_is_elsewhere_is_found() {
     struct Shifted(Pagemap);
     impl HostMap for Shifted {
@@ -229,14 +225,13 @@ fn memory_that_is_elsewhere_is_found() {
             self.0.pages(Hva(hva.raw() + PAGE), pages);
         }
     }
-    let Some((_guest, vm)) = touched() else { return };
+    let (_guest, vm) = touched();
     let report = vm.tables().unwrap().check(&Shifted(pagemap())).unwrap();
     assert_eq!(report.findings.len() as u64, report.leaves[0], "each leaf is wrong: {report}");
 }
 
-#[test]
 fn a_hidden_leaf_is_found() {
-    let Some((_guest, vm)) = touched() else { return };
+    let (_guest, vm) = touched();
     let mut tables = vm.tables().unwrap();
     let counted = tables.counted()[0];
     let hidden = tables.leaves().next().unwrap();

@@ -1,4 +1,7 @@
-//! The KVM backend, on guests that really run. Without `/dev/kvm` each test says so and checks nothing.
+//! The KVM backend, on guests that really run. What this host lacks makes the tests that need it ignored, with the reason.
+
+#[macro_use]
+mod need;
 
 mod budget;
 mod counts;
@@ -13,3 +16,48 @@ mod shared_faults;
 mod slot_changes;
 mod uffd;
 mod userfaults;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use self::need::{Test, Tests};
+
+const ALL: [Tests; 11] = [
+    budget::TESTS,
+    counts::TESTS,
+    doorbells::TESTS,
+    events::TESTS,
+    exits::TESTS,
+    guest_memfd::TESTS,
+    live::TESTS,
+    remap::TESTS,
+    shared_faults::TESTS,
+    slot_changes::TESTS,
+    userfaults::TESTS,
+];
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let trials = ALL.into_iter().flatten().map(trial).collect();
+    libtest_mimic::run(&args, trials).exit_code()
+}
+
+fn trial(test: &Test) -> Trial {
+    let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
+    let missing = test.needs.iter().find_map(|need| need.missing());
+    if let Some(why) = &missing {
+        // Standard output belongs to the test list.
+        eprintln!("{name}: ignored, {why}");
+    }
+    let (ignored, act) = (missing.is_some(), test.act);
+    let run = move || match missing {
+        // `--include-ignored` runs it all the same: it must not look like a pass.
+        Some(why) => Err(Failed::from(format!("cannot run here: {why}"))),
+        None => {
+            act();
+            Ok(())
+        }
+    };
+    Trial::test(name, run).with_ignored_flag(ignored)
+}

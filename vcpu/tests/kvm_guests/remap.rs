@@ -14,7 +14,16 @@ use memory_model::{Gpa, Hpa, PageSize, Pages, RamBlock, RamOptions};
 use vcpu::{Budget, Entry, Exit};
 
 use crate::guest::{DATA, Guest, PLENTY};
-use crate::live::{frame, kernel, leaf, pagemap};
+use crate::live::{frame, leaf, pagemap};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live];
+    a_guest_that_loses_pages_while_it_writes_gets_new_ones,
+    once_other_memory_is_there_nothing_reaches_the_old,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 64;
@@ -97,12 +106,9 @@ fn while_it_writes(guest: &mut Guest, act: impl FnOnce(&RamBlock, &dyn Fn())) {
     });
 }
 
-#[test]
 fn a_guest_that_loses_pages_while_it_writes_gets_new_ones() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(small_pages(), write_for_ever)) else {
-        return;
-    };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let mut guest = Guest::ring3_on(small_pages(), write_for_ever);
+    let vm = guest.live();
     while_it_writes(&mut guest, |ram, rounds| {
         for _ in 0..CHANGES {
             let before = ram.load_u64(ROUND).unwrap() as u32;
@@ -125,12 +131,9 @@ fn a_guest_that_loses_pages_while_it_writes_gets_new_ones() {
     }
 }
 
-#[test]
 fn once_other_memory_is_there_nothing_reaches_the_old() {
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(small_pages(), write_for_ever)) else {
-        return;
-    };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let mut guest = Guest::ring3_on(small_pages(), write_for_ever);
+    let vm = guest.live();
     // Their files keep the frames, so that nobody else gets one of them.
     let memories = ["one", "other"].map(|name| RamBlock::memfd(name, BYTES).unwrap());
     let frames = memories.each_ref().map(|memory| {

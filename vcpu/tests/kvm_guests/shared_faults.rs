@@ -3,14 +3,22 @@
 use std::sync::Barrier;
 use std::thread;
 
-use ept::live::{LiveError, LiveVm};
+use ept::live::LiveError;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{Gpa, PageSize, Pages, RamBlock, RamOptions};
 use vcpu::{Budget, Entry, Exit, Vm};
 
 use crate::guest::{DATA, Guest, PLENTY, long_mode, start};
-use crate::live::{frame, kernel, pagemap};
+use crate::live::{frame, pagemap};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live];
+    vcpus_that_fault_together_get_one_page,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 256;
@@ -38,12 +46,11 @@ fn gpas() -> impl Iterator<Item = u64> {
     (0..PAGES).map(|page| DATA + page * PAGE)
 }
 
-#[test]
 fn vcpus_that_fault_together_get_one_page() {
     let options = RamOptions { pages: Pages::Small, ..RamOptions::default() };
     let ram = RamBlock::create("ram", 0x40_0000, options).unwrap();
-    let (Some(kernel), Some(mut guest)) = (kernel(), Guest::ring3_on(ram, add)) else { return };
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    let mut guest = Guest::ring3_on(ram, add);
+    let vm = guest.live();
     let mut others: Vec<_> = (1..VCPUS).map(|index| guest.vm.create_vcpu(index).unwrap()).collect();
     for vcpu in &mut others {
         vcpu.set_system_regs(&long_mode(3)).unwrap();

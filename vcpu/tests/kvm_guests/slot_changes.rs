@@ -12,7 +12,17 @@ use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotOp};
 use vcpu::{Budget, Entry, Exit};
 
 use crate::guest::{Guest, PLENTY, slot};
-use crate::live::{frame, kernel, pagemap};
+use crate::live::{frame, pagemap};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live];
+    a_slot_that_goes_under_a_guest_leaves_mmio_and_no_leaf,
+    a_slot_that_moves_under_a_guest_is_not_where_it_was,
+    a_guest_goes_on_while_its_slot_is_logged_and_not_logged,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 64;
@@ -43,14 +53,14 @@ struct Running {
 }
 
 impl Running {
-    fn new() -> Option<Self> {
-        let (kernel, mut guest) = (kernel()?, Guest::ring3(add_for_ever)?);
-        let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
+    fn new() -> Self {
+        let mut guest = Guest::ring3(add_for_ever);
+        let vm = guest.live();
         let options = RamOptions { pages: Pages::Small, ..RamOptions::default() };
         let block = RamBlock::create("block", BYTES, options).unwrap();
         let slot = slot(1, HERE, &block);
         guest.slots.execute(&SlotOp::Create(slot.clone())).unwrap();
-        Some(Self { guest, vm, block, slot })
+        Self { guest, vm, block, slot }
     }
 
     /// Runs the guest, and once it has been everywhere does `change`: what the guest comes out for. With `kick` that is
@@ -109,9 +119,8 @@ impl Running {
     }
 }
 
-#[test]
 fn a_slot_that_goes_under_a_guest_leaves_mmio_and_no_leaf() {
-    let Some(mut running) = Running::new() else { return };
+    let mut running = Running::new();
     let slot = running.slot.clone();
     for _ in 0..ROUNDS {
         let exit = running.change(false, |slots| slots.execute(&SlotOp::Delete(slot.clone())).unwrap());
@@ -123,9 +132,8 @@ fn a_slot_that_goes_under_a_guest_leaves_mmio_and_no_leaf() {
     }
 }
 
-#[test]
 fn a_slot_that_moves_under_a_guest_is_not_where_it_was() {
-    let Some(mut running) = Running::new() else { return };
+    let mut running = Running::new();
     let (slot, to) = (running.slot.clone(), AddrRange::new(Gpa(THERE), BYTES.into()).unwrap());
     let moved = Slot { gpa: to, ..slot.clone() };
     for _ in 0..ROUNDS {
@@ -140,9 +148,8 @@ fn a_slot_that_moves_under_a_guest_is_not_where_it_was() {
     }
 }
 
-#[test]
 fn a_guest_goes_on_while_its_slot_is_logged_and_not_logged() {
-    let Some(mut running) = Running::new() else { return };
+    let mut running = Running::new();
     let plain = running.slot.clone();
     let logged = Slot { flags: SlotFlags::LOG_DIRTY_PAGES, ..plain.clone() };
     for _ in 0..ROUNDS {

@@ -12,8 +12,21 @@ use memory_model::{Hva, PageSize, Pages, RamBlock, RamOptions};
 use vcpu::{Entry, Exit, Gpr};
 
 use crate::guest::{DATA, Guest};
-use crate::live::{frame, kernel, leaf, pagemap};
+use crate::live::{frame, leaf, pagemap};
 use crate::uffd::{Mode, Uffd};
+
+use crate::need::{Need, Tests};
+
+/// The tests, and what they need.
+pub const TESTS: Tests = tests!(
+    &[Need::Live, Need::Userfaults(Mode::Missing)];
+    each_missing_page_is_asked_for_once_and_mapped,
+    a_page_that_is_taken_away_is_asked_for_again;
+    &[Need::Live, Need::Userfaults(Mode::WriteProtect)];
+    the_first_write_to_a_protected_page_is_told_before_it_is_done;
+    &[Need::Live, Need::Userfaults(Mode::Minor)];
+    a_page_that_its_file_has_is_mapped_once_it_is_ready,
+);
 
 const PAGE: u64 = PageSize::Size4K.bytes();
 const PAGES: u64 = 256;
@@ -35,12 +48,11 @@ fn count(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// A guest with such memory, its view in the kernel, and its data watched.
-fn watched(ram: Arc<RamBlock>, mode: Mode) -> Option<(Guest, LiveVm, Uffd)> {
-    let (kernel, guest) = (kernel()?, Guest::ring3_on(ram, count)?);
-    let vm = LiveVm::of_fd(&kernel, &guest.vm).unwrap().expect("the VM's own file");
-    let watch = Uffd::watch(data(&guest.ram), PAGES * PAGE, mode);
-    let uffd = watch.map_err(|error| println!("not checked: userfaultfd, {mode:?}: {error}")).ok()?;
-    Some((guest, vm, uffd))
+fn watched(ram: Arc<RamBlock>, mode: Mode) -> (Guest, LiveVm, Uffd) {
+    let guest = Guest::ring3_on(ram, count);
+    let vm = guest.live();
+    let uffd = Uffd::watch(data(&guest.ram), PAGES * PAGE, mode).unwrap();
+    (guest, vm, uffd)
 }
 
 fn small_pages() -> Arc<RamBlock> {
@@ -78,9 +90,8 @@ fn assert_mapped(tables: &LiveTables, ram: &RamBlock) {
     assert!(report.is_clean(), "{report}");
 }
 
-#[test]
 fn each_missing_page_is_asked_for_once_and_mapped() {
-    let Some((mut guest, vm, uffd)) = watched(small_pages(), Mode::Missing) else { return };
+    let (mut guest, vm, uffd) = watched(small_pages(), Mode::Missing);
     let (ram, expected) = (guest.ram.clone(), pages(&guest.ram));
     let bring = |page: Hva| {
         let mut bytes = [0; PAGE as usize];
@@ -95,9 +106,8 @@ fn each_missing_page_is_asked_for_once_and_mapped() {
     assert_eq!(faults, []);
 }
 
-#[test]
 fn a_page_that_is_taken_away_is_asked_for_again() {
-    let Some((mut guest, vm, uffd)) = watched(small_pages(), Mode::Missing) else { return };
+    let (mut guest, vm, uffd) = watched(small_pages(), Mode::Missing);
     let bring = |page| uffd.copy(page, &[0; PAGE as usize]);
     assert_eq!(uffd.serving(bring, || run(&mut guest)).0, PAGES);
     guest.ram.discard(DATA + PAGE..DATA + 9 * PAGE).unwrap();
@@ -109,9 +119,8 @@ fn a_page_that_is_taken_away_is_asked_for_again() {
     assert_mapped(&vm.tables().unwrap(), &guest.ram);
 }
 
-#[test]
 fn the_first_write_to_a_protected_page_is_told_before_it_is_done() {
-    let Some((mut guest, vm, uffd)) = watched(small_pages(), Mode::WriteProtect) else { return };
+    let (mut guest, vm, uffd) = watched(small_pages(), Mode::WriteProtect);
     assert_eq!(run(&mut guest), PAGES);
     uffd.protect(data(&guest.ram), PAGES * PAGE, true).unwrap();
     let tables = vm.tables().unwrap();
@@ -129,10 +138,9 @@ fn the_first_write_to_a_protected_page_is_told_before_it_is_done() {
     assert_mapped(&vm.tables().unwrap(), &guest.ram);
 }
 
-#[test]
 fn a_page_that_its_file_has_is_mapped_once_it_is_ready() {
     let ram = RamBlock::memfd("ram", 0x40_0000).unwrap();
-    let Some((mut guest, vm, uffd)) = watched(ram.clone(), Mode::Minor) else { return };
+    let (mut guest, vm, uffd) = watched(ram.clone(), Mode::Minor);
     let file = std::fs::File::from(ram.fd().unwrap().try_clone_to_owned().unwrap());
     for gpa in gpas() {
         file.write_all_at(&0u64.to_le_bytes(), gpa).unwrap();
