@@ -6,7 +6,7 @@ use std::time::Duration;
 use ept::live::LiveVm;
 use iced_x86::code_asm::CodeAssembler;
 use memory_model::{AddrRange, Gpa, Hva, RamBlock};
-use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
+use slot_manager::{DirtyMethod, Slot, SlotExecutor, SlotFlags, SlotId, SlotOp};
 use vcpu::kvm::live_kernel;
 use vcpu::{
     Budget, DescriptorTable, Entry, Exit, KvmVm, Regs, Segment, SystemRegs, Vcpu, Vm, cr0, cr4, efer, rflags,
@@ -52,17 +52,26 @@ impl Guest {
         ram: Arc<RamBlock>,
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
     ) -> Self {
-        Self::boot(3, ram, code)
+        Self::boot(3, ram, DirtyMethod::Bitmap, code)
     }
 
     /// The same at ring 0.
     pub fn ring0(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Self {
-        Self::boot(0, RamBlock::anonymous("ram", RAM_BYTES).unwrap(), code)
+        Self::boot(0, RamBlock::anonymous("ram", RAM_BYTES).unwrap(), DirtyMethod::Bitmap, code)
+    }
+
+    /// The same at ring 3, whose writes are logged that way.
+    pub fn ring3_logged(
+        method: DirtyMethod,
+        code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    ) -> Self {
+        Self::boot(3, RamBlock::anonymous("ram", RAM_BYTES).unwrap(), method, code)
     }
 
     fn boot(
         ring: u8,
         ram: Arc<RamBlock>,
+        method: DirtyMethod,
         code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
     ) -> Self {
         let mut asm = CodeAssembler::new(64).unwrap();
@@ -72,6 +81,7 @@ impl Guest {
 
         let vm = KvmVm::new().unwrap();
         let mut slots = vm.slots();
+        slots.with_log(&mut |log| log.set_dirty_method(method).unwrap());
         slots.execute(&SlotOp::Create(slot(0, 0, &ram))).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_system_regs(&long_mode(ring)).unwrap();

@@ -5,12 +5,15 @@ mod need;
 
 mod budget;
 mod counts;
+mod dirty_logs;
 mod doorbells;
 mod events;
 mod exits;
 mod guest;
 mod guest_memfd;
+mod huge_pages;
 mod live;
+mod readonly;
 mod remap;
 mod shared_faults;
 mod slot_changes;
@@ -23,14 +26,17 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use self::need::{Test, Tests};
 
-const ALL: [Tests; 11] = [
+const ALL: [Tests; 14] = [
     budget::TESTS,
     counts::TESTS,
+    dirty_logs::TESTS,
     doorbells::TESTS,
     events::TESTS,
     exits::TESTS,
     guest_memfd::TESTS,
+    huge_pages::TESTS,
     live::TESTS,
+    readonly::TESTS,
     remap::TESTS,
     shared_faults::TESTS,
     slot_changes::TESTS,

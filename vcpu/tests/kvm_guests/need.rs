@@ -3,7 +3,9 @@
 use std::sync::OnceLock;
 
 use ept::live::{Pagemap, Trace};
+use kvm_ioctls::Kvm;
 use memory_model::{Hva, PageSize, Pages, RamBlock, RamOptions};
+use slot_manager::Capability;
 use vcpu::KvmVm;
 use vcpu::kvm::{KvmHost, live_kernel};
 
@@ -23,6 +25,8 @@ pub enum Need {
     Events,
     /// userfaultfd, with its mode.
     Userfaults(Mode),
+    /// Something that KVM may lack.
+    Capability(Capability),
     /// A guest_memfd that this process can map.
     GuestMemfd,
 }
@@ -74,6 +78,10 @@ impl Need {
                 let block = block.expect("memory for a page");
                 let watched = Uffd::watch(block.hva(), block.size(), mode);
                 watched.err().map(|why| format!("userfaultfd, {mode:?}: {why}"))
+            }
+            Self::Capability(capability) => {
+                let vm = Kvm::new().and_then(|kvm| kvm.create_vm()).map_err(|why| why.to_string());
+                vm.and_then(|vm| capability.require(&vm).map_err(|why| why.to_string())).err()
             }
             Self::GuestMemfd => {
                 let made = KvmVm::new().map_err(|why| why.to_string()).and_then(|vm| {
