@@ -79,6 +79,18 @@ pub enum GuestError {
         /// How it is booted.
         boot: &'static str,
     },
+    /// A name that no file of a guest may have.
+    #[error("`{name}` is no name for a guest: use letters, digits and `_`")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The source does not build.
+    #[error("it does not build: {why}")]
+    Build {
+        /// What the tool says.
+        why: String,
+    },
     /// The manifest section cannot be read.
     #[error("the section .memvirt cannot be read: {why}")]
     ManifestBytes {

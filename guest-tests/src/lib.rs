@@ -1,4 +1,4 @@
-//! Guest programs in assembly, one a fact, built to ELF; and the manifest that such a file carries.
+//! Guest programs, one a fact, built to ELF; and the manifest that such a file carries.
 //!
 //! ```
 //! let guest = guest_tests::built_in().find(|guest| guest.name == "first_touch").unwrap();
@@ -8,15 +8,17 @@
 //! # Ok::<(), guest_tests::GuestError>(())
 //! ```
 //!
-//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. `programs/*.S` and what is in the
-//! folders for the 32-bit boot protocols are built here; any other ELF put into `elf/` is picked up beside them. An
-//! [`Image`] can be a Linux bzImage, too.
+//! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. What is in the folders of `programs/`,
+//! one for each area, is built here; any other ELF put into `elf/` is picked up beside them. An [`Image`] can be a Linux
+//! bzImage, too. [`starter`] begins a new one, and [`build`] builds what is not in this crate; `GUIDE.md` leads through it.
 
+mod compile;
 mod error;
 mod image;
 mod manifest;
 mod multiboot;
 mod pvh;
+mod source;
 mod values;
 
 pub use error::{GuestError, Place};
@@ -26,6 +28,7 @@ pub use manifest::{
     FeatureSpec, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec, MemoryEvent, MmioSpec,
     Occasion, PASS, PagesOf, PagesSpec, RegionSpec, SamePageSpec, StepSpec, VendorSpec,
 };
+pub use source::{Language, build, starter};
 pub use values::{Bytes, Location, Page, Rights, Vector};
 
 include!(concat!(env!("OUT_DIR"), "/built_in.rs"));

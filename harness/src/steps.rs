@@ -144,7 +144,7 @@ impl Machine {
     fn count_faults(&mut self, on: Occasion, most: u64, judge: &mut Judge) {
         let what = format!("{on}, second-level faults");
         let Some(now) = self.vm.violations() else {
-            return judge.not_checked(&what, "KVM does not say how many second-level faults there were");
+            return judge.not_checked(&what, "this host does not count second-level faults");
         };
         let faults = now - std::mem::replace(&mut self.done.faults, now);
         judge.check(&what, faults <= most, || format!("at most {most}, found {faults}"));

@@ -4,6 +4,7 @@ mod host;
 mod inspect;
 mod lab;
 mod map;
+mod new;
 mod output;
 mod run;
 mod source;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Run guests, built in or from ELF files; all built-in ones if none is named.
     Run(run::Args),
+    /// Begin a guest of your own: a program and its manifest, in comments what is what.
+    New(new::Args),
     /// Run a guest, then show the chain of an address, step by step.
     Map(map::Args),
     /// Show a region tree from the text of QEMU's `info mtree`, or what the guest sees of it.
@@ -59,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let status = match command {
         Command::Run(args) => run::run(&args),
+        Command::New(args) => new::new(&args),
         Command::Map(args) => map::map(&args),
         Command::Tree(args) => tree::tree(&args),
         Command::Verify(args) => verify::verify(&args),

@@ -25,7 +25,7 @@ pub(crate) struct Args {
 /// What holds of a run on any machine.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Names of built-in guests, or ELF files.
+    /// Names of built-in guests, ELF files, or sources in assembly (.S), C (.c) or Rust (.rs).
     pub(crate) guests: Vec<String>,
     /// List the built-in guests and what each shows.
     #[arg(long, conflicts_with_all = ["guests", "json", "chains"])]

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use guest_tests::{GuestError, Image};
+use guest_tests::{GuestError, Image, Language, build};
 use harness::Mmu;
 
 /// A guest to run.
@@ -25,7 +25,11 @@ pub(crate) fn find(name: &str) -> Result<Source, String> {
         ));
     }
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
-    let bytes = read(path).map_err(|error| format!("{name}: {error}"))?;
+    let bytes = match Language::of(path) {
+        Some(_) => build(path).map_err(|error| error.to_string()),
+        None => read(path).map_err(|error| error.to_string()),
+    };
+    let bytes = bytes.map_err(|error| format!("{name}: {error}"))?;
     parse(name, bytes).map(|source| Source { name: stem.to_owned(), ..source })
 }
 
