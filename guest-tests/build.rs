@@ -21,7 +21,8 @@ fn main() {
     let mut guests = BTreeMap::new();
     for folder in folders(&programs) {
         for source in SOURCES.into_iter().flat_map(|extension| files(&folder, extension)) {
-            let elf = compile(&source, &programs, &out).unwrap_or_else(|why| panic!("{}: {why}", source.display()));
+            let elf =
+                compile(&source, &programs, &out).unwrap_or_else(|why| panic!("{}: {why}", source.display()));
             add(&mut guests, &source, elf);
         }
     }

@@ -36,7 +36,14 @@ fn cc(file: &Path, folder: &Path, support: &Path, elf: &Path) -> Command {
     // What is booted by a 32-bit protocol has 32 bits.
     let bits = if folder.ends_with("multiboot") || folder.ends_with("pvh") { "-m32" } else { "-m64" };
     command.arg(bits).args(LINKING).arg("-I").arg(support).arg(format!("-Wa,-I,{}", support.display()));
-    command.args(["-ffreestanding", "-fno-pic", "-fno-stack-protector", "-mgeneral-regs-only", "-O2", "-Wall"]);
+    command.args([
+        "-ffreestanding",
+        "-fno-pic",
+        "-fno-stack-protector",
+        "-mgeneral-regs-only",
+        "-O2",
+        "-Wall",
+    ]);
     command.args(["-fno-asynchronous-unwind-tables", "-fcf-protection=none"]);
     command.arg("-T").arg(support.join("guest.ld")).arg("-o").arg(elf).arg(file);
     command
@@ -44,7 +51,16 @@ fn cc(file: &Path, folder: &Path, support: &Path, elf: &Path) -> Command {
 
 fn rustc() -> Command {
     let mut command = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    command.args(["--edition", "2024", "-C", "panic=abort", "-C", "opt-level=2", "-C", "relocation-model=static"]);
+    command.args([
+        "--edition",
+        "2024",
+        "-C",
+        "panic=abort",
+        "-C",
+        "opt-level=2",
+        "-C",
+        "relocation-model=static",
+    ]);
     command
 }
 

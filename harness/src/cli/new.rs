@@ -15,9 +15,9 @@ pub(crate) struct Args {
     /// What it is written in: asm, c or rust.
     #[arg(long, default_value = "asm")]
     lang: Language,
-    /// The folder for its two files.
-    #[arg(long, default_value = ".")]
-    folder: PathBuf,
+    /// The folder for its two files; this one, if absent.
+    #[arg(long)]
+    folder: Option<PathBuf>,
 }
 
 pub(crate) fn new(args: &Args) -> io::Result<Status> {
@@ -28,16 +28,17 @@ pub(crate) fn new(args: &Args) -> io::Result<Status> {
             return Ok(Status::Trouble);
         }
     };
+    let folder = args.folder.as_deref().unwrap_or(Path::new(""));
     let mut out = io::stdout().lock();
     for (name, text) in &files {
-        let path = args.folder.join(name);
+        let path = folder.join(name);
         if let Err(error) = write_new(&path, text) {
             output::complain(&format!("{}: {error}", path.display()));
             return Ok(Status::Trouble);
         }
         writeln!(out, "made {}", path.display())?;
     }
-    writeln!(out, "run it: memvirt run {}", args.folder.join(&files[0].0).display())?;
+    writeln!(out, "run it: memvirt run {}", folder.join(&files[0].0).display())?;
     Ok(Status::AsExpected)
 }
 

@@ -1,7 +1,7 @@
 # Pages get other frames while they are logged: those that were written stay in the log, and the first write to a new frame is
 # in it, too.
 .include "guest.inc"
-manifest "dirty_across_a_migration.toml"
+manifest "dirty_migration.toml"
 .set LOG, 0x4000000
 
 .global start

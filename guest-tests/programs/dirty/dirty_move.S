@@ -1,6 +1,6 @@
 # A region moves while it is logged: its slot goes, its log does not (rule R9).
 .include "guest.inc"
-manifest "dirty_across_a_move.toml"
+manifest "dirty_move.toml"
 .set LOG, 0x4000000
 .set THERE, 0x5000000
 

@@ -1,7 +1,7 @@
 # Between any two instructions of the guest its memory moves away, gets other frames and comes back, and a slot beside it goes
 # and comes: the guest does not notice. It counts its rounds in each of eight pages.
 .include "guest.inc"
-manifest "churn_between_instructions.toml"
+manifest "churn_any_time.toml"
 .set BANK, 0x4000000
 
 .global start

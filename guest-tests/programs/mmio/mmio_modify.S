@@ -1,6 +1,6 @@
 # An instruction that reads and writes a device's register does both, once each, with the value that the device gave.
 .include "guest.inc"
-manifest "mmio_read_modify_write.toml"
+manifest "mmio_modify.toml"
 .set DEVICE, 0x2000000
 
 .global start

@@ -1,7 +1,7 @@
 # ROM appears in the middle of logged RAM, so that its slot becomes two: what was written before is in the log, and what is
 # written after, too.
 .include "guest.inc"
-manifest "dirty_across_a_split.toml"
+manifest "dirty_split.toml"
 .set LOG, 0x4000000
 
 .global start

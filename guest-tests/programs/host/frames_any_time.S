@@ -1,7 +1,7 @@
 # Frames change between any two instructions of a guest that counts in eight pages with every width of access: no count is
 # lost, none is torn.
 .include "guest.inc"
-manifest "frames_change_between_instructions.toml"
+manifest "frames_any_time.toml"
 .set BANK, 0x4000000
 
 .global start

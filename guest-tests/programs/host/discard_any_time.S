@@ -1,7 +1,7 @@
 # Pages are given back between any two instructions: a word is either the one that was written or zero, and never an older
 # one or a part of each.
 .include "guest.inc"
-manifest "discard_between_instructions.toml"
+manifest "discard_any_time.toml"
 .set BANK, 0x4000000
 
 .global start
