@@ -24,9 +24,10 @@ mod values;
 pub use error::{GuestError, Place};
 pub use image::{Image, MAX_FILE, Segment};
 pub use manifest::{
-    AbsentSpec, Action, Area, BackingSpec, BootSpec, BudgetSpec, Change, DirtyLogSpec, EndingSpec, Expect,
-    FeatureSpec, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec, MemoryEvent, MmioSpec,
-    Occasion, PASS, PagesOf, PagesSpec, RegionSpec, SamePageSpec, StepSpec, VendorSpec,
+    AbsentSpec, Action, Area, BackingSpec, BootSpec, BudgetSpec, Change, ColumnSpec, DirtyLogSpec,
+    EndingSpec, Expect, FeatureSpec, Holds, KindSpec, MAX_GPA, MAX_MEMORY, MachineSpec, Manifest, MapSpec,
+    MemoryEvent, MmioSpec, Occasion, PASS, PagesOf, PagesSpec, RegionSpec, SamePageSpec, StepSpec,
+    VendorSpec,
 };
 pub use source::{Language, build, starter};
 pub use values::{Bytes, Location, Page, Rights, Vector};

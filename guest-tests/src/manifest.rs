@@ -67,6 +67,8 @@ pub struct Manifest {
     pub handlers: BTreeMap<Vector, Location>,
     /// How long the guest may run.
     pub budget: BudgetSpec,
+    /// Machines that it cannot run on, and what they lack.
+    pub unsuited: BTreeMap<ColumnSpec, String>,
     /// What the host does while it runs.
     #[serde(rename = "step")]
     pub steps: Vec<StepSpec>,
@@ -123,6 +125,24 @@ impl Area {
             Self::Other => "other",
         }
     }
+}
+
+/// A machine that guests run on, by the name of its column.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ColumnSpec {
+    /// The software machine with EPT.
+    Ept,
+    /// The software machine with nested page tables.
+    Npt,
+    /// The software machine with shadow paging.
+    Shadow,
+    /// The host's KVM.
+    Kvm,
+    /// KVM inside QEMU's TCG.
+    LabNpt,
+    /// KVM inside Bochs.
+    LabEpt,
 }
 
 /// Memory and processor.

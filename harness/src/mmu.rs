@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use guest_tests::{BootSpec, FeatureSpec, Image, VendorSpec};
+use guest_tests::{BootSpec, ColumnSpec, FeatureSpec, Image, VendorSpec};
 use vcpu::soft::cpu::Vendor;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
 use vcpu::{KvmVm, VcpuError, Vm};
@@ -40,6 +40,18 @@ impl Mmu {
         }
     }
 
+    /// Its name in manifests.
+    pub const fn column(self) -> ColumnSpec {
+        match self {
+            Self::Ept => ColumnSpec::Ept,
+            Self::Npt => ColumnSpec::Npt,
+            Self::Shadow => ColumnSpec::Shadow,
+            Self::Kvm => ColumnSpec::Kvm,
+            Self::Lab(Lab::Npt) => ColumnSpec::LabNpt,
+            Self::Lab(Lab::Ept) => ColumnSpec::LabEpt,
+        }
+    }
+
     /// Why this column cannot run here, if it cannot.
     pub fn unavailable(self) -> Option<String> {
         match self {
@@ -50,6 +62,9 @@ impl Mmu {
 
     /// Why this guest cannot run on it, even where the column can run.
     pub fn unsuited(self, image: &Image) -> Option<String> {
+        if let Some(why) = image.manifest().unsuited.get(&self.column()) {
+            return Some(why.clone());
+        }
         let has = |feature: &FeatureSpec| {
             let (leaf, subleaf, register, bit) = feature.cpuid();
             let registers = match self {

@@ -9,7 +9,7 @@ pub(super) fn command(folder: &Path, kernel: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     // Time counts instructions: no timer is late, and two runs are the same.
     command.args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"]);
-    command.args(["-cpu", "max,+svm,+npt", "-smp", "1", "-m", "2G"]);
+    command.args(["-cpu", "max,+svm,+npt,phys-bits=48", "-smp", "1", "-m", "2G"]);
     command.args(["-display", "none", "-nodefaults", "-no-reboot"]);
     for port in [CONSOLE, MESSAGES] {
         command.args(["-serial", &format!("file:{}", folder.join(port).display())]);
