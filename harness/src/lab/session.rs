@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -76,17 +76,26 @@ impl Session {
         if let Some(why) = lab.unavailable() {
             return Err(LabError::Unavailable(why));
         }
+        let archive = archive(orders, kernel, files)?;
+        Self::open(budget, |folder| {
+            let initramfs = folder.join(INITRAMFS);
+            fs::write(&initramfs, archive).map_err(LabError::file(initramfs))?;
+            lab.emulator(folder, &kernel.image)
+        })
+    }
+
+    /// Starts an emulator whose serial ports are the pipes of its folder.
+    fn open(
+        budget: Duration,
+        emulator: impl FnOnce(&Path) -> Result<Command, LabError>,
+    ) -> Result<Self, LabError> {
         let folder = Folder::new()?;
-        let initramfs = folder.0.join(INITRAMFS);
-        fs::write(&initramfs, archive(orders, kernel, files)?).map_err(LabError::file(initramfs))?;
         let (sender, events) = channel();
         let console = listen(&folder.0.join(CONSOLE), &sender, Event::Console)?;
         let messages = listen(&folder.0.join(MESSAGES), &sender, Event::Message)?;
-        let mut command = lab.emulator(&folder.0, &kernel.image)?;
+        let mut command = emulator(&folder.0)?;
         let terminal = Terminal::open().map_err(LabError::system("a pseudo-terminal"))?;
-        for set in
-            [std::process::Command::stdin, std::process::Command::stdout, std::process::Command::stderr]
-        {
+        for set in [Command::stdin, Command::stdout, Command::stderr] {
             set(&mut command, terminal.end().map_err(LabError::system("a pseudo-terminal"))?);
         }
         let child = command.spawn().map_err(|error| LabError::Program {
@@ -261,5 +270,71 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // What is left of a temporary folder hurts nobody.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell script in an emulator's place, in whose folder it runs.
+    fn session(script: &str, budget: Duration) -> Session {
+        let emulator = |folder: &Path| {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(script).current_dir(folder);
+            Ok(command)
+        };
+        Session::open(budget, emulator).unwrap()
+    }
+
+    /// All messages, and what came then.
+    fn hear(mut session: Session) -> (Vec<Message>, Ended) {
+        let mut messages = Vec::new();
+        loop {
+            match session.next_message() {
+                Ok(message) => messages.push(message),
+                Err(ended) => return (messages, ended),
+            }
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+    const READY: &str = r#"echo '"ready"' > messages; echo '{"begin":"first_touch"}' > messages; "#;
+
+    fn begun() -> Vec<Message> {
+        vec![Message::Ready, Message::Begin("first_touch".to_owned())]
+    }
+
+    #[test]
+    fn an_emulator_that_dies_is_told_with_its_last_words() {
+        let (messages, ended) = hear(session(&format!("{READY} echo no memory left; exit 3"), LONG));
+        assert_eq!(messages, begun());
+        assert_eq!(ended.to_string(), "the emulator ended (exit status: 3), at guest first_touch");
+        assert_eq!(ended.console, ["no memory left"]);
+    }
+
+    #[test]
+    fn one_that_hangs_is_killed_when_the_budget_ends() {
+        let session = session(&format!("{READY} exec sleep 1000"), Duration::from_secs(1));
+        let (folder, start) = (session._folder.0.clone(), Instant::now());
+        let (messages, ended) = hear(session);
+        assert_eq!(messages, begun());
+        assert_eq!(ended.to_string(), "the budget of 1 s ran out, at guest first_touch");
+        assert!(start.elapsed() < LONG && !folder.exists());
+    }
+
+    #[test]
+    fn a_panic_ends_a_lab_whose_emulator_goes_on() {
+        let script = "echo 'Kernel panic - not syncing' > console; echo ' at ffffffff' > console; exec sleep 1000";
+        let (messages, ended) = hear(session(script, LONG));
+        assert_eq!(messages, []);
+        assert_eq!(ended.to_string(), "Kernel panic - not syncing, while Linux came up");
+        assert_eq!(ended.console, ["Kernel panic - not syncing", " at ffffffff"]);
+    }
+
+    #[test]
+    fn what_is_no_message_is_shown() {
+        let (_, ended) = hear(session("echo '{\"begin' > messages; exec sleep 1000", LONG));
+        assert!(ended.why.starts_with(r#""{\"begin" is no message: "#), "{ended}");
     }
 }
