@@ -1,8 +1,8 @@
 //! `memvirt lab`.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Which lab: npt (QEMU) or ept (Bochs).
     #[arg(required_unless_present = "setup")]
     lab: Option<Lab>,
-    /// Print the line for a shell that installs the packages of both labs.
+    /// Print a line for a shell that installs what both labs lack.
     #[arg(long, exclusive = true)]
     setup: bool,
     /// A folder with another Linux, as an unpacked package has it: vmlinuz and KVM's modules.
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Seconds that all of it may take.
     #[arg(long, default_value = "300")]
     budget: u64,
+    /// Instead of guests, a Linux program that needs no other libraries than this one; all that follows is its own.
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "guests")]
+    program: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -37,7 +40,10 @@ pub(crate) struct Args {
 pub(crate) fn lab(args: &Args) -> io::Result<Status> {
     let mut out = io::stdout().lock();
     let Some(lab) = args.lab else {
-        writeln!(out, "{}", setup_line())?;
+        match setup_line() {
+            Some(line) => writeln!(out, "{line}")?,
+            None => output::complain(&"all packages that labs need are here"),
+        }
         return Ok(Status::AsExpected);
     };
     if args.options.list {
@@ -77,6 +83,9 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
                 out.flush()?;
                 status = status.max(Status::of(report.verdict, by_name));
             }
+            Ok(Message::Line(line)) => writeln!(out, "{line}")?,
+            Ok(Message::Exit(true)) => {}
+            Ok(Message::Exit(false)) => status = status.max(Status::Failed),
             Ok(Message::Trouble(error)) => {
                 output::complain(&error);
                 status = Status::Trouble;
@@ -117,16 +126,17 @@ fn open(lab: Lab, args: &Args) -> Result<Session, LabError> {
         Some(folder) => Kernel::below(folder)?,
         None => Kernel::cached()?,
     };
-    // Inside, the same program reads the same command line.
-    let orders = Orders {
-        lab,
-        arguments: std::env::args().collect(),
-        folder: std::env::current_dir().map_err(LabError::system("the current folder"))?,
-    };
     let names = args.options.guests.iter().map(PathBuf::from).chain(args.options.initrd.clone());
     let built_in = |name: &PathBuf| guest_tests::built_in().any(|guest| name.as_os_str() == guest.name);
-    let files: Vec<_> = names.filter(|name| !built_in(name)).collect();
-    Session::start(&orders, &kernel, &files, Duration::from_secs(args.budget))
+    let orders = Orders {
+        lab,
+        // Inside, the same program reads the same command line.
+        arguments: std::env::args().collect(),
+        folder: std::env::current_dir().map_err(LabError::system("the current folder"))?,
+        files: names.filter(|name| !built_in(name)).collect(),
+        programs: args.program.first().map(PathBuf::from).into_iter().collect(),
+    };
+    Session::start(&orders, &kernel, Duration::from_secs(args.budget))
 }
 
 /// The work of the first process of a lab. It does not come back, but for an error.
@@ -138,9 +148,12 @@ pub(crate) fn inside() -> ExitCode {
 
 fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
     let cli = Cli::try_parse_from(&orders.arguments).map_err(io::Error::other)?;
-    let Command::Lab(Args { options, .. }) = cli.command else {
+    let Command::Lab(Args { options, program, .. }) = cli.command else {
         return Err(io::Error::other("the orders are no command for a lab"));
     };
+    if let [program, arguments @ ..] = program.as_slice() {
+        return execute(program, arguments, port);
+    }
     for guest in options.guests() {
         let guest = guest.map_err(io::Error::other)?;
         port.send(&Message::Begin(guest.name.clone()))?;
@@ -156,6 +169,20 @@ fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Runs a Linux program, and sends what it writes.
+fn execute(program: &str, arguments: &[String], port: &mut Port) -> io::Result<()> {
+    let (lines, writer) = io::pipe()?;
+    let mut command = process::Command::new(std::path::absolute(program)?);
+    command.args(arguments).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // The pipe ends when the child's ends of it do.
+    drop(command);
+    for line in BufReader::new(lines).split(b'\n') {
+        port.send(&Message::Line(String::from_utf8_lossy(&line?).into_owned()))?;
+    }
+    port.send(&Message::Exit(child.wait()?.success()))
 }
 
 /// Runs a guest, and looks at what its second level maps at the end.

@@ -83,7 +83,8 @@ impl Archive {
         Ok(())
     }
 
-    fn program(&mut self, path: &Path, source: &Path) -> Result<(), LabError> {
+    /// Adds a program, or a library.
+    pub(super) fn program(&mut self, path: &Path, source: &Path) -> Result<(), LabError> {
         self.file(path, loaded_part(&read(source)?));
         Ok(())
     }
@@ -123,4 +124,59 @@ fn interpreter(elf: &[u8]) -> Option<PathBuf> {
     let (_, offset, size) = segments(elf).find(|(kind, ..)| *kind == PT_INTERP)?;
     let name = elf.get(offset..offset + size)?.split(|byte| *byte == 0).next()?;
     Some(PathBuf::from(str::from_utf8(name).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, modes and contents, read back as the kernel's documentation has the format.
+    fn entries(archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+        let mut entries = Vec::new();
+        let mut at = 0;
+        while at < archive.len() {
+            assert_eq!(&archive[at..at + 6], b"070701");
+            let field = |index: usize| {
+                let digits = &archive[at + 6 + 8 * index..][..8];
+                u32::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap()
+            };
+            let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
+            let contents = (at + 110 + name_size).next_multiple_of(4);
+            let name = str::from_utf8(&archive[at + 110..][..name_size - 1]).unwrap().to_owned();
+            entries.push((name, mode, archive[contents..contents + size].to_vec()));
+            at = (contents + size).next_multiple_of(4);
+        }
+        entries
+    }
+
+    #[test]
+    fn an_archive_has_each_folder_once_before_what_is_in_it() {
+        let mut archive = Archive::default();
+        archive.file(Path::new("/a/b/one"), b"1");
+        archive.file(Path::new("/a/b/two"), b"");
+        archive.file(Path::new("/three"), b"33333");
+        let file = |name: &str, contents: &[u8]| (name.to_owned(), EXECUTABLE, contents.to_vec());
+        let folder = |name: &str| (name.to_owned(), FOLDER, vec![]);
+        let expected = [
+            folder("a"),
+            folder("a/b"),
+            file("a/b/one", b"1"),
+            file("a/b/two", b""),
+            file("three", b"33333"),
+            (TRAILER.to_owned(), 0, vec![]),
+        ];
+        assert_eq!(entries(&archive.finish()), expected);
+    }
+
+    #[test]
+    fn a_program_comes_with_its_loader_and_without_what_nobody_loads() {
+        let mut archive = Archive::default();
+        archive.this_program().unwrap();
+        let entries = entries(&archive.finish());
+        let own = fs::read("/proc/self/exe").unwrap();
+        let (_, _, init) = entries.iter().find(|(name, ..)| name == "init").unwrap();
+        assert!(own.starts_with(init) && init.len() < own.len());
+        let loader = interpreter(&own).unwrap();
+        assert!(entries.iter().any(|(name, ..)| Path::new("/").join(name) == loader));
+    }
 }

@@ -15,6 +15,10 @@ pub enum Message {
     Begin(String),
     /// What came of it.
     Report(GuestReport),
+    /// A line that a program has written.
+    Line(String),
+    /// The program has ended; whether it has succeeded.
+    Exit(bool),
     /// Something that keeps guests from being run.
     Trouble(String),
     /// Nothing more comes.

@@ -126,4 +126,8 @@ pub struct Orders {
     pub arguments: Vec<String>,
     /// The folder that names of files are relative to.
     pub folder: PathBuf,
+    /// Files that are needed there.
+    pub files: Vec<PathBuf>,
+    /// Programs that are run there. They come with the libraries of this one.
+    pub programs: Vec<PathBuf>,
 }

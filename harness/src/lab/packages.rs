@@ -17,10 +17,15 @@ const EPT: &[(&str, &str)] = &[
     ("xorriso", "/usr/bin/xorriso"),
 ];
 
-/// One line for a shell that installs what all labs need.
-pub fn setup_line() -> String {
-    let names: Vec<_> = NPT.iter().chain(EPT).map(|(name, _)| *name).collect();
-    format!("apt-get update && apt-get install -y --no-install-recommends {}", names.join(" "))
+/// One line for a shell that installs what labs lack here; `None` if they lack nothing.
+pub fn setup_line() -> Option<String> {
+    let names = absent(NPT).chain(absent(EPT)).collect::<Vec<_>>();
+    (!names.is_empty())
+        .then(|| format!("apt-get update && apt-get install -y --no-install-recommends {}", names.join(" ")))
+}
+
+fn absent(packages: &'static [(&str, &str)]) -> impl Iterator<Item = &'static str> {
+    packages.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name)
 }
 
 /// What a lab lacks here, if anything.
@@ -29,12 +34,11 @@ pub(super) fn missing(lab: Lab) -> Option<String> {
         Lab::Npt => NPT,
         Lab::Ept => EPT,
     };
-    let absent = |(_, file): &&(&str, &str)| !Path::new(file).exists();
-    let names: Vec<_> = needed.iter().filter(absent).map(|(name, _)| *name).collect();
+    let names: Vec<_> = absent(needed).collect();
     let packages = if names.len() == 1 { "package" } else { "packages" };
     (!names.is_empty()).then(|| {
         format!(
-            "lab {lab} needs the {packages} {}: `memvirt lab --setup | sh` installs all",
+            "lab {lab} needs the {packages} {}: `memvirt lab --setup | sh` installs what is missing",
             names.join(", ")
         )
     })

@@ -64,19 +64,13 @@ pub struct Ended {
 }
 
 impl Session {
-    /// Starts the emulator. `files` are those that the orders name, beside `program`'s own; all of it has to be done within
-    /// the budget.
-    pub fn start(
-        orders: &Orders,
-        kernel: &Kernel,
-        files: &[PathBuf],
-        budget: Duration,
-    ) -> Result<Self, LabError> {
+    /// Starts the emulator. All is to be done within the budget.
+    pub fn start(orders: &Orders, kernel: &Kernel, budget: Duration) -> Result<Self, LabError> {
         let lab = orders.lab;
         if let Some(why) = lab.unavailable() {
             return Err(LabError::Unavailable(why));
         }
-        let archive = archive(orders, kernel, files)?;
+        let archive = archive(orders, kernel)?;
         Self::open(budget, |folder| {
             let initramfs = folder.join(INITRAMFS);
             fs::write(&initramfs, archive).map_err(LabError::file(initramfs))?;
@@ -148,7 +142,7 @@ impl Session {
             Message::Ready => self.at = "before the first guest".to_owned(),
             Message::Begin(guest) => self.at = format!("at guest {guest}"),
             Message::Report(report) => self.at = format!("after guest {}", report.guest),
-            Message::Trouble(_) | Message::End => {}
+            Message::Line(_) | Message::Exit(_) | Message::Trouble(_) | Message::End => {}
         }
         Ok(message)
     }
@@ -186,13 +180,16 @@ impl Drop for Session {
 }
 
 /// All that the lab's Linux has.
-fn archive(orders: &Orders, kernel: &Kernel, files: &[PathBuf]) -> Result<Vec<u8>, LabError> {
+fn archive(orders: &Orders, kernel: &Kernel) -> Result<Vec<u8>, LabError> {
     let mut archive = Archive::default();
     archive.this_program()?;
+    for program in &orders.programs {
+        archive.program(&orders.folder.join(program), program)?;
+    }
     for (index, module) in kernel.modules(orders.lab)?.iter().enumerate() {
         archive.file(&Path::new(init::MODULES).join(format!("{index}.ko")), &read(module)?);
     }
-    for file in files {
+    for file in &orders.files {
         archive.file(&orders.folder.join(file), &read(file)?);
     }
     let orders = serde_json::to_vec(orders).expect("strings are always JSON");
@@ -325,7 +322,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_a_lab_whose_emulator_goes_on() {
-        let script = "echo 'Kernel panic - not syncing' > console; echo ' at ffffffff' > console; exec sleep 1000";
+        let script =
+            "echo 'Kernel panic - not syncing' > console; echo ' at ffffffff' > console; exec sleep 1000";
         let (messages, ended) = hear(session(script, LONG));
         assert_eq!(messages, []);
         assert_eq!(ended.to_string(), "Kernel panic - not syncing, while Linux came up");
