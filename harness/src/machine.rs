@@ -20,7 +20,7 @@ use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring, information_page};
 use vcpu::{Budget, Entry, Exit, Gpr, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::chain::Chain;
+use crate::chain::{Chain, Observer};
 use crate::devices::{Devices, pc};
 use crate::exits::Exits;
 use crate::judge::Judge;
@@ -279,6 +279,15 @@ impl Machine {
     /// What the host shows of the VM.
     pub fn host(&self) -> &dyn HostView {
         &*self.vm
+    }
+
+    /// Lets `look` at all that a chain is followed through, as it is now; vCPU 0's paging and ring.
+    pub fn observe<T>(&mut self, look: impl FnOnce(&Observer<'_>) -> T) -> Result<T, HarnessError> {
+        let (guest, ring) = (self.guest_paging()?, self.ring()?);
+        let (view, slots) = (self.view(), self.slots.lock().expect("no listener panics"));
+        let still = self.vm.still();
+        let host = still.as_deref().unwrap_or(&*self.vm);
+        Ok(look(&Observer { guest, view: &view, slots: slots.registry(), host, ring }))
     }
 
     /// Control, segment and table registers of a vCPU.

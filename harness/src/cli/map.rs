@@ -54,8 +54,8 @@ fn chains(guest: &Source, args: &Args) -> Result<Vec<Chain>, HarnessError> {
     let addresses: Vec<_> = args.gva.iter().map(|gva| guest.image.resolve(gva)).collect::<Result<_, _>>()?;
     let mut machine = Machine::build(guest.image.clone(), args.mmu.create_vm(&guest.image)?)?;
     machine.run()?;
-    let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
-    let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-    let observer = Observer { guest, view: &view, slots: slots.registry(), host: machine.host(), ring };
-    Ok(addresses.into_iter().map(|gva| observer.follow(Gva(gva), &Known::default())).collect())
+    let follow = |observer: &Observer<'_>| {
+        addresses.iter().map(|&gva| observer.follow(Gva(gva), &Known::default())).collect()
+    };
+    machine.observe(follow)
 }

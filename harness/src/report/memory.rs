@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use ept::{Access, Flags, Format, Mapping, Paging, Rights, Role, Step, mappings, walk};
-use memory_model::{FlatRange, FlatView, Gpa, Gva, Hpa, Hva, PageSize, RegionKind};
+use ept::{Access, Flags, Format, Mapping, Paging, Rights, Role, Step, walk};
+use memory_model::{FlatRange, FlatView, PageSize, RegionKind};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use slot_manager::{SlotRecord, SlotRegistry};
-use vcpu::{GuestTables, HostView, SecondLevelLeaf, Witness};
+use vcpu::{GuestTables, SecondLevelTables};
 
 use super::columns::Column;
 use super::format::FormatData;
 use crate::Observer;
+use crate::pages::{Pages, Place};
 
 const SHIFT: u32 = PageSize::Size4K.shift();
 
@@ -127,27 +128,43 @@ fn rows<S: Serializer>(upper: &BTreeMap<(u8, u64), Step>, serializer: S) -> Resu
 
 impl Memory {
     pub fn of(observer: &Observer<'_>) -> Self {
-        let mut collector = Collector::new(observer);
-        match &observer.guest {
-            Some(paging) => collector.guest_tables(paging),
-            None => collector.without_paging(),
-        }
-        collector.finish()
+        let mut pages = Pages::new(observer);
+        let mut collector = Collector {
+            memory: Self {
+                ranges: pages.ranges.iter().map(|range| Range::new(range, observer.slots)).collect(),
+                guest: observer.guest.as_ref().map(|paging| Tables::new(&paging.format)),
+                second: pages.tables.map(|tables| Tables::new(&tables.format)),
+                shadow: pages.tables.is_some_and(|tables| tables.shadow),
+                ..Self::default()
+            },
+            known: BTreeMap::new(),
+            open: None,
+            before: [0; 4],
+            table: None,
+        };
+        pages.visit(|pages, place| {
+            if let (Some(paging), Some(mapping)) = (&observer.guest, &place.guest) {
+                collector.guest_walk(observer.view, paging, mapping);
+            }
+            collector.place(
+                observer.guest.as_ref().map(|paging| &paging.format),
+                pages.tables.as_ref(),
+                &place,
+            );
+        });
+        Self { not_shown: pages.not_shown, ..collector.finish() }
     }
 }
 
-/// Goes through the guest's memory from its lowest address up.
-struct Collector<'a> {
-    host: &'a dyn HostView,
-    view: &'a FlatView,
-    ranges: Vec<&'a FlatRange>,
-    second: Option<Format>,
-    shows_frames: bool,
+/// Puts pieces together from pages that come from the lowest address up.
+struct Collector {
     memory: Memory,
     known: BTreeMap<Kind, usize>,
     open: Option<Piece>,
     /// Where the piece before ended, by column.
     before: [u64; 4],
+    /// The guest's table that the last page was in.
+    table: Option<u64>,
 }
 
 /// Page numbers.
@@ -158,122 +175,33 @@ struct Piece {
     at: [Option<u64>; 4],
 }
 
-impl<'a> Collector<'a> {
-    fn new(observer: &Observer<'a>) -> Self {
-        let ranges: Vec<_> = observer.view.ranges().collect();
-        let mut memory = Memory {
-            ranges: ranges.iter().map(|range| Range::new(range, observer.slots)).collect(),
-            guest: observer.guest.as_ref().map(|paging| Tables::new(&paging.format)),
-            ..Memory::default()
+impl Collector {
+    /// The way to another of the guest's tables.
+    fn guest_walk(&mut self, view: &FlatView, paging: &Paging, mapping: &Mapping) {
+        if self.table.replace(mapping.step.table) != Some(mapping.step.table) {
+            let path = walk(&GuestTables(view), paging, mapping.address, Access::READ, Flags::Keep).path;
+            self.memory.guest.iter_mut().for_each(|guest| guest.note(&paging.format, mapping.address, &path));
+        }
+    }
+
+    fn place(&mut self, guest: Option<&Format>, second: Option<&SecondLevelTables>, place: &Place) {
+        let leaf = second.zip(place.leaf.as_ref());
+        if let (Some((tables, leaf)), Some(known)) = (leaf, &mut self.memory.second) {
+            let address = if tables.shadow { place.gva.0 } else { place.gpa.0 };
+            known.note(&tables.format, address, &leaf.path);
+        }
+        let hpa = place.leaf.as_ref().map(|leaf| leaf.hpa).or(place.frame);
+        let kind = Kind {
+            range: place.range,
+            guest: guest
+                .zip(place.guest)
+                .map(|(format, page)| Leaf::new(format, page.size, page.rights, page.step.entry)),
+            second: leaf.map(|(tables, leaf)| Leaf::new(&tables.format, leaf.size, leaf.rights, leaf.entry)),
+            hpa: hpa.is_some(),
+            differs: place.frame.is_some() && place.frame != hpa,
         };
-        let second = match observer.host.tables() {
-            Witness::Seen(tables) => {
-                memory.shadow = tables.shadow;
-                memory.second = Some(Tables::new(&tables.format));
-                Some(tables.format)
-            }
-            Witness::Absent => None,
-            Witness::NotShown(why) => {
-                memory.not_shown.push(format!("second level: {why}"));
-                None
-            }
-        };
-        Self {
-            host: observer.host,
-            view: observer.view,
-            ranges,
-            second,
-            shows_frames: true,
-            memory,
-            known: BTreeMap::new(),
-            open: None,
-            before: [0; 4],
-        }
-    }
-
-    fn guest_tables(&mut self, paging: &Paging) {
-        let tables = GuestTables(self.view);
-        let mut last = None;
-        for Mapping { address, size, frame, rights, step } in mappings(&tables, paging) {
-            if last != Some(step.table) {
-                last = Some(step.table);
-                let path = walk(&tables, paging, address, Access::READ, Flags::Keep).path;
-                self.memory.guest.iter_mut().for_each(|guest| guest.note(&paging.format, address, &path));
-            }
-            let leaf = Leaf::new(&paging.format, size, rights, step.entry);
-            self.run(Gva(address), Gpa(frame), size.bytes() >> SHIFT, Some(leaf));
-        }
-    }
-
-    fn without_paging(&mut self) {
-        for range in self.ranges.clone() {
-            let pages = (range.range.bytes() >> SHIFT) as u64;
-            if range.ram().is_some() {
-                self.run(Gva(range.range.first().0), range.range.first(), pages, None);
-            }
-        }
-    }
-
-    /// A run of pages, as the guest has it.
-    fn run(&mut self, gva: Gva, gpa: Gpa, pages: u64, guest: Option<Leaf>) {
-        let mut found: Option<usize> = None;
-        for offset in (0..pages).map(|page| page << SHIFT) {
-            let (Some(gva), Some(gpa)) = (gva.checked_add(offset), gpa.checked_add(offset)) else { return };
-            found = found.filter(|&at| self.ranges[at].range.contains(gpa)).or_else(|| self.range_at(gpa));
-            let hva = found.and_then(|at| self.ranges[at].hva(gpa));
-            let leaf = self.leaf(gva, gpa);
-            let frame = hva.and_then(|hva| self.frame(hva));
-            let hpa = leaf.as_ref().map(|leaf| leaf.hpa).or(frame);
-            let kind = Kind {
-                range: found,
-                guest,
-                second: leaf.as_ref().and_then(|leaf| self.second_leaf(gva, gpa, leaf)),
-                hpa: hpa.is_some(),
-                differs: frame.is_some() && frame != hpa,
-            };
-            let raw = [Some(gva.0), Some(gpa.0), hva.map(|hva| hva.0), hpa.map(|hpa| hpa.0)];
-            self.page(kind, raw.map(|address| address.map(|address| address >> SHIFT)));
-        }
-    }
-
-    fn range_at(&self, gpa: Gpa) -> Option<usize> {
-        let after = self.ranges.partition_point(|range| range.range.first() <= gpa);
-        after.checked_sub(1).filter(|&at| self.ranges[at].range.contains(gpa))
-    }
-
-    fn leaf(&mut self, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
-        self.second.as_ref()?;
-        match self.host.leaf(gva, gpa) {
-            Witness::Seen(leaf) => Some(leaf),
-            Witness::Absent => None,
-            Witness::NotShown(why) => {
-                self.second = None;
-                self.memory.not_shown.push(format!("second level: {why}"));
-                None
-            }
-        }
-    }
-
-    fn second_leaf(&mut self, gva: Gva, gpa: Gpa, leaf: &SecondLevelLeaf) -> Option<Leaf> {
-        let format = self.second.as_ref()?;
-        let address = if self.memory.shadow { gva.0 } else { gpa.0 };
-        self.memory.second.iter_mut().for_each(|tables| tables.note(format, address, &leaf.path));
-        Some(Leaf::new(format, leaf.size, leaf.rights, leaf.entry))
-    }
-
-    fn frame(&mut self, hva: Hva) -> Option<Hpa> {
-        if !self.shows_frames {
-            return None;
-        }
-        match self.host.frame(hva) {
-            Witness::Seen(hpa) => Some(hpa),
-            Witness::Absent => None,
-            Witness::NotShown(why) => {
-                self.shows_frames = false;
-                self.memory.not_shown.push(format!("HVA -> HPA: {why}"));
-                None
-            }
-        }
+        let raw = [Some(place.gva.0), Some(place.gpa.0), place.hva.map(|hva| hva.0), hpa.map(|hpa| hpa.0)];
+        self.page(kind, raw.map(|address| address.map(|address| address >> SHIFT)));
     }
 
     /// A page: the next of the open piece, or the first of another one.

@@ -10,7 +10,7 @@ use vcpu::{FaultEvent, FaultRecord, Witness};
 use super::columns::Column;
 use super::format::name_of;
 use super::memory::Memory;
-use crate::{Chain, Counts, Exits, HarnessError, Machine, Observer, Outcome, Report, Verdict};
+use crate::{Chain, Counts, Exits, HarnessError, Machine, Outcome, Report, Verdict};
 
 /// So many letters of a console are shown.
 const CONSOLE: usize = 64 << 10;
@@ -104,24 +104,22 @@ impl RunData {
 
     /// The same with what the machine has in its memory now.
     pub fn with_machine(self, machine: &mut Machine) -> Result<Self, HarnessError> {
-        let (guest, ring) = (machine.guest_paging()?, machine.ring()?);
-        let (view, slots) = (machine.view(), machine.slots().lock().expect("no listener panics"));
-        let still = machine.host().still();
-        let host = still.as_deref().unwrap_or(machine.host());
-        let observer = Observer { guest, view: &view, slots: slots.registry(), host, ring };
-        let tables = match host.tables() {
-            Witness::Seen(tables) => Some(TablesData {
-                kind: if tables.shadow { "shadow" } else { name_of(&tables.format) },
-                bytes: tables.bytes,
-                leaves: tables.leaves,
-            }),
-            _ => None,
-        };
+        let (tables, memory) = machine.observe(|observer| {
+            let tables = match observer.host.tables() {
+                Witness::Seen(tables) => Some(TablesData {
+                    kind: if tables.shadow { "shadow" } else { name_of(&tables.format) },
+                    bytes: tables.bytes,
+                    leaves: tables.leaves,
+                }),
+                _ => None,
+            };
+            (tables, Memory::of(observer))
+        })?;
         let fault_events = match machine.host().faults() {
             Witness::Seen(record) => Some(FaultsData::new(&record)),
             _ => None,
         };
-        Ok(Self { tables, fault_events, memory: Some(Memory::of(&observer)), ..self })
+        Ok(Self { tables, fault_events, memory: Some(memory), ..self })
     }
 }
 
