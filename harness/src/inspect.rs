@@ -118,7 +118,7 @@ pub fn inspect(
 }
 
 impl Inspection {
-    fn of(
+    pub(crate) fn of(
         live: &LiveVm,
         (pid, vm): (u32, usize),
         pagemap: &Pagemap,

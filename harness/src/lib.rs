@@ -20,6 +20,7 @@
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`lab`] | KVM inside an emulator that has NPT or EPT |
 //! | [`report`] | a page for people: where all memory is, each page's walk, faults, machines side by side |
+//! | [`vmm`] | the memory of a VM that another VMM has made, for its own tests |
 //! | [`Mmu`] | the machines there are, and whether they can run here |
 //!
 //! vCPUs take turns on one thread; what a manifest has the host do happens while none runs. KVM's second level is read from
@@ -40,6 +41,7 @@ mod pages;
 pub mod report;
 mod scene;
 mod steps;
+pub mod vmm;
 
 pub use chain::{Chain, Check, Known, LinkKind, Observer, Outcome};
 pub use devices::{PORT_BELL, PORT_CONSOLE, PORT_EXIT};
@@ -50,4 +52,6 @@ pub use golden::map_text;
 pub use judge::{Counts, Report, Verdict, judge, run_guest};
 pub use machine::{Ending, Machine, Run, Slots};
 pub use mmu::Mmu;
+pub use memory_model::Gpa;
 pub use scene::{CodeLine, Scene};
+pub use vcpu::Witness;
