@@ -332,3 +332,55 @@ fn a_guest_that_does_not_end_well_gets_a_verdict_and_its_registers() {
         }
     }
 }
+
+/// What a command shows on a terminal; `None` where there is no `script` to make one.
+fn on_a_terminal(command: &str) -> Option<String> {
+    let command = format!("{} {command}", env!("CARGO_BIN_EXE_memvirt"));
+    let output = Command::new("script").args(["-qec", &command, "/dev/null"]).output();
+    if let Err(why) = &output {
+        println!("not checked: script: {why}");
+    }
+    let output = output.ok()?;
+    assert!(output.status.success());
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn progress_is_a_line_that_changes_on_a_terminal_and_nothing_in_a_pipe() {
+    let output = memvirt(&["run", "first_touch", "rom_write", "--mmu", "npt"]);
+    assert!(output.stderr.is_empty());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    let last = text.lines().last().unwrap();
+    assert!(last.starts_with("2 runs in ") && last.ends_with(" s: 2 pass"), "{last}");
+    let Some(shown) = on_a_terminal("run first_touch rom_write --mmu npt") else { return };
+    let first = shown.find("\r\x1b[K[1/2] first_touch on npt").expect("the first step is told");
+    let result = shown.find("\r\x1b[Knpt    first_touch ").expect("it makes room for the result");
+    let second = shown.find("\r\x1b[K[2/2] rom_write on npt").expect("the second step is told");
+    assert!(first < result && result < second, "{shown:?}");
+    let verified = on_a_terminal("verify first_touch --mmu ept").unwrap();
+    assert!(verified.contains("[1/1] first_touch on ept: running and verifying"), "{verified:?}");
+}
+
+#[test]
+fn a_page_for_people_is_written_where_it_is_asked_for() {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page.html");
+    let name = path.to_str().expect("UTF-8");
+    let output = memvirt(&["run", "first_touch", "--mmu", "all", "--report", name]);
+    assert_eq!(output.status.code(), Some(0));
+    let html = std::fs::read_to_string(&path).unwrap();
+    for mmu in Mmu::ALL {
+        assert!(html.contains(&format!("\"mmu\":\"{mmu}\"")), "{mmu}");
+    }
+    assert_refused_after_running(&memvirt(&["run", "first_touch", "--report", "/no/such/folder/page.html"]));
+}
+
+#[track_caller]
+fn assert_refused_after_running(output: &Output) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.starts_with("memvirt: /no/such/folder/page.html: ") && error.lines().count() == 1,
+        "{error}"
+    );
+}

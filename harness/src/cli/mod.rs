@@ -6,6 +6,7 @@ mod lab;
 mod map;
 mod new;
 mod output;
+mod progress;
 mod run;
 mod source;
 mod tree;

@@ -1,12 +1,15 @@
 //! `memvirt run`.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use guest_tests::{BootSpec, Bytes, GuestError, Image, VendorSpec};
 use harness::report::Page;
 use harness::{Mmu, Report, Verdict, run_guest};
 
+use super::progress::Progress;
 use super::source::{self, Columns, Source};
 use super::{Status, output};
 
@@ -68,22 +71,29 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
     if options.list {
         return list(&mut out);
     }
-    let mut page = args.report.as_ref().map(|_| Page::default());
-    let mut status = Status::AsExpected;
-    for guest in options.guests() {
+    let guests: Vec<_> = options.guests().collect();
+    let (machines, mut page) = (args.mmu.list(), args.report.as_ref().map(|_| Page::default()));
+    let progress = Progress::new(guests.len() * machines.len());
+    let (mut tally, mut status) = (Tally::default(), Status::AsExpected);
+    for guest in guests {
         let guest = match guest {
             Ok(guest) => guest,
             Err(error) => {
+                progress.clear();
                 output::complain(&error);
                 status = Status::Trouble;
                 continue;
             }
         };
-        for mmu in args.mmu.list() {
-            status = status.max(match options.report(&guest, mmu, page.as_mut()) {
+        for &mmu in &machines {
+            progress.step(format!("{} on {mmu}", guest.name));
+            let report = options.report(&guest, mmu, page.as_mut());
+            progress.clear();
+            status = status.max(match report {
                 Ok(report) => {
                     write!(out, "{}", options.text(&report))?;
                     out.flush()?;
+                    tally.add(report.verdict);
                     Status::of(report.verdict, matches!(args.mmu, Columns::One(_)))
                 }
                 Err(error) => {
@@ -93,6 +103,10 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
             });
         }
     }
+    drop(progress);
+    if !options.json {
+        write!(out, "{}", tally.text())?;
+    }
     if let (Some(path), Some(page)) = (&args.report, page)
         && let Err(error) = std::fs::write(path, page.html())
     {
@@ -100,6 +114,34 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
         return Ok(Status::Trouble);
     }
     Ok(status)
+}
+
+/// How many runs came to what.
+struct Tally {
+    verdicts: BTreeMap<&'static str, usize>,
+    since: Instant,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { verdicts: BTreeMap::new(), since: Instant::now() }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, verdict: Verdict) {
+        *self.verdicts.entry(verdict.word()).or_default() += 1;
+    }
+
+    /// A line for two runs or more.
+    fn text(&self) -> String {
+        let runs: usize = self.verdicts.values().sum();
+        if runs < 2 {
+            return String::new();
+        }
+        let counts: Vec<_> = self.verdicts.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        format!("{runs} runs in {:.1} s: {}\n", self.since.elapsed().as_secs_f64(), counts.join(", "))
+    }
 }
 
 impl Status {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use harness::{HarnessError, Machine, Mmu};
 use vcpu::{Verification, Witness};
 
+use super::progress::Progress;
 use super::source::{self, Columns, Source};
 use super::{Status, output};
 
@@ -27,18 +28,23 @@ pub(crate) fn verify(args: &Args) -> io::Result<Status> {
     };
     let mut out = io::stdout().lock();
     let mut status = Status::AsExpected;
-    for mmu in args.mmu.list() {
+    let machines = args.mmu.list();
+    let progress = Progress::new(machines.len());
+    for mmu in machines {
+        progress.step(format!("{} on {mmu}: running and verifying", guest.name));
         let (found, recorded) = match mmu.unavailable() {
             Some(why) => (Witness::NotShown(why.into()), Witness::Absent),
             None => match after_run(&guest, mmu) {
                 Ok(found) => found,
                 Err(error) => {
+                    progress.clear();
                     output::complain(&format!("{} on {mmu}: {error}", guest.name));
                     status = Status::Trouble;
                     continue;
                 }
             },
         };
+        progress.clear();
         match found {
             Witness::Seen(found) => {
                 let verdict = if found.is_clean() { "clean" } else { "WRONG" };
