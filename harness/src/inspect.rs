@@ -62,6 +62,8 @@ pub struct SlotView {
     pub log_dirty: bool,
     /// Its leaves of 4K, 2M and 1G. Shadow paging may map a page more than once.
     pub leaves: [u64; 3],
+    /// Why those of 4K and of 2M are no larger, and how many of them.
+    pub limits: [BTreeMap<String, u64>; 2],
 }
 
 /// One address followed from GPA to HPA.
@@ -145,7 +147,7 @@ impl Inspection {
             vm,
             second_level: tables.second_level().to_string(),
             vcpus: tables.vcpus().collect(),
-            slots: slots(&tables),
+            slots: slots(&tables, pagemap),
             leaves: report.leaves,
             counted: tables.counted(),
             counts: tables.counts().collect(),
@@ -170,7 +172,7 @@ fn unchecked(report: &LiveReport) -> Vec<String> {
     leaves.chain(trees.map(|(why, count)| format!("{why}: {count}"))).collect()
 }
 
-fn slots(tables: &LiveTables) -> Vec<SlotView> {
+fn slots(tables: &LiveTables, pagemap: &Pagemap) -> Vec<SlotView> {
     let view = |slot: &ept::live::LiveSlot| SlotView {
         id: slot.id,
         space: slot.space,
@@ -180,8 +182,13 @@ fn slots(tables: &LiveTables) -> Vec<SlotView> {
         readonly: slot.memslot.readonly,
         log_dirty: slot.memslot.log_dirty,
         leaves: [0; 3],
+        limits: Default::default(),
     };
     let mut slots: Vec<SlotView> = tables.slots().iter().map(view).collect();
+    for (slot, limits) in slots.iter_mut().zip(tables.limits(pagemap)) {
+        slot.limits =
+            limits.map(|of_size| of_size.iter().map(|(why, count)| (why.to_string(), *count)).collect());
+    }
     for leaf in tables.leaves().filter(|leaf| !leaf.nested) {
         let place = (u8::from(leaf.smm), leaf.gpa);
         let after = slots.partition_point(|slot| (slot.space, slot.gpa) <= place);

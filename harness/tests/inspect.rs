@@ -97,6 +97,12 @@ fn a_running_guest_of_another_process_has_its_slots_and_leaves() {
     assert_eq!(vm["leaves"], vm["counted"]);
     assert!(vm["counts"]["pf_fixed"].as_u64().is_some_and(|fixed| fixed >= PAGES), "{vm}");
     assert_eq!(vm["frames"], leaves(&vm));
+    let limits = slots[0]["limits"][0].as_object().unwrap();
+    assert_eq!(
+        limits.values().filter_map(Value::as_u64).sum::<u64>(),
+        leaves(&vm),
+        "each has its reason: {vm}"
+    );
     let view = &vm["gpa"];
     assert_eq!((view["gpa"].as_str(), &view["slot"]), (Some(&last[..]), &slots[0]["id"]));
     assert_eq!(view["hpa"], view["leaves"][0]["hpa"]);
@@ -118,6 +124,7 @@ fn text_shows_the_same() {
         "VM 0 of process ",
         "0x0-0x3fffff",
         "pf_fixed 17,",
+        "4K and no larger: guest's own page size (17)",
         "GPA 0x180000",
         " 4K page, rwx, ",
         ", 0 findings",

@@ -8,8 +8,9 @@ use super::LiveError;
 use super::bpf::{KernelMemory, MOST};
 use super::btf::Field;
 use super::counters::Counters;
-use super::host::{Host, SecondLevel};
+use super::host::{Host, SecondLevel, host_ram};
 use super::layout::Layout;
+use super::pagemap::Pagemap;
 
 /// The running kernel, whose memory this process may read. One is enough for any number of VMs and threads.
 #[derive(Debug)]
@@ -29,6 +30,18 @@ impl Kernel {
         let (host, memory) = (Host::probe()?, KernelMemory::open()?);
         let (layout, counters) = Layout::of_this_kernel()?;
         Ok(Arc::new(Self { memory, layout, counters, host, direct_map: OnceLock::new() }))
+    }
+
+    /// All that is missing on this host for [`open`](Self::open) and for a check, and how to get it: not the first alone.
+    pub fn missing() -> Vec<LiveError> {
+        let parts = [
+            Host::probe().err(),
+            Layout::of_this_kernel().err(),
+            KernelMemory::open().err(),
+            host_ram().err(),
+            Pagemap::shows_frames().err(),
+        ];
+        parts.into_iter().flatten().collect()
     }
 
     /// Reads as many bytes of the kernel's memory.

@@ -30,6 +30,8 @@ pub struct LiveLeaf {
     pub smm: bool,
     /// It is of a guest of the guest: then what [`gpa`](Self::gpa) is depends on whose tables are shadowed.
     pub nested: bool,
+    /// It stands for a page of its size in the guest's own tables, and not for a part of a larger one.
+    pub of_guest_page: bool,
 }
 
 impl fmt::Display for LiveLeaf {
@@ -50,6 +52,7 @@ impl LiveLeaf {
             entry: mapping.step.entry,
             smm: root.page.smm,
             nested: root.page.nested,
+            of_guest_page: false,
         }
     }
 }
@@ -86,6 +89,7 @@ impl LiveTables {
                 entry,
                 smm: page.smm,
                 nested: page.nested,
+                of_guest_page: !page.direct,
             })
         })
     }

@@ -81,12 +81,19 @@ pub(super) struct Leaves {
     pub nested: u64,
 }
 
-/// The slot that a leaf begins in, and where it lies in the process.
-fn slot_of(leaf: &LiveLeaf, slots: &[LiveSlot]) -> Option<(Memslot, Hva)> {
+/// The number of the slot that a leaf begins in, among those.
+pub(super) fn slot_index(leaf: &LiveLeaf, slots: &[LiveSlot]) -> Option<usize> {
     let space = u8::from(leaf.smm);
     let after = slots.partition_point(|slot| (slot.space, slot.memslot.base) <= (space, leaf.gpa));
-    let slot = slots.get(after.checked_sub(1)?).filter(|slot| slot.space == space)?;
-    Some((slot.memslot, slot.memslot.hva_of(leaf.gpa)?))
+    let index = after.checked_sub(1)?;
+    slots[index].memslot.hva_of(leaf.gpa).filter(|_| slots[index].space == space)?;
+    Some(index)
+}
+
+/// That slot, and where the leaf lies in the process.
+fn slot_of(leaf: &LiveLeaf, slots: &[LiveSlot]) -> Option<(Memslot, Hva)> {
+    let memslot = slots[slot_index(leaf, slots)?].memslot;
+    Some((memslot, memslot.hva_of(leaf.gpa)?))
 }
 
 /// A page of the process's in each 2 MiB of a leaf.
@@ -178,6 +185,7 @@ mod tests {
             entry: hpa | 0x7,
             smm: false,
             nested: false,
+            of_guest_page: false,
         }
     }
 

@@ -3,6 +3,7 @@
 //! Eight bytes a page: bit 63 present, bit 61 a file's or shared memory, bit 56 mapped once, bits 54:0 the frame, which the
 //! kernel shows only to a process with `CAP_SYS_ADMIN` and replaces by zero for all others.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use std::fs::File;
@@ -34,6 +35,19 @@ impl Pagemap {
     /// Of any process.
     pub fn of_process(pid: u32) -> Result<Self, LiveError> {
         Self::open(format!("/proc/{pid}/pagemap"))
+    }
+
+    /// Whether the page map of this process shows frames: it does so with `CAP_SYS_ADMIN` alone. Tried on a page of its own.
+    pub(super) fn shows_frames() -> Result<(), LiveError> {
+        let map = Self::of_this_process()?;
+        let byte = Box::new(0u64);
+        match map.page(Hva(core::ptr::from_ref(&*byte) as u64))? {
+            HostPage::UNKNOWN => {
+                let hidden = std::io::Error::other("shows no frames: run as root, or with CAP_SYS_ADMIN");
+                Err(LiveError::Host { path: map.path, source: hidden })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open(path: String) -> Result<Self, LiveError> {

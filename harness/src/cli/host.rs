@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 
+use ept::live::{Kernel, KvmStats, LiveError, Trace};
 use harness::Mmu;
 use memory_model::RamBlock;
-use vcpu::kvm::{KvmHost, KvmModule};
-use vcpu::{Witness, pagemap_frame};
+use vcpu::kvm::{KvmHost, KvmModule, live_kernel};
+use vcpu::{KvmVm, Witness, pagemap_frame};
 
 use super::Status;
 
@@ -26,28 +27,74 @@ pub(crate) fn host() -> io::Result<Status> {
         }
     }
     writeln!(out, "witnesses")?;
-    match frames() {
-        Ok(()) => {
-            writeln!(out, "  {:<12} yes  /proc/self/pagemap shows frames: HVA -> HPA is checked", "frames")?
-        }
-        Err(why) => {
-            writeln!(out, "  {:<12} no   {why}: HVA -> HPA of kvm is reported as not checked", "frames")?
+    for Witnessed { name, what, missing, without } in witnesses() {
+        match &missing[..] {
+            [] => writeln!(out, "  {name:<12} yes  {what}")?,
+            [first, others @ ..] => {
+                writeln!(out, "  {name:<12} no   {first}")?;
+                others.iter().try_for_each(|why| writeln!(out, "{:19}{why}", ""))?;
+                writeln!(out, "{:19}so that {without} is reported as not checked", "")?;
+            }
         }
     }
-    match vcpu::kvm::live_kernel() {
-        Ok(kernel) => writeln!(
-            out,
-            "  {:<12} yes  KVM's own tables ({}) are read: the second level of kvm is checked",
-            "live tables",
-            kernel.second_level()
-        )?,
-        Err(why) => writeln!(
-            out,
-            "  {:<12} no   {why}: the second level of kvm is reported as not checked",
-            "live tables"
-        )?,
+    if let Ok(capabilities) = KvmHost::capabilities() {
+        writeln!(out, "what KVM lacks")?;
+        let lacking = capabilities.iter().filter(|(_, answer)| *answer == 0);
+        let lacking: Vec<_> = lacking.map(|(capability, _)| capability.to_string()).collect();
+        lacking.iter().try_for_each(|capability| writeln!(out, "  {capability}"))?;
+        if lacking.is_empty() {
+            writeln!(out, "  nothing that memvirt makes use of")?;
+        }
     }
     Ok(Status::AsExpected)
+}
+
+/// Something that shows a part of the truth about VMs of KVM.
+struct Witnessed {
+    name: &'static str,
+    what: String,
+    /// All that it needs and this host does not have, and how to get it.
+    missing: Vec<String>,
+    /// What it would check.
+    without: &'static str,
+}
+
+fn witnesses() -> [Witnessed; 4] {
+    let texts = |missing: Vec<LiveError>| missing.iter().map(ToString::to_string).collect();
+    let second_level =
+        live_kernel().map_or_else(|_| "-".to_owned(), |kernel| kernel.second_level().to_string());
+    [
+        Witnessed {
+            name: "frames",
+            what: "/proc/self/pagemap shows frames: HVA -> HPA is checked".to_owned(),
+            missing: frames().err().into_iter().collect(),
+            without: "HVA -> HPA of kvm",
+        },
+        Witnessed {
+            name: "live tables",
+            what: format!("KVM's own tables ({second_level}) are read: the second level of kvm is checked"),
+            missing: texts(Kernel::missing()),
+            without: "the second level of kvm",
+        },
+        Witnessed {
+            name: "counts",
+            what: "KVM_GET_STATS_FD: violations are counted, and leaves as KVM counts them".to_owned(),
+            missing: counts().err().into_iter().collect(),
+            without: "how many leaves and faults there are",
+        },
+        Witnessed {
+            name: "events",
+            what: "KVM's trace events: leaves are those that were installed".to_owned(),
+            missing: texts(Trace::start().err().into_iter().collect()),
+            without: "how leaves came to be",
+        },
+    ]
+}
+
+/// Whether KVM counts for this process.
+fn counts() -> Result<(), String> {
+    let vm = KvmVm::new().map_err(|error| error.to_string())?;
+    KvmStats::of(&vm).map(|_| ()).map_err(|error| error.to_string())
 }
 
 fn kvm() -> String {

@@ -90,7 +90,12 @@ fn show_slot(out: &mut impl Write, slot: &SlotView) -> io::Result<()> {
     let smm = flag(slot.space != 0, 's');
     let (readonly, log) = (flag(slot.readonly, 'r'), flag(slot.log_dirty, 'd'));
     let (id, hva, leaves) = (slot.id, slot.hva.to_string(), sizes(slot.leaves));
-    writeln!(out, "  {id:<4}  {gpa:<25}  {hva:<15}  {readonly}{log}{smm}    {leaves}")
+    writeln!(out, "  {id:<4}  {gpa:<25}  {hva:<15}  {readonly}{log}{smm}    {leaves}")?;
+    for (size, limits) in PageSize::ALL.iter().zip(&slot.limits).filter(|(_, limits)| !limits.is_empty()) {
+        let reasons: Vec<_> = limits.iter().map(|(why, count)| format!("{why} ({count})")).collect();
+        writeln!(out, "        {size} and no larger: {}", reasons.join(", "))?;
+    }
+    Ok(())
 }
 
 fn show_gpa(out: &mut impl Write, view: &GpaView) -> io::Result<()> {

@@ -7,6 +7,8 @@ use ept::live::KvmModule;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
+use slot_manager::Capability;
+
 use crate::VcpuError;
 
 /// Why KVM cannot be used, and what to do about it.
@@ -47,6 +49,14 @@ impl KvmHost {
         let kvm = open()?;
         let (module, tdp) = KvmModule::of_this_host().unzip();
         Ok(Self { api_version: kvm.get_api_version(), module, tdp: tdp.flatten() })
+    }
+}
+
+impl KvmHost {
+    /// What of KVM the slots can make use of, and what a VM answers when it is asked: 0 if it lacks it.
+    pub fn capabilities() -> Result<Vec<(Capability, u32)>, VcpuError> {
+        let vm = open()?.create_vm().map_err(VcpuError::host("KVM_CREATE_VM"))?;
+        Ok(Capability::ALL.iter().map(|&capability| (capability, capability.probe(&vm))).collect())
     }
 }
 

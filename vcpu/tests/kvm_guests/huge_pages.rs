@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ept::live::{LiveLeaf, LiveVm, Trace};
+use ept::live::{Limit, LiveLeaf, LiveVm, Trace};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{AddrRange, Gpa, Hva, PageSize, Pages, RamBlock, RamOptions};
@@ -47,6 +47,8 @@ struct Row {
     flags: SlotFlags,
     /// Leaves of 4K and 2M.
     leaves: [usize; 2],
+    /// Why those of 4K are no larger.
+    limit: Limit,
 }
 
 const ALIGNED: Row = Row {
@@ -58,16 +60,42 @@ const ALIGNED: Row = Row {
     small_guest: false,
     flags: SlotFlags::empty(),
     leaves: [0, 4],
+    limit: Limit::Other,
 };
 
 const ROWS: [Row; 7] = [
     ALIGNED,
-    Row { name: "the guest maps 4K", small_guest: true, leaves: [2048, 0], ..ALIGNED },
-    Row { name: "no huge pages", pages: Pages::Small, leaves: [2048, 0], ..ALIGNED },
-    Row { name: "HVA 4K off from GPA", hva: PAGE, leaves: [2048, 0], ..ALIGNED },
-    Row { name: "both 4K into a page", gpa: PAGE, hva: PAGE, leaves: [512, 3], ..ALIGNED },
-    Row { name: "4K short at its end", bytes: BYTES - PAGE, leaves: [511, 3], ..ALIGNED },
-    Row { name: "logged from the start", flags: SlotFlags::LOG_DIRTY_PAGES, leaves: [2048, 0], ..ALIGNED },
+    Row {
+        name: "the guest maps 4K",
+        small_guest: true,
+        limit: Limit::GuestPage,
+        leaves: [2048, 0],
+        ..ALIGNED
+    },
+    Row { name: "no huge pages", pages: Pages::Small, limit: Limit::HostPage, leaves: [2048, 0], ..ALIGNED },
+    Row { name: "HVA 4K off from GPA", hva: PAGE, limit: Limit::Alignment, leaves: [2048, 0], ..ALIGNED },
+    Row {
+        name: "both 4K into a page",
+        gpa: PAGE,
+        hva: PAGE,
+        limit: Limit::SlotEdge,
+        leaves: [512, 3],
+        ..ALIGNED
+    },
+    Row {
+        name: "4K short at its end",
+        bytes: BYTES - PAGE,
+        limit: Limit::SlotEdge,
+        leaves: [511, 3],
+        ..ALIGNED
+    },
+    Row {
+        name: "logged from the start",
+        flags: SlotFlags::LOG_DIRTY_PAGES,
+        limit: Limit::DirtyLog,
+        leaves: [2048, 0],
+        ..ALIGNED
+    },
 ];
 
 /// Writes to each page from RSI to RDI, and comes out.
@@ -142,7 +170,13 @@ impl Running {
 
 fn a_leaf_is_as_large_as_all_sides_allow() {
     for row in ROWS {
-        assert_eq!(Running::new(&row).leaves(), row.leaves, "{}", row.name);
+        let mut running = Running::new(&row);
+        assert_eq!(running.leaves(), row.leaves, "{}", row.name);
+        // The guest's own slot is the first.
+        let [small, large] = running.vm.tables().unwrap().limits(&pagemap()).remove(1);
+        let [of_small, of_large] = row.leaves.map(|leaves| leaves as u64);
+        assert_eq!(small.get(&row.limit).copied().unwrap_or(0), of_small, "{}: {small:?}", row.name);
+        assert_eq!(large.get(&Limit::SlotEdge).copied().unwrap_or(0), of_large, "{}: {large:?}", row.name);
     }
 }
 

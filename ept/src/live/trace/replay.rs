@@ -269,6 +269,7 @@ mod tests {
             entry: hpa | LEAF,
             smm: false,
             nested: false,
+            of_guest_page: false,
         }
     }
 
