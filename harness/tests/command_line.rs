@@ -96,6 +96,7 @@ fn map_shows_every_step_and_host_what_is_here() {
         text.contains("  ept          yes") && text.contains("  kvm ") && text.contains("  frames "),
         "{text}"
     );
+    assert!(["  live tables ", "  counts ", "  events "].iter().all(|part| text.contains(part)), "{text}");
     assert_eq!(output.status.code(), Some(0));
 }
 

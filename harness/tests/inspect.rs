@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -162,6 +163,52 @@ fn qemus_slots_are_its_memory() {
     let rom = vm["slots"].as_array().unwrap().iter().find(|slot| slot["id"] == vm["gpa"]["slot"]).unwrap();
     assert_eq!(rom["readonly"], true, "{vm}");
     assert!(vm["gpa"]["hva"].is_string(), "{vm}");
+    assert_eq!(vm["findings"], serde_json::json!([]));
+}
+
+/// What a slot is made of: its first address, its last, and whether it is read-only.
+type Piece = (u64, u64, bool);
+
+/// The RAM and ROM that QEMU says the guest sees, by what its monitor prints for `info mtree -f`.
+fn memory_of(monitor: impl std::io::Read) -> Vec<Piece> {
+    let lines = BufReader::new(monitor).lines().map_while(Result::ok);
+    let view =
+        lines.skip_while(|line| !line.starts_with(" AS \"memory\"")).take_while(|line| !line.is_empty());
+    let piece = |line: String| {
+        let (range, rest) = line.trim().split_once(' ')?;
+        let (first, last) = range.split_once('-')?;
+        let kind = rest.strip_prefix("(prio ")?.split_once(", ")?.1.split(')').next()?.to_owned();
+        let number = |digits| u64::from_str_radix(digits, 16).ok();
+        Some((number(first)?, number(last)?, kind))
+    };
+    let pieces = view.filter_map(piece).filter(|(_, _, kind)| kind != "i/o");
+    pieces.map(|(first, last, kind)| (first, last, kind.starts_with("rom"))).collect()
+}
+
+#[test]
+fn qemus_slots_are_its_flat_view() {
+    if missing().is_some() {
+        return;
+    }
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-accel", "kvm", "-m", "64", "-display", "none", "-nodefaults", "-monitor", "stdio"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut qemu = match command.spawn() {
+        Ok(qemu) => Process(qemu),
+        Err(error) => return println!("not checked: qemu-system-x86_64: {error}"),
+    };
+    // Its firmware runs, and then stands still, in the middle of whatever it does.
+    qemu.until(&[], |vm| vm["slots"].as_array().is_some_and(|slots| slots.len() > 1));
+    qemu.0.stdin.as_mut().unwrap().write_all(b"stop\ninfo mtree -f\n").unwrap();
+    let expected = memory_of(qemu.0.stdout.take().unwrap());
+    assert!(expected.iter().any(|piece| piece.2) && expected.iter().any(|piece| !piece.2), "{expected:x?}");
+    let vm = qemu.until(&[], |vm| vm["slots"].is_array());
+    let hex = |value: &Value| u64::from_str_radix(&value.as_str().unwrap()[2..], 16).unwrap();
+    let slots = vm["slots"].as_array().unwrap().iter().filter(|slot| slot["space"] == 0).map(|slot| {
+        let first = hex(&slot["gpa"]);
+        (first, first + slot["bytes"].as_u64().unwrap() - 1, slot["readonly"].as_bool().unwrap())
+    });
+    assert_eq!(slots.collect::<Vec<_>>(), expected);
     assert_eq!(vm["findings"], serde_json::json!([]));
 }
 

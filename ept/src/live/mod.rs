@@ -11,7 +11,8 @@
 //!   arch.tdp_mmu_roots -> kvm_mmu_page -> spt -> ... -> spt     LiveRoot      TDP MMU: roots, and what is below
 //!   vcpu_array -> kvm_vcpu -> arch.mmu -> root                 which root a vCPU uses
 //!   stat, kvm_vcpu -> stat                                     KVM's own counts; KvmStats has them by file
-//! read twice alike                                           LiveTables    walk, mappings, verify, check
+//! read twice alike                                           LiveTables    walk, mappings, verify, check, limits
+//! trace events of the VM's threads                           Trace         replay: leaves are those that were installed
 //! ```
 //!
 //! # Example
