@@ -6,7 +6,7 @@ use core::fmt;
 use std::panic::resume_unwind;
 use std::thread;
 
-use memory_model::{Gpa, PageSize};
+use memory_model::{AddrRange, Gpa, PageSize};
 
 use super::LiveError;
 use super::host::{SecondLevel, host_ram};
@@ -67,7 +67,11 @@ impl LiveVm {
 impl LiveTables {
     /// Checks all leaves and trees.
     pub fn check(&self, host: &dyn HostMap) -> Result<LiveReport, LiveError> {
-        let host = &Stretches::around(host, self.leaves().flat_map(|leaf| pages_of(leaf, self.slots())));
+        let private = self.slots().iter().filter(|slot| slot.private).map(|slot| slot.memslot);
+        let private =
+            private.filter_map(|memslot| AddrRange::new(memslot.hva, memslot.bytes.into())).collect();
+        let pages = self.leaves().flat_map(|leaf| pages_of(leaf, self.slots()));
+        let host = &Stretches::around(host, pages).without(private);
         let (leaves, trees) = if host.are_many() {
             thread::scope(|scope| {
                 let leaves = scope.spawn(|| Leaves::of(self, host));

@@ -10,13 +10,17 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// There if KVM is a module.
 const KVM: &str = "/sys/kernel/btf/kvm";
 
-/// A row for each field: its name here, the structure, the path in it; then one for each structure that is read whole.
+/// A row for each field: its name here, the structure, the path in it; then those that a kernel may be built without; then
+/// one for each structure that is read whole.
 macro_rules! layout {
-    ($($name:ident: $structure:literal $path:literal,)* ; $($size:ident: $whole:literal,)*) => {
+    ($($name:ident: $structure:literal $path:literal,)* ;
+     $($option:ident: $in:literal $at:literal,)* ;
+     $($size:ident: $whole:literal,)*) => {
         /// Where the fields are in this kernel.
         #[derive(Debug)]
         pub(super) struct Layout {
             $(pub $name: Field,)*
+            $(pub $option: Option<Field>,)*
             $(pub $size: usize,)*
         }
 
@@ -26,6 +30,7 @@ macro_rules! layout {
                     $($name: btf
                         .field($structure, $path)
                         .ok_or(LiveError::NoField { structure: $structure, path: $path })?,)*
+                    $($option: btf.field($in, $at),)*
                     $($size: btf
                         .size_of($whole)
                         .and_then(|bytes| usize::try_from(bytes).ok())
@@ -85,6 +90,8 @@ layout! {
     page_ad_disabled: "kvm_mmu_page" "role.ad_disabled",
     page_guest_mode: "kvm_mmu_page" "role.guest_mode",
     page_smm: "kvm_mmu_page" "role.smm",
+    ;
+    kvm_attributes: "kvm" "mem_attr_array",
     ;
     page_bytes: "kvm_mmu_page",
     slot_bytes: "kvm_memory_slot",

@@ -172,6 +172,7 @@ mod tests {
             id: 0,
             space,
             memslot: Memslot { base: Gpa(base), bytes, hva: HVA, readonly, log_dirty: false },
+            private: false,
         }
     }
 

@@ -150,7 +150,7 @@ mod tests {
     fn limit(host: &Host, no_exec: bool, change: impl FnOnce(&mut LiveLeaf, &mut LiveSlot)) -> Limit {
         let (base, hva) = (Gpa(0x40_0000), Hva(HVA));
         let memslot = Memslot { base, bytes: 0x40_0000, hva, readonly: false, log_dirty: false };
-        let mut slot = LiveSlot { id: 0, space: 0, memslot };
+        let mut slot = LiveSlot { id: 0, space: 0, memslot, private: false };
         let mut leaf = LiveLeaf {
             gpa: Gpa(0x60_3000),
             size: PageSize::Size4K,

@@ -48,7 +48,8 @@
 //!
 //! Tables of nested guests are counted and not checked; memory that the host encrypts (SME, SEV, TDX) is not known;
 //! roots of PAE paging have leaves here, and no walk. Dirty logs are not read. Frames are compared with the page map of the
-//! process that was named: it must be the one that made the VM, not one that has inherited its file.
+//! process that was named: it must be the one that made the VM, not one that has inherited its file. Of slots with private
+//! memory no frame is known. /proc/kcore is not read: where BPF may not read the kernel, nothing does.
 
 mod bpf;
 mod btf;

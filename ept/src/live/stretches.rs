@@ -6,7 +6,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use std::thread;
 
-use memory_model::Hva;
+use memory_model::{AddrRange, Hva};
 
 use crate::verify::{HostMap, HostPage};
 
@@ -21,6 +21,8 @@ pub(super) struct Stretches<'a> {
     host: &'a dyn HostMap,
     /// By the number of the first page, in stretches.
     known: BTreeMap<u64, Stretch>,
+    /// Memory of which the host cannot tell what a guest has.
+    hidden: Vec<AddrRange<Hva>>,
 }
 
 impl<'a> Stretches<'a> {
@@ -49,7 +51,12 @@ impl<'a> Stretches<'a> {
                 .chain(others.into_iter().flat_map(|other| other.join().unwrap_or_default()))
                 .collect()
         });
-        Self { host, known }
+        Self { host, known, hidden: Vec::new() }
+    }
+
+    /// The same, without what the host says of those ranges.
+    pub fn without(self, hidden: Vec<AddrRange<Hva>>) -> Self {
+        Self { hidden, ..self }
     }
 
     /// Whether there is enough to do for several threads.
@@ -73,6 +80,11 @@ impl HostMap for Stretches<'_> {
             match self.known.get(&(number / PAGES)) {
                 Some(stretch) => now.copy_from_slice(&stretch[at..][..now.len()]),
                 None => self.host.pages(Hva(number << 12), now),
+            }
+            for (page, to) in (number..).zip(now.iter_mut()).filter(|_| !self.hidden.is_empty()) {
+                if self.hidden.iter().any(|range| range.contains(Hva(page << 12))) {
+                    *to = HostPage::UNKNOWN;
+                }
             }
             number += now.len() as u64;
             pages = later;
@@ -115,6 +127,17 @@ mod tests {
         }
         let asked = host.0.into_inner().unwrap();
         assert_eq!(asked, [(0, 512), (0x20_0000, 512), (0x40_0000, 176)], "the last one was not expected");
+    }
+
+    #[test]
+    fn what_is_hidden_is_unknown() {
+        let hidden = AddrRange::new(Hva(0x1000), 0x2000).unwrap();
+        let host = Counted::default();
+        let stretches = Stretches::around(&host, [Hva(0)].into_iter()).without(vec![hidden]);
+        let mut pages = [HostPage::ABSENT; 4];
+        stretches.pages(Hva(0), &mut pages);
+        let known = |hpa| HostPage::at(Hpa(hpa));
+        assert_eq!(pages, [known(0), HostPage::UNKNOWN, HostPage::UNKNOWN, known(0x3000)]);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub struct LiveSlot {
     pub space: u8,
     /// What it maps where.
     pub memslot: Memslot,
+    /// It has a guest_memfd on a kernel with private memory: pages of it may lie there, where no process has them, and
+    /// which of them is not looked at.
+    pub private: bool,
 }
 
 /// A vCPU's registers that decide about its guest's paging, and the root it uses.
@@ -68,6 +71,7 @@ pub(super) struct VcpuState {
 const VM: &str = "anon_inode:kvm-vm";
 const LOG_DIRTY_PAGES: u64 = 1 << 0;
 const READONLY: u64 = 1 << 1;
+const GUEST_MEMFD: u64 = 1 << 2;
 /// On its way out (`KVM_MEMSLOT_INVALID`).
 const INVALID: u64 = 1 << 16;
 /// Address spaces of an x86 VM at most.
@@ -162,7 +166,8 @@ impl LiveVm {
                 readonly: flags & READONLY != 0,
                 log_dirty: flags & LOG_DIRTY_PAGES != 0,
             };
-            slots.push(LiveSlot { id: slot.get(layout.slot_id) as u16, space, memslot });
+            let private = flags & GUEST_MEMFD != 0 && layout.kvm_attributes.is_some();
+            slots.push(LiveSlot { id: slot.get(layout.slot_id) as u16, space, memslot, private });
         }
         Ok(())
     }

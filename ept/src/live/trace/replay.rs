@@ -248,7 +248,7 @@ mod tests {
         account.play(&(0..).zip(events).map(event).collect::<Vec<_>>());
         let base = Gpa(0x20_0000);
         let memslot = Memslot { base, bytes: 0x40_0000, hva: Hva(HVA), readonly: false, log_dirty: false };
-        account.compare(leaves.iter().copied(), &[LiveSlot { id: 0, space: 0, memslot }], 0)
+        account.compare(leaves.iter().copied(), &[LiveSlot { id: 0, space: 0, memslot, private: false }], 0)
     }
 
     fn install(gfn: u64, level: u8, spte: u64, at: u64) -> Happened {
