@@ -109,7 +109,7 @@ pub use error::Error;
 pub use fault::{Fault, PageFaultCode, Qualification};
 pub use format::{
     Attributes, Caching, Cr3, Entry, Ept, EptCaps, Eptp, Format, Ia32e, Kind, Legacy32, Levels, MaxPhyAddr,
-    MemoryType, Misconfiguration, Pae, Pat, PatType, Role, effective_memory_type,
+    MemoryType, Misconfiguration, Pae, Pat, PatType, Role, Used, effective_memory_type,
 };
 pub use lookup::{Mapped, lookup};
 pub use mapper::{Flush, Mapper, Sizes};

@@ -2,14 +2,14 @@
 
 mod support;
 
-use ept::PhysMemory;
+use ept::{PhysMemory, Used};
 use guest_tests::Image;
 use harness::{Ending, LinkKind, Machine, Mmu, Outcome, Report, Verdict, judge};
 use memory_model::{AddrRange, Gpa, Gva, Hva};
 use slot_manager::{DirtyLog, DirtyMethod, Slot, SlotError, SlotExecutor, SlotLimits, SlotOp};
 use support::ElfBuilder;
-use vcpu::SecondLevelLeaf;
 use vcpu::soft::{SecondLevel, SoftOptions, SoftVm};
+use vcpu::{HostView, SecondLevelLeaf, Witness};
 
 fn image(name: &str) -> Image {
     let guest = guest_tests::built_in().find(|guest| guest.name == name).expect("a built-in guest");
@@ -102,6 +102,36 @@ fn a_lost_leaf_fails_at_the_second_level() {
         let (links, first) = wrong(&report);
         assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
         assert!(first.ends_with("no leaf maps 0x104000"), "{first}");
+    }
+}
+
+/// Clears the flag of a leaf that says what `says` asks for.
+fn clear_flag(vm: &SoftVm, gpa: Gpa, says: fn(Used) -> bool) {
+    let Witness::Seen(tables) = vm.tables() else { panic!("a software machine shows its tables") };
+    let without = |leaf: u64| {
+        (0..64).map(|bit| leaf & !(1 << bit)).find(|&leaf| {
+            let used = tables.format.used(leaf);
+            used.is_some_and(|used| !says(used))
+        })
+    };
+    change_leaf(vm, gpa, |leaf| without(leaf).expect("the flag is one bit"));
+}
+
+#[test]
+fn a_lost_dirty_flag_fails_at_the_second_level() {
+    for report in judged("first_touch", |vm, _| clear_flag(vm, PAGE, |used| used.written)) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.starts_with("page 0x104000, second level, dirty flag"), "{first}");
+    }
+}
+
+#[test]
+fn a_lost_accessed_flag_fails_at_the_second_level() {
+    for report in judged("read_before_write", |vm, _| clear_flag(vm, PAGE, |used| used.accessed)) {
+        let (links, first) = wrong(&report);
+        assert_eq!((report.verdict, links), (Verdict::Fail, vec![LinkKind::SecondLevel]), "{first}");
+        assert!(first.starts_with("page 0x104000, second level, accessed flag"), "{first}");
     }
 }
 

@@ -159,6 +159,15 @@ const fn ask_index(access: Access) -> usize {
     (access.does.bits() & Rights::RWX.bits()) as usize | (access.user as usize) << 3
 }
 
+/// What the accessed and the dirty flag of a leaf say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Used {
+    /// Somebody was there.
+    pub accessed: bool,
+    /// Somebody wrote there.
+    pub written: bool,
+}
+
 impl Format {
     #[inline(always)]
     pub(crate) const fn offer(&self) -> Offer {
@@ -226,6 +235,14 @@ impl Format {
     /// Whether hardware sets accessed and dirty flags.
     pub const fn has_accessed_dirty(&self) -> bool {
         self.accessed != 0
+    }
+
+    /// What the flags of a leaf say of its use; `None` where hardware does not set them.
+    pub const fn used(&self, leaf: u64) -> Option<Used> {
+        match self.has_accessed_dirty() {
+            true => Some(Used { accessed: leaf & self.accessed != 0, written: leaf & self.dirty != 0 }),
+            false => None,
+        }
     }
 
     /// The size of a leaf at that level; `None` where there are no leaves.

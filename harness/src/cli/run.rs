@@ -238,16 +238,22 @@ impl Options {
     }
 }
 
+/// The built-in guests, by area.
 pub(crate) fn list(out: &mut impl Write) -> io::Result<Status> {
-    let mut status = Status::AsExpected;
+    let (mut guests, mut status) = (Vec::new(), Status::AsExpected);
     for guest in source::built_in() {
         match guest {
-            Ok(guest) => writeln!(out, "{:<20} {}", guest.name, guest.image.manifest().summary)?,
+            Ok(guest) => guests.push(guest),
             Err(error) => {
                 output::complain(&error);
                 status = Status::Trouble;
             }
         }
+    }
+    guests.sort_by_key(|guest| guest.image.manifest().area.word());
+    for guest in guests {
+        let manifest = guest.image.manifest();
+        writeln!(out, "{:<10} {:<20} {}", manifest.area.word(), guest.name, manifest.summary)?;
     }
     Ok(status)
 }

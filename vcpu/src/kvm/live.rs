@@ -180,6 +180,7 @@ fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
         rights: leaf.rights(),
         entry_address: Hpa(step.entry_address()),
         entry: leaf.entry,
+        used: root.paging.format.used(leaf.entry),
         path: found.path,
     })
 }

@@ -270,6 +270,7 @@ fn leaf(host: &Host, paging: &Paging, address: u64, access: Access) -> Option<Se
         rights: leaf.rights(),
         entry_address: Hpa(last.entry_address()),
         entry: leaf.entry,
+        used: paging.format.used(leaf.entry),
         path: walk.path,
     })
 }
