@@ -11,6 +11,9 @@ use crate::chain::{Chain, Known, LinkKind, Observer, Outcome};
 use crate::machine::{Ending, Machine, Run};
 use crate::{HarnessError, Mmu, Scene};
 
+/// So many reasons are kept: a guest can ring as often as it likes.
+const MAX_REASONS: usize = 1 << 12;
+
 /// What became of a guest on one machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -179,7 +182,10 @@ impl Judge {
         self.counts.count(outcome);
         match outcome {
             Outcome::Ok => {}
-            Outcome::Wrong(how) => self.reasons.push(format!("{}: {how}", place())),
+            Outcome::Wrong(how) if self.reasons.len() < MAX_REASONS => {
+                self.reasons.push(format!("{}: {how}", place()));
+            }
+            Outcome::Wrong(_) => {}
             Outcome::NotChecked(why) if self.unchecked.contains(why) => {}
             Outcome::NotChecked(why) => self.unchecked.push(why.clone()),
         }

@@ -250,7 +250,7 @@ fn bad_manifests_are_refused_in_one_line() {
         (
             "misaligned",
             &format!("{DEVICE}gpa = 0x2000800\nsize = '4K'"),
-            "region `x`: gpa 0x2000800 is not 4K aligned",
+            "manifest line 4, column 7: region `x`: gpa 0x2000800 is not 4K aligned",
         ),
         (
             "zero_size",
@@ -265,7 +265,11 @@ fn bad_manifests_are_refused_in_one_line() {
             &format!("{DEVICE}gpa = 0xfff000\nsize = '8K'"),
             "overlaps region `ram` at 0x0-0xffffff with the same priority 0",
         ),
-        ("symbol", "[[expect.pages]]\nat = 'nowhere'\naccess = 'w'", "no symbol `nowhere`"),
+        (
+            "symbol",
+            "[[expect.pages]]\nat = 'nowhere'\naccess = 'w'",
+            "line 2, column 6: the ELF file has no symbol `nowhere`",
+        ),
         ("rights", "[[expect.pages]]\nat = 0\naccess = 'q'", "line 3, column 10: `q` is no right"),
         (
             "alias",
@@ -282,12 +286,76 @@ fn bad_manifests_are_refused_in_one_line() {
             "[[map]]\ngva = '0x800000000000'\ngpa = 0\nsize = '4K'",
             "0x800000000000 is outside",
         ),
+        (
+            "no_such_step",
+            "summary = 'x'\n[[step]]\non = 1\ndo = 'explode'",
+            "line 2, column 1: `explode` is nothing that the host does",
+        ),
+        (
+            "step_key_missing",
+            "[[step]]\non = 1\ndo = 'move'\nregion = 'ram'",
+            "line 1, column 1: `move` needs the key `gpa`",
+        ),
+        (
+            "step_key_too_many",
+            "[[step]]\non = 1\ndo = 'enable'\nregion = 'ram'\ngpa = 0",
+            "line 1, column 1: `enable` has no key `gpa`",
+        ),
+        (
+            "step_region",
+            "[[step]]\non = 1\ndo = 'enable'\nregion = 'rom'",
+            "line 4, column 10: step on bell 1: no region `rom`",
+        ),
+        ("step_occasion", "[[step]]\non = 'noon'\ndo = 'enable'", "line 2, column 6: `noon` never happens"),
+        (
+            "step_bell",
+            "[[step]]\non = 256\ndo = 'enable'",
+            "line 2, column 6: bell 256 is not within 0 to 255",
+        ),
+        (
+            "vcpus",
+            "[machine]\nvcpus = 5",
+            "line 2, column 9: machine.vcpus: a guest booted by `long` has at most 4",
+        ),
         ("handler", "[handlers]\nmachine_check = 1", "`machine_check` is no exception"),
     ];
     for (name, manifest, says) in cases {
         let elf = ElfBuilder::new(PASS).manifest(manifest).build();
         assert_refused(&run_file(&format!("manifest_{name}"), &elf, &[]), says);
     }
+}
+
+#[test]
+fn a_step_about_memory_that_is_not_there_is_refused_in_one_line() {
+    // mov al, 1; out 0xf8, al
+    let code = [&[0xb0, 1, 0xe6, 0xf8], PASS].concat();
+    let manifest = "[[step]]\non = 1\ndo = 'discard'\nat = 0xfff000\nsize = '8K'";
+    let elf = ElfBuilder::new(&code).manifest(manifest).build();
+    assert_refused(
+        &run_file("step_nowhere", &elf, &[]),
+        "no 0x2000 bytes of RAM or ROM in one region at 0xfff000",
+    );
+    let elf = ElfBuilder::new(&code).manifest("summary = 'x'").build();
+    let output = run_file("bell_unknown", &elf, &[]);
+    assert_eq!(output.status.code(), Some(1), "nobody answers this bell");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("the guest rang bell 1"));
+}
+
+#[test]
+fn a_new_guest_has_a_name_and_is_never_put_over_a_file() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("new");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir(&folder).unwrap();
+    let new = |name| memvirt(&["new", name, "--folder", folder.to_str().expect("UTF-8")]);
+    assert_eq!(new("mine").status.code(), Some(0));
+    assert_refused(&new("../mine"), "`../mine` is no name for a guest");
+    assert_refused(&new("mine"), "mine.S: File exists");
+    assert_refused(&memvirt(&["new", "x", "--lang", "cobol"]), "no language `cobol`: use asm, c, rust");
+    std::fs::write(folder.join("mine.S"), "nonsense").unwrap();
+    let output = memvirt(&["run", folder.join("mine.S").to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("it does not build") && error.contains("nonsense"), "{error}");
 }
 
 #[test]
