@@ -102,6 +102,8 @@ pub enum Area {
     Mmio,
     /// What interrupts processors.
     Interrupt,
+    /// Guests that a compiler made.
+    Language,
     /// Anything else.
     #[default]
     Other,
@@ -122,6 +124,7 @@ impl Area {
             Self::Vcpus => "vcpus",
             Self::Mmio => "mmio",
             Self::Interrupt => "interrupt",
+            Self::Language => "language",
             Self::Other => "other",
         }
     }

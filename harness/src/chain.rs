@@ -233,10 +233,10 @@ impl Observer<'_> {
             None => note.not_checked("frame", "the host's own frame is not known".to_owned()),
         }
         note.allows("rights in the second level", known.access, leaf.rights);
-        if let (Some(access), Some(used)) = (known.access, leaf.used) {
-            // The other way round it need not hold: KVM sets flags in what it maps ahead.
-            note.flag("accessed flag in the second level", !access.is_empty(), used.accessed, leaf.entry);
-            note.flag("dirty flag in the second level", access.write, used.written, leaf.entry);
+        if let Some(access) = known.access {
+            // The other way round it need not hold: KVM sets flags in what it maps ahead (rule S4).
+            note.flag("accessed flag in the second level", !access.is_empty(), leaf.accessed, leaf.entry);
+            note.flag("dirty flag in the second level", access.write, leaf.written, leaf.entry);
         }
         match (known.leaf_page, chain.hva) {
             (Some(size), Some(hva)) if leaf.size < size && !self.has_frame_of(size, hva) => {
@@ -328,12 +328,12 @@ impl<'a> Notes<'a> {
         }
     }
 
-    /// Checks that a flag is set, if it has to be.
-    fn flag(&mut self, what: &'static str, wanted: bool, set: bool, entry: u64) {
+    /// Checks that a flag is set, if it has to be, and if there is one.
+    fn flag(&mut self, what: &'static str, wanted: bool, set: Option<bool>, entry: u64) {
         match (wanted, set) {
-            (true, false) => self.wrong(what, format!("the leaf {entry:#x} does not have it")),
-            (true, true) => self.ok(what),
-            (false, _) => {}
+            (true, Some(false)) => self.wrong(what, format!("the leaf {entry:#x} does not have it")),
+            (true, Some(true)) => self.ok(what),
+            _ => {}
         }
     }
 

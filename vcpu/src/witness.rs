@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ept::live::LiveReport;
 use ept::mmu::FaultOutcome;
-use ept::{Caching, Format, Path, Rights, Used};
+use ept::{Caching, Format, Path, Rights};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use crate::soft;
@@ -41,8 +41,10 @@ pub struct SecondLevelLeaf {
     pub entry_address: Hpa,
     /// The leaf entry.
     pub entry: u64,
-    /// What its flags say of its use, where hardware sets them.
-    pub used: Option<Used>,
+    /// Its accessed flag, where hardware sets it and nobody else clears it.
+    pub accessed: Option<bool>,
+    /// Its dirty flag, where hardware sets it.
+    pub written: Option<bool>,
     /// All entries on the way, the root's first and the leaf last.
     pub path: Path,
 }

@@ -180,7 +180,9 @@ fn leaf(tables: &LiveTables, gva: Gva, gpa: Gpa) -> Option<SecondLevelLeaf> {
         rights: leaf.rights(),
         entry_address: Hpa(step.entry_address()),
         entry: leaf.entry,
-        used: root.paging.format.used(leaf.entry),
+        // The kernel clears it when it looks for memory that nobody needs (rule S4).
+        accessed: None,
+        written: root.paging.format.used(leaf.entry).map(|used| used.written),
         path: found.path,
     })
 }

@@ -264,13 +264,15 @@ impl SoftKernel {
 fn leaf(host: &Host, paging: &Paging, address: u64, access: Access) -> Option<SecondLevelLeaf> {
     let walk = walk(host, paging, address, access, Flags::Keep);
     let (leaf, last) = (walk.outcome.ok()?, *walk.path.last()?);
+    let used = paging.format.used(leaf.entry);
     Some(SecondLevelLeaf {
         hpa: Hpa(leaf.address),
         size: leaf.size,
         rights: leaf.rights(),
         entry_address: Hpa(last.entry_address()),
         entry: leaf.entry,
-        used: paging.format.used(leaf.entry),
+        accessed: used.map(|used| used.accessed),
+        written: used.map(|used| used.written),
         path: walk.path,
     })
 }
