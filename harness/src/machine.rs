@@ -99,6 +99,8 @@ pub struct Machine {
     pub(crate) image: Image,
     pub(crate) done: Done,
     records: bool,
+    /// How many times as long turns and ticks take, where time measures them.
+    pace: u32,
 }
 
 impl Machine {
@@ -144,7 +146,13 @@ impl Machine {
             vcpu.set_regs(&regs)?;
         }
         let done = Done::default();
-        Ok(Self { image, space, regions, slots, vcpus, vm, done, records: false })
+        Ok(Self { image, space, regions, slots, vcpus, vm, done, records: false, pace: 1 })
+    }
+
+    /// The host is an emulator, so that times mean little: a vCPU has so many times as long until its turn ends, or a tick
+    /// comes.
+    pub fn slow_down(&mut self, times: u32) {
+        self.pace = times;
     }
 
     /// The next run is recorded: when each exit came, and each second-level fault, where the host shows it.
@@ -197,6 +205,7 @@ impl Machine {
         let several = self.vcpus.len() > 1;
         let mut entries = vec![Entry::Resume; self.vcpus.len()];
         let mut left = budget.instructions;
+        let mut slice_end = None;
         for index in (0..self.vcpus.len()).cycle() {
             let ticking = devices.ticks < MAX_TICKS && is_known(&self.image, Occasion::Tick);
             let slice = if several { Some(TURN) } else { ticking.then_some(TICK) };
@@ -204,7 +213,9 @@ impl Machine {
             let turn = slice.map_or(left, |slice| slice.instructions.min(left));
             let mut turn_budget = budget.instructions(turn);
             if let Some(slice) = slice.filter(|_| !vcpu.counts_instructions()) {
-                turn_budget.deadline = budget.deadline.min(Instant::now() + slice.time);
+                // An exit in between does not put it off.
+                let end = *slice_end.get_or_insert_with(|| Instant::now() + slice.time * self.pace);
+                turn_budget.deadline = budget.deadline.min(end);
             }
             let entry = std::mem::replace(&mut entries[index], Entry::Resume);
             let exit = vcpu.run(entry, &turn_budget)?;
@@ -216,6 +227,9 @@ impl Machine {
                 Exit::BudgetExceeded(Limit::WallClock) => turn_budget.deadline < budget.deadline,
                 _ => false,
             };
+            if more || several {
+                slice_end = None;
+            }
             if more && ticking {
                 devices.ticks += 1;
                 self.act_on(Occasion::Tick, devices, found)?;

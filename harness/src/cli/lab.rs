@@ -16,6 +16,10 @@ use super::run::Options;
 use super::source::Source;
 use super::{Cli, Command, Status, output};
 
+/// In a lab, so many times as long may a guest run before the host comes between: a vCPU has hardly been entered in what is a
+/// turn elsewhere.
+const PACE: u32 = 10;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Which lab: npt (QEMU) or ept (Bochs).
@@ -191,6 +195,9 @@ fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Option<LeafMap>), HarnessErr
         return Ok((Report::skipped(&guest.name, mmu, why), None));
     }
     let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
+    if let Mmu::Lab(_) = mmu {
+        machine.slow_down(PACE);
+    }
     let run = machine.run()?;
     let report = judge(&guest.name, mmu, &mut machine, run)?;
     Ok((report, LeafMap::of(machine.host())))
