@@ -17,7 +17,7 @@ use vcpu::boot::linux::Linux;
 use vcpu::boot::multiboot::Multiboot;
 use vcpu::boot::pvh::Pvh;
 use vcpu::boot::{GuestMap, LongMode, RESERVED_BYTES, Ring, information_page};
-use vcpu::{Budget, Entry, Exit, Gpr, HostView, Limit, Regs, SystemRegs, Vcpu, Vm};
+use vcpu::{Budget, Entry, Exit, Gpr, HostView, Limit, Regs, SystemRegs, Vcpu, Vm, rflags};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::{Chain, Observer};
@@ -153,6 +153,19 @@ impl Machine {
     /// comes.
     pub fn slow_down(&mut self, times: u32) {
         self.pace = times;
+    }
+
+    /// vCPUs that start in long mode start with interrupts on; nobody sends them any. For Bochs, which keeps the host's
+    /// interrupts back, too, while a guest has its own off: nothing would bring it out of a loop.
+    pub fn start_interruptible(&mut self) -> Result<(), HarnessError> {
+        if self.image.boot() == BootSpec::Long {
+            for vcpu in &mut self.vcpus {
+                let mut regs = vcpu.regs()?;
+                regs.rflags |= rflags::IF;
+                vcpu.set_regs(&regs)?;
+            }
+        }
+        Ok(())
     }
 
     /// The next run is recorded: when each exit came, and each second-level fault, where the host shows it.

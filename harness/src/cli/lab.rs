@@ -195,8 +195,11 @@ fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Option<LeafMap>), HarnessErr
         return Ok((Report::skipped(&guest.name, mmu, why), None));
     }
     let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
-    if let Mmu::Lab(_) = mmu {
+    if let Mmu::Lab(lab) = mmu {
         machine.slow_down(PACE);
+        if lab == Lab::Ept {
+            machine.start_interruptible()?;
+        }
     }
     let run = machine.run()?;
     let report = judge(&guest.name, mmu, &mut machine, run)?;

@@ -59,7 +59,9 @@ pub fn run(work: impl FnOnce(&Orders, &mut Port) -> io::Result<()>) -> io::Error
             let trouble = done.err().map(|error| Message::Trouble(error.to_string()));
             let last = trouble.into_iter().chain([Message::End]);
             // Nobody is there to be told if this cannot be sent; the host sees that nothing came.
-            let _ = last.map(|message| port.send(&message)).collect::<io::Result<()>>();
+            for message in last {
+                let _ = port.send(&message);
+            }
             let _ = tcdrain(&port.0);
         }
         Err(error) => eprintln!("memvirt: {error}"),
