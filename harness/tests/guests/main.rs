@@ -18,15 +18,14 @@ use harness::{Mmu, Report, Verdict, run_guest};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
-    let tests = tests();
     if let Some(name) = alone::wanted() {
-        let test = tests.into_iter().find(|test| test.name == name);
+        let test = tests(|guest| name.ends_with(guest.name)).into_iter().find(|test| test.name == name);
         return alone::tell(test.map_or_else(|| Err("no such test".into()), |test| (test.run)()));
     }
     let args = Arguments::from_args();
     // nextest has made a process for it already.
     let alone = args.exact || args.list;
-    let trials = tests.into_iter().map(|test| test.trial(alone)).collect();
+    let trials = tests(|_| true).into_iter().map(|test| test.trial(alone)).collect();
     libtest_mimic::run(&args, trials).exit_code()
 }
 
@@ -55,7 +54,9 @@ impl Test {
     }
 }
 
-fn tests() -> Vec<Test> {
+/// All tests, of some guests alone.
+fn tests(of: impl Fn(&Guest) -> bool) -> Vec<Test> {
+    let guests = || guest_tests::built_in().filter(&of);
     let mut tests = vec![
         Test::new("env::machines", required_machines_are_here),
         Test::new("golden::orphans", golden::no_orphans),
@@ -66,9 +67,9 @@ fn tests() -> Vec<Test> {
             // Standard output belongs to the test list.
             eprintln!("{mmu}: ignored, {why}");
         }
-        tests.extend(guest_tests::built_in().map(|guest| guest_test(guest, mmu, missing.clone())));
+        tests.extend(guests().map(|guest| guest_test(guest, mmu, missing.clone())));
     }
-    tests.extend(guest_tests::built_in().filter_map(|guest| {
+    tests.extend(guests().filter_map(|guest| {
         let image = Image::parse(guest.elf);
         // How large a compiled program is, is its compiler's.
         let compiled = image.as_ref().is_ok_and(|image| image.manifest().area == Area::Language);

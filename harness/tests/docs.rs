@@ -1,0 +1,88 @@
+//! What the documents say that a command prints, it prints.
+
+use std::path::Path;
+use std::process::Command;
+
+/// The commands of a text, each with what it prints: blocks fenced as `console`, `$ ` before each command.
+fn commands(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        match (inside, line) {
+            (false, "```console") => inside = true,
+            (true, "```") => inside = false,
+            (true, line) => match (line.strip_prefix("$ "), found.last_mut()) {
+                (Some(command), _) => found.push((command.to_owned(), Vec::new())),
+                (None, Some((_, printed))) => printed.push(line.to_owned()),
+                (None, None) => panic!("a block begins with {line:?}, not with a command"),
+            },
+            (false, _) => {}
+        }
+    }
+    found
+}
+
+/// Whether a line is as it is said to be: `[..]` stands for anything.
+fn line_matches(said: &str, line: &str) -> bool {
+    let mut parts = said.split("[..]");
+    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
+    let parts: Vec<_> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
+    for part in middle {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+/// Whether lines are as they are said to be: `...` stands for any.
+fn matches(said: &[String], lines: &[&str]) -> bool {
+    match (said, lines) {
+        ([], lines) => lines.is_empty(),
+        ([any, rest @ ..], lines) if any == "..." => {
+            (0..=lines.len()).any(|skip| matches(rest, &lines[skip..]))
+        }
+        ([said, rest @ ..], [line, lines @ ..]) => line_matches(said, line) && matches(rest, lines),
+        (_, []) => false,
+    }
+}
+
+#[test]
+fn every_command_of_the_tour_prints_what_it_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tour.md");
+    let commands = commands(&std::fs::read_to_string(path).unwrap());
+    assert!(commands.len() > 10);
+    for (command, said) in commands {
+        let arguments = command.strip_prefix("memvirt ").expect("all commands are memvirt's").split(' ');
+        let output = Command::new(env!("CARGO_BIN_EXE_memvirt")).args(arguments).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines: Vec<_> = printed.lines().collect();
+        assert!(
+            matches(&said, &lines),
+            "$ {command}\nis said to print\n{}\nand prints\n{printed}",
+            said.join("\n")
+        );
+        assert!(output.stderr.is_empty(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_line_that_differs_is_found() {
+    let lines = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
+    let printed = ["one 1 ms", "two", "three"];
+    for said in
+        ["one [..] ms\ntwo\nthree", "...\nthree", "one 1 ms\n...", "one[..]\n...\nthree", "...\ntwo\n..."]
+    {
+        assert!(matches(&lines(said), &printed), "{said}");
+    }
+    for said in [
+        "one [..] s\ntwo\nthree",
+        "two\nthree",
+        "one 1 ms\ntwo",
+        "...\nfour",
+        "one 1 ms\ntwo\nthree\nfour",
+        "...\none[..]x",
+    ] {
+        assert!(!matches(&lines(said), &printed), "{said}");
+    }
+}
