@@ -16,7 +16,8 @@
 //! |---|---|
 //! | [`Machine`] | manifest -> address space -> slots -> VM -> vCPU, and the run |
 //! | [`Observer`], [`Chain`] | one address followed all the way, a witness for each link |
-//! | [`judge`], [`Report`] | from a run to a verdict |
+//! | [`judge`], [`Report`] | from a run to a verdict, and to what helps to find out why |
+//! | [`map_text`] | where a guest's memory is, as text that two runs have in common |
 //! | [`inspect`] | the VMs of another process: slots, tables, what is wrong with them |
 //! | [`lab`] | KVM inside an emulator that has NPT or EPT |
 //! | [`report`] | a page for people: where all memory is, each page's walk, faults, machines side by side |

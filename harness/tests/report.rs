@@ -7,7 +7,7 @@ use std::process::Command;
 
 use guest_tests::Image;
 use harness::report::Page;
-use harness::{Machine, Mmu, Report, judge};
+use harness::{Machine, Mmu, Report, Verdict, judge};
 use serde_json::Value;
 use support::ElfBuilder;
 
@@ -247,11 +247,13 @@ fn a_browser_draws_each_guest_on_each_machine() {
             page.run_guest(guest.name, &image, mmu).unwrap();
         }
     }
-    // All of them, in each colour, with the walk of their first page.
+    // All of them, each in the next colour, with the walk of their first page.
     let script = "
-        for (const run of RUNS) {
-            Object.assign(state, { guest: run.guest, mmu: run.mmu, part: null, page: null });
-            for (const scheme of Object.keys(SCHEMES)) { state.scheme = scheme; drawMain(); }
+        const schemes = Object.keys(SCHEMES);
+        for (const [at, run] of RUNS.entries()) {
+            const scheme = schemes[at % schemes.length];
+            Object.assign(state, { guest: run.guest, mmu: run.mmu, part: null, page: null, scheme });
+            drawMain();
             const first = piecesOf(run).gva[0];
             showPage(first);
             if (!document.querySelector('#walk .chain')) throw new Error(run.guest + ': no walk');
@@ -280,6 +282,38 @@ fn a_browser_shows_the_walk_of_a_page_with_its_entries() {
         }
         assert!(dom.contains("GPA 0x500000") && dom.contains("a 2M page, rwxu") && dom.contains(">PS<"));
     }
+}
+
+/// `mov edi, 0x200000; mov ecx, PAGES; 1: mov [rdi], rdi; add rdi, 0x1000; dec ecx; jnz 1b; mov al, 0x10; out 0xf4, al`
+fn sweep(pages: u32) -> Image {
+    let mut code = vec![0xbf, 0, 0, 0x20, 0, 0xb9];
+    code.extend(pages.to_le_bytes());
+    code.extend([
+        0x48, 0x89, 0x3f, 0x48, 0x81, 0xc7, 0, 0x10, 0, 0, 0xff, 0xc9, 0x75, 0xf2, 0xb0, 0x10, 0xe6, 0xf4,
+    ]);
+    let memory = (u64::from(pages) >> 8) + 4;
+    let manifest = format!(
+        "[machine]\nmemory = '{memory}M'\npage = '2M'\n[budget]\nms = 600000\ninstructions = 100000000\n"
+    );
+    Image::parse(ElfBuilder::new(&code).manifest(&manifest).build()).unwrap()
+}
+
+/// With `MEMVIRT_PAGES=1000000` it is that many.
+#[test]
+fn a_browser_draws_very_many_pages_that_are_scattered_over_the_host() {
+    let pages = std::env::var("MEMVIRT_PAGES").map_or(1 << 16, |pages| pages.parse().expect("a number"));
+    let mut page = Page::default();
+    let report = page.run_guest("sweep", &sweep(pages), Mmu::Ept).unwrap();
+    assert_eq!(report.verdict, Verdict::Pass, "{:?}", report.reasons);
+    let html = page.html();
+    assert!(html.len() < 200_000 + 10 * pages as usize, "{} bytes for {pages} pages", html.len());
+    let last = 0x1ff + pages;
+    let Some(dom) = browse("sweep", &html, &format!("showPage({last}); zoomTo([{last} - 99, {last}]);"))
+    else {
+        return;
+    };
+    assert!(dom.contains(&format!("The page at {:#x}", u64::from(last) << 12)));
+    assert!(dom.contains("4K: 100 pages"), "the part that is zoomed to");
 }
 
 #[test]
