@@ -70,9 +70,10 @@ impl Page {
 
     /// The whole page.
     pub fn html(&self) -> String {
-        const SCRIPTS: [&str; 7] = [
+        const SCRIPTS: [&str; 8] = [
             include_str!("js/data.js"),
             include_str!("js/dom.js"),
+            include_str!("js/layout.js"),
             include_str!("js/map.js"),
             include_str!("js/walk.js"),
             include_str!("js/faults.js"),

@@ -19,14 +19,36 @@ function drawComparison(guest) {
     ["not checked", (run) => run.checks.unchecked, count],
   ];
   const body = rows.map(([name, of, text]) => {
-    const values = runs.map(of), most = Math.max(1, ...values.filter((value) => typeof value === "number"));
-    return h("tr", {}, h("th", { scope: "row" }, name), values.map((value) => {
-      if (value === null || value === undefined) return h("td", { class: "absent" }, "not shown");
-      if (!text) return h("td", {}, value);
-      return h("td", {}, h("span", { class: "value" }, text(value)), bar(value / most));
-    }));
+    const values = runs.map(of),
+      most = Math.max(1, ...values.filter((value) => typeof value === "number"));
+    return h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, name),
+      values.map((value) => {
+        if (value === null || value === undefined) return h("td", { class: "absent" }, "not shown");
+        if (!text) return h("td", {}, value);
+        return h("td", {}, h("span", { class: "value" }, text(value)), bar(value / most));
+      }),
+    );
   });
-  return h("div", { class: "scroll" }, h("table", { class: "compare" },
-    h("thead", {}, h("tr", {}, h("td"), runs.map((run) => h("th", { scope: "col" }, run.mmu, " ", badge(run.verdict))))),
-    h("tbody", {}, body)));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "compare" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("td"),
+          runs.map((run) => h("th", { scope: "col" }, run.mmu, " ", badge(run.verdict))),
+        ),
+      ),
+      h("tbody", {}, body),
+    ),
+  );
 }

@@ -10,7 +10,9 @@ const DIGIT = new Uint8Array(128);
 function forColumn(text, each) {
   let at = 0;
   const next = () => {
-    let number = 0, unit = 1, digit;
+    let number = 0,
+      unit = 1,
+      digit;
     do {
       digit = DIGIT[text.charCodeAt(at++)];
       number += (digit & 31) * unit;
@@ -40,9 +42,11 @@ function sums(text) {
 
 /// The pieces of a memory: arrays of page numbers, -1 where a column has nothing.
 function decodeMemory(memory) {
-  const kind = numbers(memory.kind), pages = numbers(memory.pages);
+  const kind = numbers(memory.kind),
+    pages = numbers(memory.pages);
   const places = (text, has) => {
-    let end = 0, index = 0;
+    let end = 0,
+      index = 0;
     const list = new Float64Array(kind.length);
     forColumn(text, (difference) => {
       end += difference;
@@ -53,7 +57,10 @@ function decodeMemory(memory) {
   };
   const hasHva = (k) => k.range !== null && memory.ranges[k.range].hva !== null;
   return {
-    count: kind.length, kind, pages, kinds: memory.kinds,
+    count: kind.length,
+    kind,
+    pages,
+    kinds: memory.kinds,
     gva: places(memory.gva, () => true),
     gpa: places(memory.gpa, () => true),
     hva: places(memory.hva, hasHva),
@@ -62,9 +69,11 @@ function decodeMemory(memory) {
 }
 
 const RUNS = JSON.parse(document.getElementById("data").textContent);
-const MACHINES = ["ept", "npt", "shadow", "kvm"].concat(
-  [...new Set(RUNS.map((run) => run.mmu))].filter((mmu) => !["ept", "npt", "shadow", "kvm"].includes(mmu)),
-).filter((mmu) => RUNS.some((run) => run.mmu === mmu));
+const MACHINES = ["ept", "npt", "shadow", "kvm"]
+  .concat(
+    [...new Set(RUNS.map((run) => run.mmu))].filter((mmu) => !["ept", "npt", "shadow", "kvm"].includes(mmu)),
+  )
+  .filter((mmu) => RUNS.some((run) => run.mmu === mmu));
 const GUESTS = [...new Set(RUNS.map((run) => run.guest))];
 const runOf = (guest, mmu) => RUNS.find((run) => run.guest === guest && run.mmu === mmu);
 
@@ -81,17 +90,24 @@ const hexLast = (page, pages) => "0x" + ((BigInt(page + pages) << 12n) - 1n).toS
 function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
   let unit = 0;
-  while (number >= 1024 && unit < units.length - 1) { number /= 1024; unit++; }
+  while (number >= 1024 && unit < units.length - 1) {
+    number /= 1024;
+    unit++;
+  }
   return `${number >= 100 || Number.isInteger(number) ? Math.round(number) : number.toFixed(1)} ${units[unit]}`;
 }
 const sizeOf = (pages) => bytes(pages * 4096);
 
 /// So many nanoseconds.
 function time(ns) {
-  for (const [unit, name] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
+  for (const [unit, name] of [
+    [1e9, "s"],
+    [1e6, "ms"],
+    [1e3, "µs"],
+  ]) {
     if (ns >= unit) return `${(ns / unit).toPrecision(3)} ${name}`;
   }
   return `${Math.round(ns)} ns`;
 }
 const count = (number) => number.toLocaleString("en-US");
-const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many ?? one + "s"}`;
+const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : (many ?? one + "s")}`;

@@ -17,12 +17,14 @@ function fill(element, attributes, children) {
 /// An HTML element: h("td", {class: "x"}, "text", other).
 const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 /// The same for SVG.
-const s = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+const s = (name, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, name), attributes, children);
 /// The tip of an SVG shape.
 const tip = (text) => s("title", {}, text);
 
 const VERDICT_SIGN = { pass: "✓", fail: "✗", timeout: "⏱", crash: "✗", "no-verdict": "?", skip: "–" };
-const badge = (verdict) => h("span", { class: `verdict ${verdict}` }, `${VERDICT_SIGN[verdict] ?? ""} ${verdict}`);
+const badge = (verdict) =>
+  h("span", { class: `verdict ${verdict}` }, `${VERDICT_SIGN[verdict] ?? ""} ${verdict}`);
 
 /// A section with its heading.
 const section = (title, note, ...children) =>
@@ -32,8 +34,28 @@ const section = (title, note, ...children) =>
 function table(head, rows, attributes = {}) {
   const isNumber = head.map((name) => name.startsWith("#"));
   const cells = (row) => row.map((cell, at) => h("td", { class: isNumber[at] ? "number" : null }, cell));
-  return h("div", { class: "scroll" }, h("table", attributes,
-    h("thead", {}, h("tr", {}, head.map((name, at) =>
-      h("th", { class: isNumber[at] ? "number" : null, scope: "col" }, name.replace(/^#/, ""))))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, cells(row))))));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      attributes,
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((name, at) =>
+            h("th", { class: isNumber[at] ? "number" : null, scope: "col" }, name.replace(/^#/, "")),
+          ),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) => h("tr", {}, cells(row))),
+      ),
+    ),
+  );
 }

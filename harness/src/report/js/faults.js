@@ -3,8 +3,13 @@
 const CHART = { width: 960, height: 240, left: 120, bottom: 24, top: 10 };
 /// Only the first command is absolute, so that a sign can be drawn anywhere.
 const SIGNS = [
-  "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z", "M-3 -3h6v6h-6z", "M0 -4l4 7h-8z", "M0 -4l4 4l-4 4l-4 -4z", "M-3 -3l6 6m0 -6l-6 6",
-  "M-4 0h8m-4 -4v8", "M-3 -3h6m-3 0v6",
+  "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",
+  "M-3 -3h6v6h-6z",
+  "M0 -4l4 7h-8z",
+  "M0 -4l4 4l-4 4l-4 -4z",
+  "M-3 -3l6 6m0 -6l-6 6",
+  "M-4 0h8m-4 -4v8",
+  "M-3 -3h6m-3 0v6",
 ];
 
 /// Marks at their pixels, each pixel once.
@@ -13,7 +18,9 @@ function marks(xs, ys, kinds, kind, sign) {
   let d = "";
   for (let i = 0; i < xs.length; i++) {
     if (kinds[i] !== kind) continue;
-    const x = Math.round(xs[i] * 2) / 2, y = Math.round(ys[i] * 2) / 2, key = x * 4096 + y;
+    const x = Math.round(xs[i] * 2) / 2,
+      y = Math.round(ys[i] * 2) / 2,
+      key = x * 4096 + y;
     if (seen.has(key)) continue;
     seen.add(key);
     d += SIGNS[sign].replace("M", `M${x} ${y}m`);
@@ -24,42 +31,101 @@ function marks(xs, ys, kinds, kind, sign) {
 function axis(last) {
   const parts = [];
   for (let i = 0; i <= 4; i++) {
-    const x = CHART.left + (CHART.width - CHART.left - 40) * i / 4;
-    parts.push(s("path", { class: "axis", d: `M${x} ${CHART.top}V${CHART.height - CHART.bottom}` }),
-      s("text", { class: "tick", x, y: CHART.height - 6 }, i ? time(last * i / 4) : "0"));
+    const x = CHART.left + ((CHART.width - CHART.left - 40) * i) / 4;
+    parts.push(
+      s("path", { class: "axis", d: `M${x} ${CHART.top}V${CHART.height - CHART.bottom}` }),
+      s("text", { class: "tick", x, y: CHART.height - 6 }, i ? time((last * i) / 4) : "0"),
+    );
   }
   return parts;
 }
 
 /// Faults by time and page; below them the exits.
 function drawTimeline(run) {
-  const faults = run.fault_events, exits = run.exits;
-  const at = faults ? sums(faults.at) : new Float64Array(), page = faults ? sums(faults.page) : at, kind = faults ? numbers(faults.kind) : at;
-  const exitAt = exits ? sums(exits.at) : new Float64Array(), exitKind = exits ? numbers(exits.kind) : exitAt;
+  const faults = run.fault_events,
+    exits = run.exits;
+  const at = faults ? sums(faults.at) : new Float64Array(),
+    page = faults ? sums(faults.page) : at,
+    kind = faults ? numbers(faults.kind) : at;
+  const exitAt = exits ? sums(exits.at) : new Float64Array(),
+    exitKind = exits ? numbers(exits.kind) : exitAt;
   if (!at.length && !exitAt.length) return null;
   const last = Math.max(at.length ? at[at.length - 1] : 0, exitAt.length ? exitAt[exitAt.length - 1] : 0, 1);
-  const x = (ns) => CHART.left + (CHART.width - CHART.left - 40) * ns / last;
+  const x = (ns) => CHART.left + ((CHART.width - CHART.left - 40) * ns) / last;
   const floor = CHART.height - CHART.bottom - 26;
-  const scaled = scale(Float64Array.from(page), page.map((first) => first + 1));
-  const y = (number) => CHART.top + 6 + (scaled.y(number) - TOP) * (floor - CHART.top - 12) / (HEIGHT + 8);
-  const xs = at.map(x), ys = page.map(y);
+  const scaled = scale(
+    Float64Array.from(page),
+    page.map((first) => first + 1),
+  );
+  const y = (number) => CHART.top + 6 + ((scaled.y(number) - TOP) * (floor - CHART.top - 12)) / (HEIGHT + 8);
+  const xs = at.map(x),
+    ys = page.map(y);
   // Exits take their signs from the other end.
-  const signOf = (index, exit) => (exit ? 6 - index % 7 : index % 7);
-  const names = scaled.clusters.map(({ first, end }) => s("text", { class: "tick row", x: CHART.left - 8, y: y((first + end) / 2) + 3 }, hexPage(first)));
-  const svg = s("svg", { class: "chart", viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: "img", "aria-label": "Faults and exits over time" },
-    axis(last), names,
-    (faults?.kinds ?? []).map((_, index) => s("path", { class: `sign mark-${signOf(index)}`, d: marks(xs, ys, kind, index, signOf(index)) })),
+  const signOf = (index, exit) => (exit ? 6 - (index % 7) : index % 7);
+  const names = scaled.clusters.map(({ first, end }) =>
+    s("text", { class: "tick row", x: CHART.left - 8, y: y((first + end) / 2) + 3 }, hexPage(first)),
+  );
+  const svg = s(
+    "svg",
+    {
+      class: "chart",
+      viewBox: `0 0 ${CHART.width} ${CHART.height}`,
+      role: "img",
+      "aria-label": "Faults and exits over time",
+    },
+    axis(last),
+    names,
+    (faults?.kinds ?? []).map((_, index) =>
+      s("path", { class: `sign mark-${signOf(index)}`, d: marks(xs, ys, kind, index, signOf(index)) }),
+    ),
     s("text", { class: "tick row", x: CHART.left - 8, y: floor + 17 }, "exits"),
     s("path", { class: "axis", d: `M${CHART.left} ${floor + 4}H${CHART.width - 40}` }),
-    (exits?.counts ?? []).map((_, index) => s("path", { class: `sign mark-${signOf(index, true)}`, d: marks(exitAt.map(x), exitAt.map(() => floor + 14), exitKind, index, signOf(index, true)) })));
-  const entry = (name, number, index, exit) => h("li", {},
-    s("svg", { class: "swatch", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: `sign mark-${signOf(index, exit)}`, d: SIGNS[signOf(index, exit)] })),
-    ` ${name}: ${count(number)}`);
-  const legend = h("ul", { class: "legend" },
-    (faults?.kinds ?? []).map((name, index) => entry(name, kind.reduce((sum, each) => sum + (each === index), 0), index, false)),
-    (exits?.counts ?? []).map(([name, number], index) => entry(`exit ${name}`, number, index, true)));
-  return h("div", {}, legend, h("div", { class: "scroll" }, svg),
-    faults?.unkept ? h("p", { class: "note" }, `${count(faults.unkept)} more faults came after these.`) : null);
+    (exits?.counts ?? []).map((_, index) =>
+      s("path", {
+        class: `sign mark-${signOf(index, true)}`,
+        d: marks(
+          exitAt.map(x),
+          exitAt.map(() => floor + 14),
+          exitKind,
+          index,
+          signOf(index, true),
+        ),
+      }),
+    ),
+  );
+  const entry = (name, number, index, exit) =>
+    h(
+      "li",
+      {},
+      s(
+        "svg",
+        { class: "swatch", viewBox: "-6 -6 12 12", "aria-hidden": "true" },
+        s("path", { class: `sign mark-${signOf(index, exit)}`, d: SIGNS[signOf(index, exit)] }),
+      ),
+      ` ${name}: ${count(number)}`,
+    );
+  const legend = h(
+    "ul",
+    { class: "legend" },
+    (faults?.kinds ?? []).map((name, index) =>
+      entry(
+        name,
+        kind.reduce((sum, each) => sum + (each === index), 0),
+        index,
+        false,
+      ),
+    ),
+    (exits?.counts ?? []).map(([name, number], index) => entry(`exit ${name}`, number, index, true)),
+  );
+  return h(
+    "div",
+    {},
+    legend,
+    h("div", { class: "scroll" }, svg),
+    faults?.unkept
+      ? h("p", { class: "note" }, `${count(faults.unkept)} more faults came after these.`)
+      : null,
+  );
 }
 
 /// How many faults took how long, by powers of two.
@@ -70,16 +136,27 @@ function drawLatencies(run) {
   const bucket = (ns) => Math.floor(Math.log2(Math.max(ns, 1)));
   const counts = new Map();
   took.forEach((ns) => counts.set(bucket(ns), (counts.get(bucket(ns)) ?? 0) + 1));
-  const first = Math.min(...counts.keys()), last = Math.max(...counts.keys()), most = Math.max(...counts.values());
-  const sorted = Float64Array.from(took).sort(), part = (share) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
+  const first = Math.min(...counts.keys()),
+    last = Math.max(...counts.keys()),
+    most = Math.max(...counts.values());
+  const sorted = Float64Array.from(took).sort(),
+    part = (share) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))];
   const rows = [];
   for (let at = first; at <= last; at++) {
     const number = counts.get(at) ?? 0;
     rows.push([`${time(2 ** at)} – ${time(2 ** (at + 1))}`, bar(number / most), count(number)]);
   }
-  return h("div", {},
-    h("p", {}, `${plural(took.length, "fault")}: half took less than ${time(part(0.5))}, nine of ten less than ${time(part(0.9))}, the longest ${time(sorted[sorted.length - 1])}.`),
-    table(["took", "share", "#faults"], rows, { class: "histogram" }));
+  return h(
+    "div",
+    {},
+    h(
+      "p",
+      {},
+      `${plural(took.length, "fault")}: half took less than ${time(part(0.5))}, nine of ten less than ${time(part(0.9))}, the longest ${time(sorted[sorted.length - 1])}.`,
+    ),
+    table(["took", "share", "#faults"], rows, { class: "histogram" }),
+  );
 }
 
-const bar = (share) => h("div", { class: "bar-track" }, h("div", { class: "bar", style: `width:${(share * 100).toFixed(1)}%` }));
+const bar = (share) =>
+  h("div", { class: "bar-track" }, h("div", { class: "bar", style: `width:${(share * 100).toFixed(1)}%` }));

@@ -1,136 +1,5 @@
-// The four columns, to scale. Each column folds its largest gaps; what is smaller than a pixel is drawn one pixel tall.
-// All shapes of one colour are one path, so that a million pages draw as fast as ten.
-
-const COLUMNS = [
-  { key: "gva", name: "GVA", note: "the guest's program" },
-  { key: "gpa", name: "GPA", note: "the guest's memory" },
-  { key: "hva", name: "HVA", note: "the VMM's process" },
-  { key: "hpa", name: "HPA", note: "frames of the host" },
-];
-const HEIGHT = 560, TOP = 40, BOX = 176, STEP = 268, HEADER = 16, LEAST = 15, ROWS_PER_PIXEL = 2;
-const MOST_LINES = 3000, MOST_GAPS = 9;
-const boxAt = (column) => 10 + column * STEP;
-
-/// What shapes can be coloured by: from a kind of piece to a label.
-const SCHEMES = {
-  size: { name: "leaf size", of: (k) => (k.second ? k.second.size : "no leaf") },
-  rights: { name: "rights", of: (k) => (k.second ? k.second.rights : "no leaf") },
-  guest: { name: "guest page", of: (k) => (k.guest ? `${k.guest.size} ${k.guest.rights}` : "no paging") },
-};
-const FIXED_STYLE = { "no leaf": 0, "4K": 1, "2M": 2, "1G": 3, "rwx": 1, "rw-": 4, "r-x": 2, "r--": 3, "no paging": 0 };
-
-/// Labels and styles of a scheme; style 0 is that of what is not there.
-function styles(kinds, scheme) {
-  const labels = [...new Set(kinds.map(SCHEMES[scheme].of))].sort();
-  const styleOf = new Map(), taken = new Set(labels.map((label) => FIXED_STYLE[label]));
-  for (const label of labels) {
-    let style = FIXED_STYLE[label];
-    for (let free = 1; style === undefined; free++) if (!taken.has(free) || free > 6) style = Math.min(free, 6);
-    taken.add(style);
-    styleOf.set(label, style);
-  }
-  return { labels, styleOf, ofKind: kinds.map((kind) => styleOf.get(SCHEMES[scheme].of(kind))) };
-}
-
-/// The pieces that a part of the guest's addresses has, clipped to it.
-function clip(pieces, part) {
-  if (!part) return pieces;
-  const [first, last] = part;
-  const keep = [];
-  for (let i = 0; i < pieces.count; i++) {
-    if (pieces.gva[i] <= last && pieces.gva[i] + pieces.pages[i] > first) keep.push(i);
-  }
-  const clipped = { ...pieces, count: keep.length };
-  for (const key of ["kind", "pages", "gva", "gpa", "hva", "hpa"]) clipped[key] = Float64Array.from(keep, (i) => pieces[key][i]);
-  for (let i = 0; i < keep.length; i++) {
-    const skip = Math.max(0, first - clipped.gva[i]);
-    for (const { key } of COLUMNS) if (clipped[key][i] >= 0) clipped[key][i] += skip;
-    clipped.pages[i] = Math.min(clipped.pages[i] - skip, last - clipped.gva[i] + 1);
-  }
-  return clipped;
-}
-
-/// Where a column's addresses are drawn: clusters to scale, the largest gaps between them folded.
-function scale(starts, ends) {
-  starts.sort();
-  ends.sort();
-  const covered = [];
-  for (let s = 0, e = 0, depth = 0; e < ends.length;) {
-    if (s < starts.length && starts[s] <= ends[e]) {
-      if (depth++ === 0) {
-        const last = covered[covered.length - 1];
-        if (last && last[1] >= starts[s]) { covered.pop(); covered.push([last[0], starts[s]]); }
-        else covered.push([starts[s], starts[s]]);
-      }
-      s++;
-    } else {
-      if (--depth === 0) covered[covered.length - 1][1] = ends[e];
-      e++;
-    }
-  }
-  const total = covered.reduce((sum, [first, end]) => sum + end - first, 0);
-  const gaps = [];
-  for (let i = 1; i < covered.length; i++) gaps.push([covered[i][0] - covered[i - 1][1], i]);
-  const folded = gaps.filter(([gap]) => gap > total * 0.08).sort((a, b) => b[0] - a[0]).slice(0, MOST_GAPS);
-  const breaks = new Set(folded.map(([, i]) => i));
-  const clusters = [];
-  covered.forEach(([first, end], i) => {
-    if (i === 0 || breaks.has(i)) clusters.push({ first, end, gap: i ? first - covered[i - 1][1] : 0 });
-    else clusters[clusters.length - 1].end = end;
-  });
-  const span = clusters.reduce((sum, cluster) => sum + cluster.end - cluster.first, 0);
-  const room = HEIGHT - clusters.length * (HEADER + LEAST);
-  let y = TOP;
-  for (const cluster of clusters) {
-    y += HEADER;
-    cluster.y = y;
-    cluster.height = LEAST + (span ? room * (cluster.end - cluster.first) / span : 0);
-    y += cluster.height;
-  }
-  const clusterOf = (page) => {
-    let low = 0, high = clusters.length - 1;
-    while (low < high) {
-      const middle = (low + high + 1) >> 1;
-      if (clusters[middle].first <= page) low = middle; else high = middle - 1;
-    }
-    return clusters[low];
-  };
-  return {
-    clusters,
-    y(page) {
-      const c = clusterOf(page);
-      return c.y + c.height * Math.max(0, Math.min(1, (page - c.first) / (c.end - c.first)));
-    },
-    /// The end of a run that begins at `first`: in the same cluster, whatever comes after.
-    end(first, pages) {
-      const c = clusterOf(first);
-      return c.y + c.height * Math.max(0, Math.min(1, (first + pages - c.first) / (c.end - c.first)));
-    },
-    page(y) {
-      const c = clusters.find((cluster) => y >= cluster.y && y <= cluster.y + cluster.height);
-      return c && Math.min(c.end - 1, Math.floor(c.first + (c.end - c.first) * (y - c.y) / c.height));
-    },
-  };
-}
-
-/// What a column shows beside the pages: what the guest sees as memory and devices, and where it is in the process.
-function context(memory, key) {
-  if (key !== "gpa" && key !== "hva") return [];
-  return memory.ranges.filter((range) => key === "gpa" || range.hva !== null).map((range) => {
-    const first = Number(BigInt(key === "gpa" ? range.gpa : range.hva) >> 12n);
-    return { range, first, pages: Math.max(1, Number((BigInt(range.bytes) + 0xfffn) >> 12n)) };
-  });
-}
-
-function scaleOf(run, pieces, key, part) {
-  const around = part ? [] : context(run.memory, key);
-  const here = [];
-  for (let i = 0; i < pieces.count; i++) if (pieces[key][i] >= 0) here.push(i);
-  const starts = new Float64Array(here.length + around.length), ends = new Float64Array(starts.length);
-  here.forEach((i, at) => { starts[at] = pieces[key][i]; ends[at] = pieces[key][i] + pieces.pages[i]; });
-  around.forEach(({ first, pages }, at) => { starts[here.length + at] = first; ends[here.length + at] = first + pages; });
-  return scale(starts, ends);
-}
+// The four columns. What is smaller than a pixel is drawn one pixel tall; all shapes of one colour are one path, so that
+// a million pages draw as fast as ten.
 
 /// Rectangles of one style in one column: rows that any of its pages touches.
 function boxes(pieces, key, scaled, ofKind, style) {
@@ -138,7 +7,10 @@ function boxes(pieces, key, scaled, ofKind, style) {
   for (let i = 0; i < pieces.count; i++) {
     if (ofKind[pieces.kind[i]] !== style || pieces[key][i] < 0) continue;
     const first = Math.floor(scaled.y(pieces[key][i]) * ROWS_PER_PIXEL);
-    const last = Math.max(first + 1, Math.ceil(scaled.end(pieces[key][i], pieces.pages[i]) * ROWS_PER_PIXEL) - 1);
+    const last = Math.max(
+      first + 1,
+      Math.ceil(scaled.end(pieces[key][i], pieces.pages[i]) * ROWS_PER_PIXEL) - 1,
+    );
     rows.fill(1, first, last + 1);
   }
   const x = boxAt(COLUMNS.findIndex((column) => column.key === key));
@@ -156,8 +28,12 @@ function boxes(pieces, key, scaled, ofKind, style) {
 /// What joins two columns, for one style: bands where a run is tall enough, lines elsewhere.
 function joins(pieces, column, scales, ofKind, style) {
   const [from, to] = [COLUMNS[column].key, COLUMNS[column + 1].key];
-  const left = boxAt(column) + BOX, right = boxAt(column + 1), middle = (left + right) / 2;
-  const seen = new Set(), bands = [], lines = [];
+  const left = boxAt(column) + BOX,
+    right = boxAt(column + 1),
+    middle = (left + right) / 2;
+  const seen = new Set(),
+    bands = [],
+    lines = [];
   const draw = (a, b, pages) => {
     const round = (y) => Math.round(y * ROWS_PER_PIXEL) / ROWS_PER_PIXEL;
     const [a1, a2] = [round(scales[column].y(a)), round(scales[column].end(a, pages))];
@@ -165,15 +41,23 @@ function joins(pieces, column, scales, ofKind, style) {
     const key = ((a1 * 4096 + b1) * 1024 + (a2 - a1)) * 1024 + b2 - b1;
     if (seen.has(key)) return;
     seen.add(key);
-    if (a2 - a1 < 1 && b2 - b1 < 1) lines.push(`M${left} ${a1}C${middle} ${a1} ${middle} ${b1} ${right} ${b1}`);
-    else bands.push(`M${left} ${a1}C${middle} ${a1} ${middle} ${b1} ${right} ${b1}V${b2}` +
-      `C${middle} ${b2} ${middle} ${a2} ${left} ${a2}z`);
+    if (a2 - a1 < 1 && b2 - b1 < 1)
+      lines.push(`M${left} ${a1}C${middle} ${a1} ${middle} ${b1} ${right} ${b1}`);
+    else
+      bands.push(
+        `M${left} ${a1}C${middle} ${a1} ${middle} ${b1} ${right} ${b1}V${b2}` +
+          `C${middle} ${b2} ${middle} ${a2} ${left} ${a2}z`,
+      );
   };
   let open = null;
   for (let i = 0; i < pieces.count; i++) {
-    const a = pieces[from][i], b = pieces[to][i];
+    const a = pieces[from][i],
+      b = pieces[to][i];
     if (ofKind[pieces.kind[i]] !== style || a < 0 || b < 0) continue;
-    if (open && open.a + open.pages === a && open.b + open.pages === b) { open.pages += pieces.pages[i]; continue; }
+    if (open && open.a + open.pages === a && open.b + open.pages === b) {
+      open.pages += pieces.pages[i];
+      continue;
+    }
     if (open) draw(open.a, open.b, open.pages);
     open = { a, b, pages: pieces.pages[i] };
   }
@@ -181,12 +65,18 @@ function joins(pieces, column, scales, ofKind, style) {
   const step = Math.ceil(lines.length / MOST_LINES) || 1;
   // Many lines are thin ones.
   const opacity = Math.max(0.15, Math.min(0.8, 200 / lines.length)).toFixed(2);
-  return { bands: bands.slice(0, MOST_LINES).join(""), lines: lines.filter((_, at) => at % step === 0).join(""), step, opacity };
+  return {
+    bands: bands.slice(0, MOST_LINES).join(""),
+    lines: lines.filter((_, at) => at % step === 0).join(""),
+    step,
+    opacity,
+  };
 }
 
 /// The texts of a column: its name, where each cluster begins and ends, how much is folded, the names of ranges.
 function labels(run, column, scaled, part) {
-  const { key, name, note } = COLUMNS[column], x = boxAt(column);
+  const { key, name, note } = COLUMNS[column],
+    x = boxAt(column);
   const texts = [
     s("text", { class: "column-name", x, y: 16 }, name),
     s("text", { class: "column-note", x: x + 38, y: 16 }, note),
@@ -194,17 +84,32 @@ function labels(run, column, scaled, part) {
   for (const { first, end, gap, y, height } of scaled.clusters) {
     texts.push(s("text", { class: "address", x, y: y - 3 }, hexPage(first)));
     if (gap) texts.push(s("text", { class: "gap", x: x + BOX, y: y - 3 }, `⋮ ${sizeOf(gap)}`));
-    if (height > 40) texts.push(s("text", { class: "address inside", x: x + 4, y: y + height - 4 }, hexLast(first, end - first)));
+    if (height > 40)
+      texts.push(
+        s("text", { class: "address inside", x: x + 4, y: y + height - 4 }, hexLast(first, end - first)),
+      );
     texts.push(s("rect", { class: "cluster", x, y, width: BOX, height }));
   }
   if (!part) {
     for (const { range, first, pages } of context(run.memory, key)) {
-      const y = scaled.y(first), height = Math.max(2, scaled.end(first, pages) - y);
-      texts.push(s("rect", { class: `range ${range.kind}`, x, y, width: BOX, height },
-        tip(`${range.name}: ${range.kind}, ${bytes(Number(range.bytes))}`)));
+      const y = scaled.y(first),
+        height = Math.max(2, scaled.end(first, pages) - y);
+      texts.push(
+        s(
+          "rect",
+          { class: `range ${range.kind}`, x, y, width: BOX, height },
+          tip(`${range.name}: ${range.kind}, ${bytes(Number(range.bytes))}`),
+        ),
+      );
       if (height >= 11) {
         const slot = range.slot === null ? "" : `, slot ${range.slot}`;
-        texts.push(s("text", { class: "range-name", x: x + BOX - 5, y: y + Math.min(height / 2 + 4, 15) }, `${range.name} (${range.kind}${slot})`));
+        texts.push(
+          s(
+            "text",
+            { class: "range-name", x: x + BOX - 5, y: y + Math.min(height / 2 + 4, 15) },
+            `${range.name} (${range.kind}${slot})`,
+          ),
+        );
       }
     }
   }
@@ -221,16 +126,44 @@ const PATTERNS = [
   [["path", { d: "M4 0V8" }]],
   [["path", { d: "M0 4H8M4 0V8" }]],
 ];
-const patterns = () => s("defs", {}, PATTERNS.map((shapes, style) =>
-  s("pattern", { id: `style-${style}`, class: `style-${style}`, width: 8, height: 8, patternUnits: "userSpaceOnUse" },
-    s("rect", { class: "ground", width: 8, height: 8 }), shapes.map(([name, attributes]) => s(name, { class: "mark", ...attributes })))));
-const swatch = (style) => s("svg", { class: "swatch", viewBox: "0 0 22 14", "aria-hidden": "true" },
-  s("rect", { x: 0.5, y: 0.5, width: 21, height: 13, fill: `url(#style-${style})`, class: `box style-${style}` }));
+const patterns = () =>
+  s(
+    "defs",
+    {},
+    PATTERNS.map((shapes, style) =>
+      s(
+        "pattern",
+        {
+          id: `style-${style}`,
+          class: `style-${style}`,
+          width: 8,
+          height: 8,
+          patternUnits: "userSpaceOnUse",
+        },
+        s("rect", { class: "ground", width: 8, height: 8 }),
+        shapes.map(([name, attributes]) => s(name, { class: "mark", ...attributes })),
+      ),
+    ),
+  );
+const swatch = (style) =>
+  s(
+    "svg",
+    { class: "swatch", viewBox: "0 0 22 14", "aria-hidden": "true" },
+    s("rect", {
+      x: 0.5,
+      y: 0.5,
+      width: 21,
+      height: 13,
+      fill: `url(#style-${style})`,
+      class: `box style-${style}`,
+    }),
+  );
 
 /// The map, and how it answers the pointer. `show(page)` is called for a page that is clicked, `zoom(part)` for a part
 /// that is dragged over; `part` is the pair of the first and the last page of GVAs that is shown, or null for all.
 function drawMap(run, view, { show, zoom }) {
-  const all = piecesOf(run), pieces = clip(all, view.part);
+  const all = piecesOf(run),
+    pieces = clip(all, view.part);
   const { labels: names, styleOf, ofKind } = styles(all.kinds, view.scheme);
   const scales = COLUMNS.map(({ key }) => scaleOf(run, pieces, key, view.part));
   const drawn = [...new Set(styleOf.values())].sort();
@@ -240,23 +173,50 @@ function drawMap(run, view, { show, zoom }) {
     for (let column = 0; column < 3; column++) {
       const joined = joins(pieces, column, scales, ofKind, style);
       step = Math.max(step, joined.step);
-      shapes.push(s("path", { class: `band style-${style}`, d: joined.bands }), s("path", { class: `line style-${style}`, "stroke-opacity": joined.opacity, d: joined.lines }));
+      shapes.push(
+        s("path", { class: `band style-${style}`, d: joined.bands }),
+        s("path", { class: `line style-${style}`, "stroke-opacity": joined.opacity, d: joined.lines }),
+      );
     }
   }
   for (const style of drawn) {
     COLUMNS.forEach(({ key }, column) => {
-      shapes.push(s("path", { class: `box style-${style}`, fill: `url(#style-${style})`, d: boxes(pieces, key, scales[column], ofKind, style) }));
+      shapes.push(
+        s("path", {
+          class: `box style-${style}`,
+          fill: `url(#style-${style})`,
+          d: boxes(pieces, key, scales[column], ofKind, style),
+        }),
+      );
     });
   }
-  const mark = s("path", { class: "mark-line" }), drag = s("rect", { class: "drag", width: BOX });
-  const svg = s("svg", { class: "map", viewBox: `0 0 1000 ${TOP + HEIGHT + 8}`, role: "img",
-    "aria-label": "The guest's pages in four columns; the table below says the same" },
-    patterns(), shapes, COLUMNS.map((_, column) => labels(run, column, scales[column], view.part)), drag, mark);
-  const status = h("p", { class: "status", "aria-live": "polite" }, "Point at a page; click for its walk; drag to look closer. Gaps in a column are folded where ⋮ says how much.");
+  const mark = s("path", { class: "mark-line" }),
+    drag = s("rect", { class: "drag", width: BOX });
+  const svg = s(
+    "svg",
+    {
+      class: "map",
+      viewBox: `0 0 1000 ${TOP + HEIGHT + 8}`,
+      role: "img",
+      "aria-label": "The guest's pages in four columns; the table below says the same",
+    },
+    patterns(),
+    shapes,
+    COLUMNS.map((_, column) => labels(run, column, scales[column], view.part)),
+    drag,
+    mark,
+  );
+  const status = h(
+    "p",
+    { class: "status", "aria-live": "polite" },
+    "Point at a page; click for its walk; drag to look closer. Gaps in a column are folded where ⋮ says how much.",
+  );
 
   const at = (event) => {
-    const box = svg.getBoundingClientRect(), unit = 1000 / box.width;
-    const x = (event.clientX - box.left) * unit, y = (event.clientY - box.top) * unit;
+    const box = svg.getBoundingClientRect(),
+      unit = 1000 / box.width;
+    const x = (event.clientX - box.left) * unit,
+      y = (event.clientY - box.top) * unit;
     const column = COLUMNS.findIndex((_, index) => x >= boxAt(index) && x <= boxAt(index) + BOX);
     return { column, y };
   };
@@ -266,20 +226,26 @@ function drawMap(run, view, { show, zoom }) {
     const page = scales[column].page(y);
     if (page === undefined) return null;
     const list = pieces[COLUMNS[column].key];
-    let best = null, distance = 2;
+    let best = null,
+      distance = 2;
     for (let i = 0; i < pieces.count; i++) {
       if (list[i] < 0) continue;
       if (page >= list[i] && page < list[i] + pieces.pages[i]) return { i, offset: page - list[i] };
       const away = Math.abs(scales[column].y(list[i]) - y);
-      if (away < distance) { distance = away; best = { i, offset: 0 }; }
+      if (away < distance) {
+        distance = away;
+        best = { i, offset: 0 };
+      }
     }
     return best;
   };
   const trace = ({ i, offset }) => {
-    let d = "", before = null;
+    let d = "",
+      before = null;
     COLUMNS.forEach(({ key }, column) => {
       if (pieces[key][i] < 0) return;
-      const y = scales[column].y(pieces[key][i] + offset + 0.5), x = boxAt(column);
+      const y = scales[column].y(pieces[key][i] + offset + 0.5),
+        x = boxAt(column);
       d += before === null ? `M${x} ${y}` : `C${x - 46} ${before} ${x - 46} ${y} ${x} ${y}`;
       d += `h${BOX}`;
       before = y;
@@ -287,22 +253,38 @@ function drawMap(run, view, { show, zoom }) {
     mark.setAttribute("d", d);
   };
   let from = null;
-  svg.addEventListener("pointerdown", (event) => { from = at(event); });
+  svg.addEventListener("pointerdown", (event) => {
+    from = at(event);
+  });
   svg.addEventListener("pointermove", (event) => {
     const here = at(event);
     if (from && from.column >= 0 && Math.abs(here.y - from.y) > 4) {
-      fill(drag, { x: boxAt(from.column), y: Math.min(from.y, here.y), height: Math.abs(here.y - from.y) }, []);
+      fill(
+        drag,
+        { x: boxAt(from.column), y: Math.min(from.y, here.y), height: Math.abs(here.y - from.y) },
+        [],
+      );
       return;
     }
     const found = pageAt(here);
-    if (found) { trace(found); status.textContent = describe(run, pieces, found); }
+    if (found) {
+      trace(found);
+      status.textContent = describe(run, pieces, found);
+    }
   });
   svg.addEventListener("pointerup", (event) => {
-    const here = at(event), start = from;
+    const here = at(event),
+      start = from;
     from = null;
     drag.setAttribute("height", 0);
     if (start && start.column >= 0 && Math.abs(here.y - start.y) > 4) {
-      const part = spanned(pieces, COLUMNS[start.column].key, scales[start.column], Math.min(start.y, here.y), Math.max(start.y, here.y));
+      const part = spanned(
+        pieces,
+        COLUMNS[start.column].key,
+        scales[start.column],
+        Math.min(start.y, here.y),
+        Math.max(start.y, here.y),
+      );
       if (part) zoom(part);
       return;
     }
@@ -315,20 +297,28 @@ function drawMap(run, view, { show, zoom }) {
     const label = SCHEMES[view.scheme].of(pieces.kinds[pieces.kind[i]]);
     counts.set(label, (counts.get(label) ?? 0) + pieces.pages[i]);
   }
-  const legend = h("ul", { class: "legend" }, names.filter((name) => counts.has(name)).map((name) =>
-    h("li", {}, swatch(styleOf.get(name)), ` ${name}: ${plural(counts.get(name), "page")}`)));
+  const legend = h(
+    "ul",
+    { class: "legend" },
+    names
+      .filter((name) => counts.has(name))
+      .map((name) => h("li", {}, swatch(styleOf.get(name)), ` ${name}: ${plural(counts.get(name), "page")}`)),
+  );
   const sampled = step > 1 && h("p", { class: "note" }, `Each ${step}th of the thinnest lines is drawn.`);
   return h("div", {}, legend, h("div", { class: "scroll" }, svg), status, sampled);
 }
 
 /// The GVAs of what a column has between two heights.
 function spanned(pieces, key, scaled, top, bottom) {
-  let first = Infinity, last = -Infinity;
+  let first = Infinity,
+    last = -Infinity;
   for (let i = 0; i < pieces.count; i++) {
     if (pieces[key][i] < 0) continue;
-    const y1 = scaled.y(pieces[key][i]), y2 = Math.max(y1 + 0.5, scaled.end(pieces[key][i], pieces.pages[i]));
+    const y1 = scaled.y(pieces[key][i]),
+      y2 = Math.max(y1 + 0.5, scaled.end(pieces[key][i], pieces.pages[i]));
     if (y2 <= top || y1 >= bottom) continue;
-    const part = (y) => Math.max(0, Math.min(pieces.pages[i], Math.floor(pieces.pages[i] * (y - y1) / (y2 - y1))));
+    const part = (y) =>
+      Math.max(0, Math.min(pieces.pages[i], Math.floor((pieces.pages[i] * (y - y1)) / (y2 - y1))));
     first = Math.min(first, pieces.gva[i] + part(top));
     last = Math.max(last, pieces.gva[i] + Math.max(part(bottom), 1) - 1);
   }
@@ -337,7 +327,8 @@ function spanned(pieces, key, scaled, top, bottom) {
 
 /// A page in one line.
 function describe(run, pieces, { i, offset }) {
-  const kind = pieces.kinds[pieces.kind[i]], range = kind.range === null ? null : run.memory.ranges[kind.range];
+  const kind = pieces.kinds[pieces.kind[i]],
+    range = kind.range === null ? null : run.memory.ranges[kind.range];
   const place = (key) => (pieces[key][i] < 0 ? "–" : hexPage(pieces[key][i] + offset));
   const leaf = kind.second ? `leaf ${kind.second.size} ${kind.second.rights}` : "no leaf";
   return `GVA ${place("gva")} → GPA ${place("gpa")} (${range ? range.name : "no memory"}) → HVA ${place("hva")} → HPA ${place("hpa")}, ${leaf}`;
