@@ -317,6 +317,17 @@ fn a_browser_draws_very_many_pages_that_are_scattered_over_the_host() {
 }
 
 #[test]
+fn a_browser_does_not_take_what_is_not_shown_for_missing() {
+    let mut page = Page::default();
+    page.run_guest("first_touch", &built_in("first_touch"), Mmu::Ept).unwrap();
+    // As where the host's own tables cannot be read.
+    let script = "const [run] = RUNS; run.memory.second = null; delete run.pieces;
+        run.memory.kinds.forEach((kind) => (kind.second = null)); drawMain(); showPage(0x101);";
+    let Some(dom) = browse("not_shown", &page.html(), script) else { return };
+    assert!(dom.contains("leaf not shown: ") && dom.contains("The second level is not shown here."));
+}
+
+#[test]
 fn a_browser_leaves_hostile_names_alone() {
     let mut page = Page::default();
     page.run_guest("<b>", &hostile(), Mmu::Npt).unwrap();

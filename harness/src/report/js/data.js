@@ -79,7 +79,12 @@ const runOf = (guest, mmu) => RUNS.find((run) => run.guest === guest && run.mmu 
 
 /// The memory of a run, decoded when it is first looked at.
 function piecesOf(run) {
-  if (run.memory && !run.pieces) run.pieces = decodeMemory(run.memory);
+  const { memory } = run;
+  if (memory && !run.pieces) {
+    const shown = memory.second !== null && !memory.not_shown.some((what) => what.startsWith("second level"));
+    memory.kinds.forEach((kind) => (kind.shown = shown));
+    run.pieces = decodeMemory(memory);
+  }
   return run.pieces;
 }
 

@@ -13,18 +13,22 @@ const STEP = 268;
 const HEADER = 16;
 const LEAST = 15;
 const ROWS_PER_PIXEL = 2;
-const MOST_LINES = 3000,
-  MOST_GAPS = 9;
+const MOST_LINES = 3000;
+const MOST_GAPS = 9;
 const boxAt = (column) => 10 + column * STEP;
+
+/// What is not shown may be there all the same.
+const noLeaf = (kind) => (kind.shown ? "no leaf" : "leaf not shown");
 
 /// What shapes can be coloured by: from a kind of piece to a label.
 const SCHEMES = {
-  size: { name: "leaf size", of: (k) => (k.second ? k.second.size : "no leaf") },
-  rights: { name: "rights", of: (k) => (k.second ? k.second.rights : "no leaf") },
+  size: { name: "leaf size", of: (k) => (k.second ? k.second.size : noLeaf(k)) },
+  rights: { name: "rights", of: (k) => (k.second ? k.second.rights : noLeaf(k)) },
   guest: { name: "guest page", of: (k) => (k.guest ? `${k.guest.size} ${k.guest.rights}` : "no paging") },
 };
 const FIXED_STYLE = {
   "no leaf": 0,
+  "leaf not shown": 0,
   "4K": 1,
   "2M": 2,
   "1G": 3,

@@ -119,7 +119,7 @@ function drawRanges(run) {
       h("span", { class: "mono" }, range(hva, pages)),
       h("span", { class: "mono" }, frames),
       guest ? `${guest.size} ${guest.rights}` : "–",
-      second ? `${second.size} ${second.rights}` : "no leaf",
+      second ? `${second.size} ${second.rights}` : noLeaf(pieces.kinds[kind]),
       count(pages),
     ]);
   }

@@ -330,6 +330,6 @@ function describe(run, pieces, { i, offset }) {
   const kind = pieces.kinds[pieces.kind[i]],
     range = kind.range === null ? null : run.memory.ranges[kind.range];
   const place = (key) => (pieces[key][i] < 0 ? "–" : hexPage(pieces[key][i] + offset));
-  const leaf = kind.second ? `leaf ${kind.second.size} ${kind.second.rights}` : "no leaf";
+  const leaf = kind.second ? `leaf ${kind.second.size} ${kind.second.rights}` : noLeaf(kind);
   return `GVA ${place("gva")} → GPA ${place("gpa")} (${range ? range.name : "no memory"}) → HVA ${place("hva")} → HPA ${place("hpa")}, ${leaf}`;
 }

@@ -168,6 +168,8 @@ function drawWalk(run, page) {
       takenApart(second.format, input, kind.second),
       walkRows(second, walkOf(second, input, kind.second, hpa)),
     );
+  } else if (!kind.shown) {
+    parts.push(h("p", { class: "note" }, "The second level is not shown here."));
   } else if (hva !== null) {
     parts.push(h("p", { class: "note" }, "No leaf of the second level maps it: the next access is a fault."));
   }
