@@ -1,4 +1,4 @@
-//! Each guest's memory at its end, as text that is kept: `golden/GUEST.txt`. `MEMVIRT_BLESS=1` writes it anew.
+//! Each guest's memory at its end, as text that is kept: `golden/GUEST.txt`. `MEMVIRT_BLESS=1` writes them anew.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,10 +16,24 @@ fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests/golden"))
 }
 
+fn path_of(name: &str) -> PathBuf {
+    folder().join(name).with_extension("txt")
+}
+
+fn blessed() -> bool {
+    std::env::var_os("MEMVIRT_BLESS").is_some()
+}
+
+/// Why there is nothing to compare a guest's map with.
+pub fn missing(name: &str) -> Option<String> {
+    let kept = path_of(name).exists() || blessed();
+    (!kept).then(|| "no map of it is kept: MEMVIRT_BLESS=1 keeps one".to_owned())
+}
+
 /// Compares the map with the one that is kept, or keeps it.
 pub fn check(name: &str, image: &Image) -> Result<(), Failed> {
-    let (found, path) = (maps(image)?, folder().join(name).with_extension("txt"));
-    if std::env::var_os("MEMVIRT_BLESS").is_some() {
+    let (found, path) = (maps(image)?, path_of(name));
+    if blessed() {
         return fs::write(&path, found).map_err(|error| format!("{}: {error}", path.display()).into());
     }
     match fs::read_to_string(&path) {
@@ -28,7 +42,7 @@ pub fn check(name: &str, image: &Image) -> Result<(), Failed> {
             Err(format!("the map has changed; MEMVIRT_BLESS=1 keeps it\n{}", difference(&kept, &found))
                 .into())
         }
-        Err(error) => Err(format!("{}: {error}; MEMVIRT_BLESS=1 makes it", path.display()).into()),
+        Err(error) => Err(format!("{}: {error}", path.display()).into()),
     }
 }
 
@@ -61,11 +75,13 @@ fn difference(kept: &str, found: &str) -> String {
 
 /// Each map that is kept is a guest's.
 pub fn no_orphans() -> Result<(), Failed> {
-    let guests: BTreeSet<_> = guest_tests::built_in().map(|guest| format!("{}.txt", guest.name)).collect();
+    let guests: BTreeSet<_> = guest_tests::built_in().map(|guest| path_of(guest.name)).collect();
     for entry in fs::read_dir(folder())? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if !guests.contains(&name) {
-            return Err(format!("golden/{name} is of no guest").into());
+        let path = entry?.path();
+        match (guests.contains(&path), blessed()) {
+            (true, _) => {}
+            (false, true) => fs::remove_file(path)?,
+            (false, false) => return Err(format!("{} is of no guest", path.display()).into()),
         }
     }
     Ok(())
