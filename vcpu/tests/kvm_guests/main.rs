@@ -1,4 +1,5 @@
-//! The KVM backend, on guests that really run. What this host lacks makes the tests that need it ignored, with the reason.
+//! The KVM backend, on guests that really run. What this host lacks makes the tests that need it ignored, with the reason;
+//! `MEMVIRT_REQUIRE=kvm,live` has them fail where that is missing.
 
 #[macro_use]
 mod need;
@@ -13,6 +14,8 @@ mod guest;
 mod guest_memfd;
 mod huge_pages;
 mod live;
+mod memory_faults;
+mod pre_fault;
 mod readonly;
 mod remap;
 mod shared_faults;
@@ -26,7 +29,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use self::need::{Test, Tests};
 
-const ALL: [Tests; 14] = [
+const ALL: [Tests; 16] = [
     budget::TESTS,
     counts::TESTS,
     dirty_logs::TESTS,
@@ -36,6 +39,8 @@ const ALL: [Tests; 14] = [
     guest_memfd::TESTS,
     huge_pages::TESTS,
     live::TESTS,
+    memory_faults::TESTS,
+    pre_fault::TESTS,
     readonly::TESTS,
     remap::TESTS,
     shared_faults::TESTS,
@@ -51,12 +56,14 @@ fn main() -> ExitCode {
 
 fn trial(test: &Test) -> Trial {
     let name = test.name.split_once("::").map_or(test.name, |(_, name)| name);
-    let missing = test.needs.iter().find_map(|need| need.missing());
-    if let Some(why) = &missing {
+    let missing = test.needs.iter().find_map(|need| Some((need, need.missing()?)));
+    let required = missing.as_ref().is_some_and(|(need, _)| need.is_required());
+    let missing = missing.map(|(_, why)| why);
+    if let Some(why) = missing.as_ref().filter(|_| !required) {
         // Standard output belongs to the test list.
         eprintln!("{name}: ignored, {why}");
     }
-    let (ignored, act) = (missing.is_some(), test.act);
+    let (ignored, act) = (missing.is_some() && !required, test.act);
     let run = move || match missing {
         // `--include-ignored` runs it all the same: it must not look like a pass.
         Some(why) => Err(Failed::from(format!("cannot run here: {why}"))),

@@ -53,6 +53,16 @@ macro_rules! tests {
 }
 
 impl Need {
+    /// Whether whoever runs the tests wants a failure where it is missing.
+    pub fn is_required(self) -> bool {
+        let name = match self {
+            Self::Kvm => "kvm",
+            Self::Live => "live",
+            _ => return false,
+        };
+        std::env::var("MEMVIRT_REQUIRE").is_ok_and(|names| names.split(',').any(|required| required == name))
+    }
+
     /// Why it is not to be had here.
     pub fn missing(self) -> Option<String> {
         static EVENTS: OnceLock<Option<String>> = OnceLock::new();
