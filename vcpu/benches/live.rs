@@ -94,7 +94,7 @@ fn touched(bytes: u64) -> Touched {
             let ram = tree.ram("low", low.clone())?;
             tree.add(tree.root(), 0, ram)?;
             let ram = tree.ram("data", data.clone())?;
-            tree.add(tree.root(), DATA.into(), ram)
+            tree.add(tree.root(), DATA, ram)
         })
         .unwrap();
     let vm = KvmVm::new().unwrap();
