@@ -1,4 +1,5 @@
 # A page that was taken from the log is in it again after its next write, and only then: 16 rounds, one page each.
+# Pins down: KVM_GET_DIRTY_LOG clears what it reads and protects those pages again (rule D1).
 .include "guest.inc"
 manifest "dirty_again.toml"
 .set LOG, 0x4000000

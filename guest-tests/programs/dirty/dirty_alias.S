@@ -1,4 +1,6 @@
 # Two guest-physical addresses of one page: a write through either is in the log of the memory behind them.
+# Pins down: a bit for each page of memory, whichever slot it was written through (rule K1: slots may share host
+# memory).
 .include "guest.inc"
 manifest "dirty_alias.toml"
 .set LOG, 0x4000000

@@ -1,6 +1,7 @@
 # A processor that sets the accessed flag in a page table writes to that page: it is in the log, though no instruction of the
 # guest wrote to it. The table is the guest's own, in memory that is logged. (NPT, and EPT with accessed flags, take any walk
 # for a write; a shadow only one that sets a flag.)
+# Pins down: KVM marks the table that it, or the processor, updates (rule A2 of EPT, N2 of NPT).
 .include "guest.inc"
 manifest "dirty_by_walk.toml"
 .set LOG, 0x4000000

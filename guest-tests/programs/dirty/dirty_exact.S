@@ -1,4 +1,5 @@
 # The dirty log has exactly the pages that were written since it began: not those that were read, nor those written before.
+# Pins down: the log begins empty, and a read alone is no write (rule D1).
 .include "guest.inc"
 manifest "dirty_exact.toml"
 .set LOG, 0x4000000

@@ -1,5 +1,6 @@
 # Pages get other frames while they are logged: those that were written stay in the log, and the first write to a new frame is
 # in it, too.
+# Pins down: an invalidation by the MMU notifier takes leaves, and no bit of a log (rule N1).
 .include "guest.inc"
 manifest "dirty_migration.toml"
 .set LOG, 0x4000000

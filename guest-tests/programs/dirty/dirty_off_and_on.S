@@ -1,4 +1,5 @@
 # What is written while the log is off is in no log, and what nobody has taken when it ends is forgotten.
+# Pins down: without LOG_DIRTY_PAGES the bitmap is freed; on again it starts afresh (KVM_SET_USER_MEMORY_REGION).
 .include "guest.inc"
 manifest "dirty_off_and_on.toml"
 .set LOG, 0x4000000

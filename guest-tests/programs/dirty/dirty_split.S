@@ -1,5 +1,6 @@
 # ROM appears in the middle of logged RAM, so that its slot becomes two: what was written before is in the log, and what is
 # written after, too.
+# Pins down: a slot that goes is asked for its log first (rule R9).
 .include "guest.inc"
 manifest "dirty_split.toml"
 .set LOG, 0x4000000

@@ -1,4 +1,5 @@
 # Eight bytes over the end of a page: one access, two pages, both mapped. Writes and reads, 15 pairs.
+# Pins down: an access is translated page by page, and none of it is done before all of it may be.
 .include "guest.inc"
 manifest "across_pages.toml"
 .global start

@@ -1,4 +1,5 @@
 # The same three instructions at the start of 16 pages, each run once: a fetch needs a leaf that allows it.
+# Pins down: a violation by a fetch is filled with a leaf that may be executed (rule V1).
 .include "guest.inc"
 manifest "fetch_pages.toml"
 .global start

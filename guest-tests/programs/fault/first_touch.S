@@ -1,4 +1,5 @@
-# Writes each page of a buffer once, its own address into it: 64 first touches, 64 violations at most.
+# Writes each page of a buffer once, its own address into it: 64 first touches, and as many faults.
+# Pins down: a page faults once, and its leaf is the frame behind the slot (KVM's fault path, steps 5 to 8).
 .include "guest.inc"
 manifest "first_touch.toml"
 

@@ -1,4 +1,5 @@
 # RAM above 4 GiB and at 1 TiB: guest-physical addresses of more than 32 bits, each under tables of its own at every level.
+# Pins down: slots and tables above 32 bits of guest-physical address; each page one leaf (rule Z4).
 .include "guest.inc"
 manifest "high_memory.toml"
 .set ABOVE_4G, 0x100000000

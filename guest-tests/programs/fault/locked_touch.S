@@ -1,4 +1,5 @@
 # LOCK XADD as the first access to a page: read and write in one, on memory that is not there yet.
+# Pins down: a read-modify-write asks for a page that can be written (rule V1: bit 1 of the qualification).
 .include "guest.inc"
 manifest "locked_touch.toml"
 .global start

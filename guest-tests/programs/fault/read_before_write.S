@@ -1,5 +1,6 @@
 # Reads each page before it is written: fresh memory is zero, and the page that was read is the page that
 # the write reaches.
+# Pins down: the page behind a read fault is the slot's own, and zero; a write finds the same (fault path, step 6).
 .include "guest.inc"
 manifest "read_before_write.toml"
 

@@ -1,4 +1,5 @@
 # A stack that grows over eight fresh pages: pushes fault, and calls go on.
+# Pins down: an instruction that faults has changed no register, RSP neither (SDM vol. 3A, 6.5).
 .include "guest.inc"
 manifest "stack_growth.toml"
 .global start

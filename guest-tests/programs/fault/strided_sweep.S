@@ -1,4 +1,5 @@
 # One page in every 2 MiB and one page on: each touch needs another page table, in the guest and below it.
+# Pins down: tables are made at every level as they are needed, in the guest's order (fault path, step 8).
 .include "guest.inc"
 manifest "strided_sweep.toml"
 .set STRIDE, 0x201000

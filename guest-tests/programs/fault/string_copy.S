@@ -1,4 +1,5 @@
 # One REP MOVSB over eight fresh pages into eight others: it faults in the middle, and goes on where it was.
+# Pins down: a REP instruction that faults is taken up where it was (SDM vol. 2B, REP).
 .include "guest.inc"
 manifest "string_copy.toml"
 .set BYTES, 8 * PAGE

@@ -1,4 +1,5 @@
 # A page that was touched once takes no second fault: spurious faults of one processor are zero.
+# Pins down: pf_spurious is zero for one processor (fault path, step 2).
 .include "guest.inc"
 manifest "touch_again.toml"
 .global start

@@ -1,5 +1,6 @@
 # Pages that the host takes back, as a balloon gives them: no leaf and no frame is left, the guest finds zeros, and what it
 # writes then stays. Pages beside them are as they were.
+# Pins down: MADV_DONTNEED reaches the second level by the MMU notifier (rules N1, N2).
 .include "guest.inc"
 manifest "balloon_discard.toml"
 .set BANK, 0x4000000

@@ -1,4 +1,5 @@
 # A device writes to memory that the guest has mapped: the guest sees it at once, by either of the page's addresses.
+# Pins down: host-virtual and guest-physical addresses reach one frame.
 .include "guest.inc"
 manifest "device_write.toml"
 .set HERE, 0x600000

@@ -1,5 +1,6 @@
 # Pages are given back between any two instructions: a word is either the one that was written or zero, and never an older
 # one or a part of each.
+# Pins down: a fault that an invalidation overtakes is retried (rules N1 to N3).
 .include "guest.inc"
 manifest "discard_any_time.toml"
 .set BANK, 0x4000000

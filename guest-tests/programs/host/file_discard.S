@@ -1,4 +1,5 @@
 # The same for memory behind a file: the pages are cut out of it, and both places that show them are empty.
+# Pins down: an invalidation reaches each slot that shows the range (rule N1).
 .include "guest.inc"
 manifest "file_discard.toml"
 .set SHARED, 0x4000000

@@ -1,5 +1,6 @@
 # Frames change between any two instructions of a guest that counts in eight pages with every width of access: no count is
 # lost, none is torn.
+# Pins down: a fault that an invalidation overtakes is retried, and no leaf keeps an old frame (rules N1 to N3).
 .include "guest.inc"
 manifest "frames_any_time.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # Pages get other frames and keep their bytes, 16 times over: no leaf leads to an old frame when the host is done, and the
 # guest finds each time what it left.
+# Pins down: no live leaf has an old frame after an invalidation (rule N1).
 .include "guest.inc"
 manifest "frames_change.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # The host's own mapping becomes read-only: the guest's next write is no MMIO and no fault of its own, the vCPU leaves with
 # EFAULT and RIP as it was. Reads go on.
+# Pins down: a writable slot over a mapping that is not: EFAULT, RIP unchanged (fault path, step 6).
 .include "guest.inc"
 manifest "readonly_backing.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # The host's own mapping allows nothing: the guest's read leaves with EFAULT; once the host allows it again, the same read goes
 # on as if nothing had been. Eight rounds of that, for a read, a write and a fetch.
+# Pins down: KVM_RUN returns EFAULT and may be called again (fault path, step 6).
 .include "guest.inc"
 manifest "unreadable_backing.toml"
 .set BANK, 0x4000000

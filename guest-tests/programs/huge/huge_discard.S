@@ -1,5 +1,6 @@
 # One page of 4 KiB in the middle of a large one is given back: it is zero, all others keep their bytes, and what maps them are
 # small pages.
+# Pins down: the host splits its page, and the leaf goes with it (rules L3, N1).
 .include "guest.inc"
 manifest "huge_discard.toml"
 .set LARGE, 0x40000000

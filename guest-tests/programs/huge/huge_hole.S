@@ -1,5 +1,6 @@
 # A device page in the middle of a large page: the pages around it are small, as their slots end inside it; large ones go on
 # beside them.
+# Pins down: a large leaf lies in one slot (rule L2).
 .include "guest.inc"
 manifest "huge_hole.toml"
 .set LARGE, 0x40000000

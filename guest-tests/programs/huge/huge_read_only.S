@@ -1,4 +1,5 @@
 # A read-only slot of large pages has large leaves that nobody can write through; the write comes out as MMIO.
+# Pins down: rights and size of a leaf are decided apart (rule S1: read-only is not MMU-writable).
 .include "guest.inc"
 manifest "huge_read_only.toml"
 .set LARGE, 0x40000000

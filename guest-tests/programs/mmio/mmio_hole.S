@@ -1,4 +1,5 @@
 # A hole gives all ones and swallows writes; a device beside it answers. Every width, each one exit.
+# Pins down: no slot is an MMIO exit of the access's own width (KVM_EXIT_MMIO).
 .include "guest.inc"
 manifest "mmio_hole.toml"
 .set HOLE, 0x2000000

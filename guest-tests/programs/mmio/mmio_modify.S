@@ -1,4 +1,5 @@
 # An instruction that reads and writes a device's register does both, once each, with the value that the device gave.
+# Pins down: the emulator reads and writes once each (KVM_EXIT_MMIO).
 .include "guest.inc"
 manifest "mmio_modify.toml"
 .set DEVICE, 0x2000000

@@ -1,4 +1,5 @@
 # A device sees every width as it is, at any address: also where an access crosses its registers of 8 bytes.
+# Pins down: an exit has 1 to 8 bytes at any address (KVM_EXIT_MMIO).
 .include "guest.inc"
 manifest "mmio_sizes.toml"
 .set DEVICE, 0x2000000

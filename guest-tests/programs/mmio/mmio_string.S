@@ -1,4 +1,5 @@
 # String instructions at a device: each element is an access of its own, in order, whichever way they go.
+# Pins down: an exit for each element of a string instruction (KVM_EXIT_MMIO).
 .include "guest.inc"
 manifest "mmio_string.toml"
 .set HOLE, 0x2000000

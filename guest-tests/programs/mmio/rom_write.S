@@ -1,4 +1,5 @@
 # A write into ROM changes nothing and reaches the host as an MMIO exit; reads need no exit.
+# Pins down: KVM_MEM_READONLY: a write is an MMIO exit, a read none (fault path, step 6: RO_FAULT).
 .include "guest.inc"
 manifest "rom_write.toml"
 .set ROM, 0x800000

@@ -1,4 +1,5 @@
 # The timer of the local APIC: it wakes from HLT, waits for the task priority, comes again and again if asked to.
+# Pins down: SDM vol. 3A, 10.5.4 and 10.8.3.
 .include "guest.inc"
 manifest "multiboot/apic_timer.toml"
 .include "multiboot/pc.inc"

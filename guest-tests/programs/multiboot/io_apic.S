@@ -1,4 +1,5 @@
 # Lines of the I/O APIC: an edge comes once, a level again after its EOI as long as it lasts.
+# Pins down: edges and levels of the redirection table (82093AA, 3.2.4).
 .include "guest.inc"
 manifest "multiboot/io_apic.toml"
 .include "multiboot/pc.inc"

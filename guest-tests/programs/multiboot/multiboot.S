@@ -1,5 +1,6 @@
 # A 32-bit program that boots by Multiboot 1: registers and information are as the specification has them, and the
 # devices of a PC answer.
+# Pins down: Multiboot Specification 0.6.96, 3.2.
 .include "guest.inc"
 manifest "multiboot/multiboot.toml"
 .set LOADER_MAGIC, 0x2badb002   # in EAX

@@ -1,4 +1,5 @@
 # The 8254 interrupts through the 8259s, and other lines wait for it, or it for them.
+# Pins down: priorities and end of interrupt of the 8259A.
 .include "guest.inc"
 manifest "multiboot/pit_and_pic.toml"
 .include "multiboot/pc.inc"

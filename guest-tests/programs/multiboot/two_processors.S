@@ -1,4 +1,5 @@
 # INIT and SIPI start a second processor in real mode; then the two interrupt each other.
+# Pins down: SDM vol. 3A, 8.4.3.
 .include "guest.inc"
 manifest "multiboot/two_processors.toml"
 .include "multiboot/pc.inc"

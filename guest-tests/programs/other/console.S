@@ -1,4 +1,5 @@
 # Words on the console from ring 3: byte by byte, and as one string instruction.
+# Pins down: IOPL 3 allows ports at ring 3 (SDM vol. 1, 19.5.1); OUTS is an exit with all its bytes.
 .include "guest.inc"
 manifest "console.toml"
 

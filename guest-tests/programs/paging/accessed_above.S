@@ -1,4 +1,5 @@
 # An access sets the accessed flag in the entries of all levels above, and dirty in none of them.
+# Pins down: SDM vol. 3A, 4.8.
 .include "guest.inc"
 manifest "accessed_above.toml"
 .set HERE, 0x8000000000

@@ -1,4 +1,5 @@
 # Four guest-virtual addresses of one page: what is written through one is read through all, and all have one frame.
+# Pins down: any number of guest entries may lead to one frame (rule H5 of shadows).
 .include "guest.inc"
 manifest "alias_gva.toml"
 .set FIRST, 0x40000000

@@ -1,4 +1,5 @@
 # 16 entries change at once, and a load of CR3 makes all of them count: no INVLPG for each.
+# Pins down: a load of CR3 drops all translations but global ones (SDM vol. 3A, 4.10.4.1).
 .include "guest.inc"
 manifest "cr3_flushes.toml"
 .set WINDOW, 0x40000000

@@ -1,4 +1,5 @@
 # A write that a read-only entry refuses leaves the dirty flag clear; one that is not present gets no flag at all.
+# Pins down: D stays as it was on a walk that faults (rule F4).
 .include "guest.inc"
 manifest "fault_sets_no_flags.toml"
 .set HERE, 0x40000000

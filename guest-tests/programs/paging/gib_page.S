@@ -1,4 +1,5 @@
 # A 1 GiB page of the guest's own over 1 GiB of RAM: pages at its start, across it and at its end.
+# Pins down: a leaf at level 3 of the guest's tables, over whatever the second level has (rules L4, I1).
 .include "guest.inc"
 manifest "gib_page.toml"
 .set HUGE, 0x4000000000

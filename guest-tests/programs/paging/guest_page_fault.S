@@ -1,5 +1,6 @@
 # Pages that the guest's own tables do not map: its #PF handler walks them from CR3, fills the entry and
 # goes on. The host sees nothing of it but the pages.
+# Pins down: a fault that the guest's own tables cause is the guest's: a shadow MMU injects it (fault path, step 3).
 .include "guest.inc"
 manifest "guest_page_fault.toml"
 .set LAZY, 0x800000

@@ -1,4 +1,5 @@
 # A 2 MiB page of the guest's own: its first, a middle and its last 4 KiB lie in one guest entry.
+# Pins down: a leaf at level 2 of the guest's tables (rule L4).
 .include "guest.inc"
 manifest "huge_page.toml"
 .set HUGE, 0x40000000

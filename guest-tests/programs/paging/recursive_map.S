@@ -1,5 +1,6 @@
 # An entry of the root that leads to the root itself: all page tables appear at a fixed place of the address space. The guest
 # reads an entry there, changes it there, and the change counts.
+# Pins down: a table at every level at once; a shadow has a page for each use of it (rule K2).
 .include "guest.inc"
 manifest "recursive_map.toml"
 .set SLOT, 0x1f0 >> 1           # a root entry that is free: 248

@@ -1,4 +1,5 @@
 # Code at one address whose page becomes another: the entry changes, INVLPG, and the next call runs the other code.
+# Pins down: a fetch uses no translation that INVLPG has dropped (SDM vol. 3A, 4.10.4.1).
 .include "guest.inc"
 manifest "self_modifying_map.toml"
 .set HERE, 0x40000000

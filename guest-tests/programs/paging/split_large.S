@@ -1,5 +1,6 @@
 # A 2 MiB page becomes 512 small ones that lead to the same memory, and a large one again: what was written through one is
 # read through the other (a change of the entry above the tables).
+# Pins down: a change of a guest's upper entry zaps what was shadowed of it (rule H2).
 .include "guest.inc"
 manifest "split_large.toml"
 .set LARGE, 0x40000000

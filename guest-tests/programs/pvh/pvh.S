@@ -1,4 +1,5 @@
 # A 32-bit program that boots by PVH: registers and start info are as Xen's header has them.
+# Pins down: Xen's public/arch-x86/hvm/start_info.h.
 .include "guest.inc"
 manifest "pvh/pvh.toml"
 .set START_MAGIC, 0x336ec578

@@ -1,4 +1,5 @@
 # One RAM block at two guest-physical places: what is written through one is read through the other.
+# Pins down: slots of one host range (rule K1), of an alias (rule R3).
 .include "guest.inc"
 manifest "alias_gpa.toml"
 .set LOW, 0x600000

@@ -1,5 +1,6 @@
 # Two aliases put the halves of one region together the other way round: pages that are neighbours for the guest are not in
 # memory, and each is the right one.
+# Pins down: an alias shows a part of its target from an offset on (rule R3).
 .include "guest.inc"
 manifest "alias_of_parts.toml"
 .set REGION, 0x4000000

@@ -1,4 +1,5 @@
 # Shared memory behind a file: to the guest it is memory like any other, its frames are those of the file.
+# Pins down: RAM behind a file, twice in the view: two slots of one range (rules R3, K1).
 .include "guest.inc"
 manifest "memfd_shared.toml"
 .set SHARED, 0x4000000

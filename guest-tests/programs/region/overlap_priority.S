@@ -1,4 +1,5 @@
 # Two RAM regions overlap by two pages: the higher priority is seen there, the lower one around it.
+# Pins down: siblings overlap by priority (rules R9, R15).
 .include "guest.inc"
 manifest "overlap_priority.toml"
 .set LOWER, 0x4000000

@@ -1,4 +1,5 @@
 # Priorities are signed: memory of priority -1 fills what the others leave, here a hole between two regions.
+# Pins down: priority is signed (rule R9).
 .include "guest.inc"
 manifest "priority_below.toml"
 .set LEFT, 0x4000000

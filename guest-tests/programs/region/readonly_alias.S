@@ -1,5 +1,6 @@
 # The same RAM, and a read-only alias of it: what is written through one is seen through the other, at once. A write through
 # the alias comes out as MMIO and changes nothing.
+# Pins down: read-only comes down an alias (rule R13), and is a flag of its slot.
 .include "guest.inc"
 manifest "readonly_alias.toml"
 .set RAM, 0x600000

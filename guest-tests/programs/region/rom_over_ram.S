@@ -1,4 +1,5 @@
 # ROM lies over RAM: reads see the ROM, writes go nowhere, and the RAM below keeps what it has. Beside the ROM it is RAM.
+# Pins down: a write to ROM changes nothing (rule R6), nor what it hides (rule R15).
 .include "guest.inc"
 manifest "rom_over_ram.toml"
 .set HERE, 0x4000000

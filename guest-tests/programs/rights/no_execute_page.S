@@ -1,4 +1,5 @@
 # A fetch from a page with NX faults: present, user, fetch. Data accesses to the same page do not.
+# Pins down: rule F2: I in the error code, if EFER.NX is on.
 .include "guest.inc"
 manifest "no_execute_page.toml"
 .set HERE, 0x40000000

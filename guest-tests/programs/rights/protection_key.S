@@ -1,5 +1,6 @@
 # Protection keys: the key of a page lies in its entry, ring 3 sets by WRPKRU what each key allows. Access and write are
 # refused with PK in the error code, and no entry changes.
+# Pins down: rules I6, F3: data alone, user pages alone, PK in the error code.
 .include "guest.inc"
 manifest "protection_key.toml"
 .set HERE, 0x40000000

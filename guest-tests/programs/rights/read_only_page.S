@@ -1,4 +1,5 @@
 # A write to a page that the guest's entry makes read-only faults: present, write, user. Nothing is written, reads go on.
+# Pins down: rule I4 of paging; the error code of SDM vol. 3A, figure 4-12.
 .include "guest.inc"
 manifest "read_only_page.toml"
 .set HERE, 0x40000000

@@ -1,5 +1,6 @@
 # What all levels allow together: an entry above that is read-only, for ring 0 alone or no-execute takes that from every page
 # below, whatever their own entries say.
+# Pins down: rule I4: AND of W and U, OR of NX over all levels.
 .include "guest.inc"
 manifest "rights_of_levels.toml"
 .set HERE, 0x40000000

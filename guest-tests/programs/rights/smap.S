@@ -1,4 +1,5 @@
 # CR4.SMAP: ring 0 faults at data of ring 3 (present), unless EFLAGS.AC allows it.
+# Pins down: rule I6: a supervisor access to a user page faults, unless AC allows it.
 .include "guest.inc"
 manifest "smap.toml"
 .set USER, 0x400000

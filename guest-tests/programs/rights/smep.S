@@ -1,4 +1,5 @@
 # CR4.SMEP: ring 0 faults at a fetch from a page of ring 3: present, fetch. The routines of ring 0 lie in pages of their own.
+# Pins down: rule I6: a supervisor fetch from a user page faults.
 .include "guest.inc"
 manifest "smep.toml"
 .set USER, 0x400000

@@ -1,4 +1,5 @@
 # A page for ring 0 alone: ring 3 faults with present and user, whatever it does; ring 0 reads and writes it.
+# Pins down: rule I4: U at all levels.
 .include "guest.inc"
 manifest "supervisor_page.toml"
 .set HERE, 0x40000000

@@ -1,5 +1,6 @@
 # Copy on write: a page becomes read-only with INVLPG, the next write faults, and the handler gives it a copy. 16 pages, each
 # written by both who share it; nobody sees the other's.
+# Pins down: after INVLPG a right that is gone is gone (SDM vol. 3A, 4.10.4.2).
 .include "guest.inc"
 manifest "write_taken_away.toml"
 .set WINDOW, 0x40000000

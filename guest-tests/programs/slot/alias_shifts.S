@@ -1,5 +1,6 @@
 # An alias is a window on a larger region that the host moves along: bank switching. The guest sees eight banks in turn at one
 # place, and what it writes is in the bank that was there.
+# Pins down: an alias may begin elsewhere in its target (rule R3); its slot is deleted and made again.
 .include "guest.inc"
 manifest "alias_shifts.toml"
 .set WINDOW, 0x5000000

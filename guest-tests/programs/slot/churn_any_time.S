@@ -1,5 +1,6 @@
 # Between any two instructions of the guest its memory moves away, gets other frames and comes back, and a slot beside it goes
 # and comes: the guest does not notice. It counts its rounds in each of eight pages.
+# Pins down: vCPUs are out of the guest between a slot's end and its return (rule R8).
 .include "guest.inc"
 manifest "churn_any_time.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # Two regions at one place: the one with the higher priority is seen. It changes while the guest runs, and each write goes
 # where the guest sees it go.
+# Pins down: a change of priority is one transaction (rules R9, R20).
 .include "guest.inc"
 manifest "priority_changes.toml"
 .set HERE, 0x4000000

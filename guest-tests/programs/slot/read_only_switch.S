@@ -1,5 +1,6 @@
 # Memory becomes read-only while the guest has it mapped for writing: the next write comes out as MMIO and changes nothing.
 # Then it is writable again.
+# Pins down: READONLY of a slot changes by deleting and making it (rule R6).
 .include "guest.inc"
 manifest "read_only_switch.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # A region moves to another guest-physical address: its memory is there and nowhere else. Then it moves by a part of its own
 # size, so that the old place and the new one overlap.
+# Pins down: a slot that moves may overlap its own old range; nothing is left at the old one (rules Z2, K4).
 .include "guest.inc"
 manifest "region_moves.toml"
 .set HERE, 0x4000000

@@ -1,4 +1,5 @@
 # A region becomes shorter, so that its end is a hole, and as long as before: what was there is there again.
+# Pins down: a slot has one size for life: it is deleted and made anew (rule K1).
 .include "guest.inc"
 manifest "region_resizes.toml"
 .set BANK, 0x4000000

@@ -1,4 +1,5 @@
 # Two regions change places in one transaction: at no moment is one of them in the other's way, and each keeps what it holds.
+# Pins down: all deletes of a transaction come before its adds (rule R8).
 .include "guest.inc"
 manifest "regions_swap.toml"
 .set ONE, 0x4000000

@@ -1,5 +1,6 @@
 # A slot that comes and goes 64 times while the guest uses it: each time the memory is what it was, and in between its place
 # is a hole.
+# Pins down: a deleted slot leaves no leaf (rule Z3), and its place is a hole at once.
 .include "guest.inc"
 manifest "slot_churn.toml"
 .set BANK, 0x4000000

@@ -1,5 +1,6 @@
 # A device appears in the middle of RAM that the guest uses, so that one slot becomes two; and goes, so that two become one.
 # No byte beside it changes, and those below it come back.
+# Pins down: ranges split where something is in the way, and join again (rules R15 to R17).
 .include "guest.inc"
 manifest "slot_splits.toml"
 .set RAM, 0x4000000

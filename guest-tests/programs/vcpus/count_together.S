@@ -1,5 +1,6 @@
 # Four processors count in one page with locked instructions, and one of them finds the sum. All fault on the page at first; it
 # gets one frame.
+# Pins down: faults of several processors on one page install one leaf (fault path, step 8).
 .include "guest.inc"
 manifest "count_together.toml"
 .set CPUS, 4

@@ -1,5 +1,6 @@
 # A page that two processors use is given back: neither finds what it held, though only one of them rang. Then they share a new
 # page, with what each writes to it.
+# Pins down: an invalidation flushes all processors before the page is gone (rule N1).
 .include "guest.inc"
 manifest "discard_for_all.toml"
 .set CPUS, 2

@@ -1,4 +1,5 @@
 # Four processors, each of which writes every fourth page: all pages are there in the end, each by the one that wrote it.
+# Pins down: tables are shared by all processors of a VM (rule K1 of the MMU).
 .include "guest.inc"
 manifest "each_its_pages.toml"
 .set CPUS, 4

@@ -1,5 +1,6 @@
 # One processor changes an entry that another may remember, and tells it; the other invalidates it and answers: from then on it
 # sees the new page. What every kernel does, and calls a shootdown.
+# Pins down: INVLPG is of one processor alone (SDM vol. 3A, 4.10.5).
 .include "guest.inc"
 manifest "shootdown.toml"
 .set HERE, 0x40000000

@@ -1,4 +1,5 @@
 # Memory is removed while four processors use it: all of them find a hole from then on, and when it is back, what they left.
+# Pins down: no processor uses a slot that was deleted (rules Z2, Z3).
 .include "guest.inc"
 manifest "slot_goes_for_all.toml"
 .set CPUS, 4
