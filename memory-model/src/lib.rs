@@ -33,6 +33,7 @@
 //! | [`AddressSpace`], [`ViewReader`] | transactions, snapshots without locks (feature `host`) |
 //! | [`MemoryListener`] | hears what changes: ranges, dirty logging, eventfds, coalesced writes |
 //! | [`RamBlock`], [`RamOptions`] | memory this process mapped: anonymous, memfd or file, of small or huge pages (feature `host`) |
+//! | [`Protection`], [`RamBlock::migrate`] | what else happens to memory under a guest: `mprotect`, other frames (feature `host`) |
 //! | [`DirtyBitmap`], [`DirtyClients`] | which pages were written, for each of those who ask |
 //! | [`RamDiscardManager`] | which parts of a block are populated (feature `host`) |
 //! | [`FlatView`], [`DmaView`] with vm-memory's traits | memory for loaders, and for devices (feature `host`) |

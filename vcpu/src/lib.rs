@@ -41,6 +41,7 @@
 //! | [`Vm`], [`Vcpu`] | what every machine can do; [`Entry`] -> [`Exit`], always with a [`Budget`] |
 //! | [`KvmVm`] | the machine of `/dev/kvm` |
 //! | [`soft::SoftVm`] | the machine without one: CPU, EPT and host frames in software |
+//! | [`HostEvent`] | what happens to the host's memory behind a guest: pages given back, moved, protected |
 //! | [`boot`] | a guest's first tables and registers: in long mode at ring 3 or 0; by Multiboot 1, PVH or Linux's protocol |
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
 //!
