@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long)]
     kernel: Option<PathBuf>,
     /// Seconds that all of it may take.
-    #[arg(long, default_value = "300")]
+    #[arg(long, default_value = "540")]
     budget: u64,
     /// Instead of guests, a Linux program that needs no other libraries than this one; all that follows is its own.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "guests")]
