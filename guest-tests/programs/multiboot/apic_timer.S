@@ -41,16 +41,20 @@ after_hlt:
     cmp dword ptr [count], 2
     require_equal 6
 
-    # Periodic: three sleeps, three interrupts.
+    # Periodic: three sleeps, three interrupts, or more of them if the host came late.
     mov dword ptr [APIC_LVT_TIMER], 1 << 17 | VECTOR
     mov dword ptr [APIC_INITIAL_COUNT], 1000000
     hlt
     hlt
     hlt
-    cli
     mov dword ptr [APIC_INITIAL_COUNT], 0
+    settle                                      # what was on its way comes
+    cli
     cmp dword ptr [count], 5
+    setae al
+    cmp al, 1
     require_equal 7
+    mov dword ptr [count], 5
 
     # An interrupt to itself, taken behind the instruction after STI.
     gate 0x50, itself
