@@ -6,6 +6,9 @@
 //! Event     a leaf made, a leaf changed, a table gone, a range of the process unmapped                event.rs
 //! Replay    what leaves there must be after all that, against those that there are                   replay.rs
 //! ```
+//!
+//! Leaves and events were seen to agree on `kvm_pvm` of Linux 6.18 (shadow MMU), and on `kvm_amd` and `kvm_intel` of Linux 6.1
+//! (TDP MMU).
 
 mod event;
 mod record;
