@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use ept::live::{Kernel, KvmStats, LiveError, Trace};
 use harness::Mmu;
+use harness::lab::Lab;
 use memory_model::RamBlock;
 use vcpu::kvm::{KvmHost, KvmModule, live_kernel};
 use vcpu::{KvmVm, Witness, pagemap_frame};
@@ -24,6 +25,17 @@ pub(crate) fn host() -> io::Result<Status> {
         match mmu.unavailable() {
             None => writeln!(out, "  {mmu:<12} yes  {what}")?,
             Some(why) => writeln!(out, "  {mmu:<12} no   {why}")?,
+        }
+    }
+    writeln!(out, "labs")?;
+    for lab in Lab::ALL {
+        let what = match lab {
+            Lab::Npt => "KVM with 5-level NPT, inside QEMU",
+            Lab::Ept => "KVM with 4-level EPT, inside Bochs",
+        };
+        match lab.unavailable() {
+            None => writeln!(out, "  {lab:<12} yes  {what}")?,
+            Some(why) => writeln!(out, "  {lab:<12} no   {why}")?,
         }
     }
     writeln!(out, "witnesses")?;

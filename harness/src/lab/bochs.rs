@@ -22,8 +22,10 @@ pub(super) fn command(folder: &Path, kernel: &Path) -> Result<Command, LabError>
     // Debian's build is one with a debugger, which waits for a word to begin.
     let word = folder.join("rc");
     fs::write(&word, "c\n").map_err(LabError::file(&word))?;
-    let mut command = Command::new("bochs-bin");
-    command.arg("-q").arg("-f").arg(settings).arg("-rc").arg(word).env("TERM", "xterm");
+    let mut command = super::session::child("bochs-bin");
+    command.arg("-q").arg("-f").arg(settings).arg("-rc").arg(word);
+    // A terminal whose cursor cannot be hidden: else that is all that Bochs does with it, all the time.
+    command.env("TERM", "vt100");
     Ok(command)
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::session::{CONSOLE, INITRAMFS, MESSAGES};
 
 pub(super) fn command(folder: &Path, kernel: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = super::session::child("qemu-system-x86_64");
     // Time counts instructions: no timer is late, and two runs are the same.
     command.args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"]);
     command.args(["-cpu", "max,+svm,+npt,phys-bits=48", "-smp", "1", "-m", "2G"]);

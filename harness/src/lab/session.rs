@@ -179,6 +179,13 @@ impl Drop for Session {
     }
 }
 
+/// A program that is killed with this one, however that ends.
+pub(super) fn child(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
 /// All that the lab's Linux has.
 fn archive(orders: &Orders, kernel: &Kernel) -> Result<Vec<u8>, LabError> {
     let mut archive = Archive::default();
