@@ -56,3 +56,8 @@ pub use memory_model::Gpa;
 pub use mmu::Mmu;
 pub use scene::{CodeLine, Scene};
 pub use vcpu::Witness;
+
+/// The programs of `docs/crates.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/crates.md")]
+struct EachCrateAlone;
