@@ -1,14 +1,14 @@
 //! Dirty logs, and the leaves below them: a page whose write will be logged may not be written, and what was written is in
 //! the log.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ept::Rights;
 use ept::live::LiveVm;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use memory_model::{PageSize, Pages, RamBlock, RamOptions};
+use memory_model::{Gpa, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::{Capability, DirtyLog, DirtyMethod, Errno, Slot, SlotFlags, SlotOp};
 use vcpu::{Entry, Exit, Gpr};
 
@@ -96,14 +96,20 @@ impl Logged {
         })
     }
 
-    /// The pages whose leaves may be written; all leaves are as they should be.
-    fn writable(&self) -> Set {
+    /// Leaves may be written for these pages alone, and all leaves are as they should be. A leaf that the host has taken back,
+    /// as it may at any time, says nothing.
+    fn assert_writable(&self, expected: &Set) {
         let tables = self.vm.tables().unwrap();
         let report = tables.check(&pagemap()).unwrap();
         assert!(report.is_clean(), "{report}");
+        let page = |gpa: Gpa| (gpa.raw() - HERE) / PAGE;
         let of_slot = tables.leaves().filter(|leaf| self.slot.gpa.contains(leaf.gpa));
-        let writable = of_slot.filter(|leaf| leaf.rights.contains(Rights::WRITE));
-        writable.map(|leaf| (leaf.gpa.raw() - HERE) / PAGE).collect()
+        let leaves: BTreeMap<_, _> =
+            of_slot.map(|leaf| (page(leaf.gpa), leaf.rights.contains(Rights::WRITE))).collect();
+        assert!(!leaves.is_empty(), "the host has taken them all");
+        let wrong: Set =
+            leaves.iter().filter(|&(page, &w)| w != expected.contains(page)).map(|(page, _)| *page).collect();
+        assert_eq!(wrong, Set::new(), "of {leaves:?}");
     }
 }
 
@@ -111,9 +117,9 @@ fn a_bitmap_has_what_was_written_and_reading_it_protects() {
     let mut logged = Logged::new(DirtyMethod::Bitmap);
     for step in [1, 3, 64] {
         let written = logged.write(step);
-        assert_eq!(logged.writable(), written);
+        logged.assert_writable(&written);
         assert_eq!(logged.bitmap(), written);
-        assert_eq!(logged.writable(), Set::new());
+        logged.assert_writable(&Set::new());
     }
     assert_eq!(logged.bitmap(), Set::new());
     assert_eq!(logged.block.load_u64(0).unwrap(), 3);
@@ -123,14 +129,16 @@ fn pages_are_protected_when_they_are_cleared_by_hand() {
     let mut logged = Logged::new(DirtyMethod::ManualProtect { initially_set: false });
     let written = logged.write(1);
     assert_eq!(logged.bitmap(), written);
-    assert_eq!(logged.writable(), written, "to read it changes nothing");
+    // To read it changes nothing.
+    logged.assert_writable(&written);
     assert_eq!(logged.bitmap(), written);
     // The second 64 pages, of which every other one is cleared.
     let id = logged.slot.id;
     logged.log(|log| log.clear_dirty_log(id, 64, 64, &[0x5555_5555_5555_5555]));
     let cleared: Set = (64..128).step_by(2).collect();
     let kept: Set = written.difference(&cleared).copied().collect();
-    assert_eq!((logged.writable(), logged.bitmap()), (kept.clone(), kept.clone()));
+    logged.assert_writable(&kept);
+    assert_eq!(logged.bitmap(), kept);
     let again = logged.write(32);
     assert_eq!(logged.bitmap(), kept.union(&again).copied().collect());
 }
@@ -140,21 +148,23 @@ fn a_log_that_begins_full_protects_nothing_before_it_is_cleared() {
     let all: Set = (0..PAGES).collect();
     assert_eq!(logged.bitmap(), all, "before anything was written");
     let written = logged.write(2);
-    assert_eq!(logged.writable(), written);
+    logged.assert_writable(&written);
     let id = logged.slot.id;
     logged.log(|log| log.clear_dirty_log(id, 0, PAGES as u32, &[u64::MAX; 4]));
-    assert_eq!((logged.writable(), logged.bitmap()), (Set::new(), Set::new()));
+    logged.assert_writable(&Set::new());
+    assert_eq!(logged.bitmap(), Set::new());
     let again = logged.write(5);
-    assert_eq!((logged.writable(), logged.bitmap()), (again.clone(), again));
+    logged.assert_writable(&again);
+    assert_eq!(logged.bitmap(), again);
 }
 
 fn a_ring_has_what_was_written_and_resetting_it_protects() {
     let mut logged = Logged::new(DirtyMethod::Ring { bytes: 1 << 16 });
     for step in [1, 3, 64] {
         let written = logged.write(step);
-        assert_eq!(logged.writable(), written);
+        logged.assert_writable(&written);
         assert_eq!(logged.reap(), written);
-        assert_eq!(logged.writable(), Set::new());
+        logged.assert_writable(&Set::new());
     }
     assert_eq!(logged.reap(), Set::new());
 }
@@ -172,5 +182,5 @@ fn a_ring_that_is_full_brings_the_guest_out() {
     seen.extend(logged.reap());
     assert!(full > 0, "256 pages do not fit");
     assert_eq!(seen, (0..PAGES).collect());
-    assert_eq!(logged.writable(), Set::new());
+    logged.assert_writable(&Set::new());
 }
