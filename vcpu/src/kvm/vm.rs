@@ -1,7 +1,7 @@
 //! A VM of `/dev/kvm`.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ept::live::{KvmModule, KvmStats};
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -110,12 +110,12 @@ impl HostView for KvmVm {
     }
 
     fn is_shadow(&self) -> bool {
-        KvmModule::of_this_host().is_some_and(|(_, tdp)| tdp == Some(false))
+        module().is_some_and(|(_, tdp)| tdp == Some(false))
     }
 
     /// `kvm_pvm` interprets ring 0, by the guest's tables and the slots.
     fn bypasses_tables(&self, ring: u8) -> bool {
-        ring == 0 && KvmModule::of_this_host().is_some_and(|(module, _)| module == KvmModule::Pvm)
+        ring == 0 && module().is_some_and(|(module, _)| module == KvmModule::Pvm)
     }
 
     fn mapped_pages(&self) -> Witness<Vec<MappedPage>> {
@@ -143,4 +143,10 @@ impl HostView for KvmVm {
     fn still(&self) -> Option<Box<dyn HostView + '_>> {
         Some(Box::new(Still { vm: self, tables: self.live.tables(self).ok()? }))
     }
+}
+
+/// The module of this host, and whether it has a second level. Asked once: a page's check must not read files.
+fn module() -> Option<(KvmModule, Option<bool>)> {
+    static MODULE: OnceLock<Option<(KvmModule, Option<bool>)>> = OnceLock::new();
+    *MODULE.get_or_init(KvmModule::of_this_host)
 }
