@@ -21,7 +21,7 @@ use ept::{
 use memory_addr::VirtAddr;
 use memory_model::Gva;
 
-use addresses::{Addresses, SIZES, SMALL, START, chained, each, ia32e, range, width};
+use addresses::{Addresses, SIZES, SMALL, START, each, ia32e, range, width};
 use peers::multiarch::Multiarch;
 use peers::raw::{self, Raw};
 use ram::{FRAME, Ram};
@@ -175,5 +175,18 @@ fn two_dimensions(size: &str, bytes: u64) {
         let name = format!("Tlb::nested, {pages} pages, {tables} tables");
         row(&name, target, &mut chained(&mut cached, nested_leaf), &mut chained(one, leaf));
         row("the same, walks that overlap", None, &mut each(&mut cached), &mut each(one));
+    }
+}
+
+/// Calls `walk` with each address, once it is known where the walk before has led (`end`): so an access waits for its
+/// translation.
+fn chained<T>(mut walk: impl FnMut(u64) -> T, end: impl Fn(&T) -> u64) -> impl FnMut(&[u64]) {
+    move |addresses| {
+        let (mut last, none) = (0, black_box(0));
+        for &address in addresses {
+            let found = walk(address | last & none);
+            last = end(&found);
+            black_box(&found);
+        }
     }
 }

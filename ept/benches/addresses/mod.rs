@@ -53,19 +53,6 @@ impl Addresses {
     }
 }
 
-/// Calls `walk` with each address, once it is known where the walk before has led (`end`): so an access waits for its
-/// translation.
-pub fn chained<T>(mut walk: impl FnMut(u64) -> T, end: impl Fn(&T) -> u64) -> impl FnMut(&[u64]) {
-    move |addresses| {
-        let (mut last, none) = (0, black_box(0));
-        for &address in addresses {
-            let found = walk(address | last & none);
-            last = end(&found);
-            black_box(&found);
-        }
-    }
-}
-
 /// Calls `translate` with each address, known beforehand.
 pub fn each<T>(mut translate: impl FnMut(u64) -> T) -> impl FnMut(&[u64]) {
     move |addresses| {
