@@ -5,12 +5,5 @@ manifest "huge_guest_small.toml"
 
 .global start
 start:
-    mov edi, LARGE
-    mov ecx, 4
-1:  mov [rdi], rdi              # one page in each 2 MiB
-    cmp [rdi], rdi
-    require_equal 1
-    add rdi, 0x200000
-    dec ecx
-    jnz 1b
+    touch_large 1, LARGE, 4
     finish PASS

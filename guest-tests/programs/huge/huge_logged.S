@@ -6,14 +6,7 @@ manifest "huge_logged.toml"
 
 .global start
 start:
-    mov edi, LARGE
-    mov ecx, 4
-1:  mov [rdi], rdi              # one page in each 2 MiB
-    cmp [rdi], rdi
-    require_equal 1
-    add rdi, 0x200000
-    dec ecx
-    jnz 1b
+    touch_large 1, LARGE, 4
     ring 1
     mov edi, LARGE + 0x3000
     mov byte ptr [rdi], 1
