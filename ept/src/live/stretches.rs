@@ -36,8 +36,11 @@ impl<'a> Stretches<'a> {
             }
         }
         let wanted: Vec<u64> = wanted.into_iter().collect();
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let threads = if wanted.len() < MANY { 1 } else { threads };
+        // To ask how many processors there are takes longer than to ask for a few stretches.
+        let threads = match wanted.len() {
+            0..MANY => 1,
+            _ => thread::available_parallelism().map_or(1, usize::from),
+        };
         let mut parts = wanted.chunks(wanted.len().div_ceil(threads).max(1));
         let read = |part: &[u64]| -> Vec<(u64, Stretch)> {
             part.iter().map(|&stretch| (stretch, read(host, stretch))).collect()

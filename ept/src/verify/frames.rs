@@ -1,37 +1,44 @@
-//! Sets of 4 KiB frames: one bit each.
+//! Sets of 4 KiB frames: one bit each, in chunks that are there once a frame of theirs is.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use memory_model::{AddrRange, Hpa};
 
 use crate::error::Error;
 
-/// A set of frames out of one range of host-physical addresses.
+/// Words of a chunk: it spans 16 MiB.
+const WORDS: usize = 64;
+
+type Chunk = [u64; WORDS];
+
+/// A set of frames out of one range of host-physical addresses. What it takes follows from the frames in it: the range is
+/// all RAM of a host, and a guest may have little of it.
 #[derive(Clone, Debug)]
 pub(super) struct FrameSet {
     /// Number of the first frame.
     first: u64,
     /// How many frames the range has.
     frames: u64,
-    words: Vec<u64>,
+    chunks: Vec<Option<Box<Chunk>>>,
 }
 
 impl FrameSet {
-    /// The empty set. It has room for all frames of `range` at once: a bit each.
+    /// The empty set.
     pub fn new(range: AddrRange<Hpa>) -> Result<Self, Error> {
         let first = range.first().page_number();
         let frames = range.last().page_number() - first + 1;
         let refused = Error::HostRam { range };
-        let len = usize::try_from(frames.div_ceil(64)).map_err(|_| refused)?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(len).map_err(|_| refused)?;
-        words.resize(len, 0);
-        Ok(Self { first, frames, words })
+        let len = usize::try_from(frames.div_ceil(64 * WORDS as u64)).map_err(|_| refused)?;
+        let mut chunks = Vec::new();
+        chunks.try_reserve_exact(len).map_err(|_| refused)?;
+        chunks.resize(len, None);
+        Ok(Self { first, frames, chunks })
     }
 
     /// The empty set of the same range.
     pub fn cleared(&self) -> Self {
-        Self { words: alloc::vec![0; self.words.len()], ..*self }
+        Self { chunks: alloc::vec![None; self.chunks.len()], ..*self }
     }
 
     /// The bit of the frame; `None` outside the range.
@@ -39,6 +46,23 @@ impl FrameSet {
     fn bit(&self, frame: u64) -> Option<u64> {
         let bit = frame.wrapping_sub(self.first);
         (bit < self.frames).then_some(bit)
+    }
+
+    #[inline]
+    fn word(&mut self, at: usize) -> &mut u64 {
+        let chunk = self.chunks[at / WORDS].get_or_insert_with(|| Box::new([0; WORDS]));
+        &mut chunk[at % WORDS]
+    }
+
+    /// Adds frames of one word.
+    #[inline]
+    fn add(&mut self, at: usize, bits: u64, twice: &mut Self) {
+        let word = self.word(at);
+        let again = *word & bits;
+        *word |= bits;
+        if again != 0 {
+            *twice.word(at) |= again;
+        }
     }
 
     /// Whether the frame of that number is in the range.
@@ -49,14 +73,17 @@ impl FrameSet {
 
     #[inline]
     pub fn contains(&self, frame: u64) -> bool {
-        self.bit(frame).is_some_and(|bit| self.words[(bit / 64) as usize] >> (bit % 64) & 1 != 0)
+        self.bit(frame).is_some_and(|bit| {
+            let at = (bit / 64) as usize;
+            self.chunks[at / WORDS].as_ref().is_some_and(|chunk| chunk[at % WORDS] >> (bit % 64) & 1 != 0)
+        })
     }
 
     /// Adds the frame, which lies in the range; `false` if it was there.
     #[inline]
     pub fn insert(&mut self, frame: u64) -> bool {
         let Some(bit) = self.bit(frame) else { return true };
-        let word = &mut self.words[(bit / 64) as usize];
+        let word = self.word((bit / 64) as usize);
         let (old, mask) = (*word, 1 << (bit % 64));
         *word |= mask;
         old & mask == 0
@@ -72,12 +99,7 @@ impl FrameSet {
         let (mut at, end) = (bit, bit + inside);
         while at < end {
             let here = (64 - at % 64).min(end - at);
-            let mask = (u64::MAX >> (64 - here)) << (at % 64);
-            let word = &mut self.words[(at / 64) as usize];
-            if *word & mask != 0 {
-                twice.words[(at / 64) as usize] |= *word & mask;
-            }
-            *word |= mask;
+            self.add((at / 64) as usize, (u64::MAX >> (64 - here)) << (at % 64), twice);
             at += here;
         }
         count - inside
@@ -110,39 +132,58 @@ impl FrameSet {
             bits |= mask;
         }
         words.push((at, bits));
-        for &(at, bits) in words.iter() {
-            let (Some(word), Some(twice)) = (self.words.get_mut(at), twice.words.get_mut(at)) else {
-                continue;
-            };
-            if *word & bits != 0 {
-                *twice |= *word & bits;
-            }
-            *word |= bits;
+        for &(at, bits) in words.iter().filter(|(_, bits)| *bits != 0) {
+            self.add(at, bits, twice);
         }
         outside
     }
 
     /// Adds all of `other`, a set of the same range, and to `twice` what both had.
     pub fn merge(&mut self, other: &Self, twice: &mut Self) {
-        for ((ours, theirs), twice) in self.words.iter_mut().zip(&other.words).zip(&mut twice.words) {
-            *twice |= *ours & theirs;
-            *ours |= theirs;
+        for (number, theirs) in other.chunks.iter().enumerate() {
+            let Some(theirs) = theirs else { continue };
+            match &mut self.chunks[number] {
+                Some(_) => {
+                    (number * WORDS..).zip(theirs.iter()).for_each(|(at, &bits)| self.add(at, bits, twice))
+                }
+                none => *none = Some(theirs.clone()),
+            }
         }
     }
 
     /// Adds all of `other`, a set of the same range.
     pub fn union(&mut self, other: &Self) {
-        self.words.iter_mut().zip(&other.words).for_each(|(ours, theirs)| *ours |= theirs);
+        for (ours, theirs) in self.chunks.iter_mut().zip(&other.chunks) {
+            match (ours, theirs) {
+                (Some(ours), Some(theirs)) => {
+                    ours.iter_mut().zip(theirs.iter()).for_each(|(ours, theirs)| *ours |= theirs);
+                }
+                (none, Some(theirs)) => *none = Some(theirs.clone()),
+                (_, None) => {}
+            }
+        }
     }
 
     /// Whether the two, sets of the same range, share a frame.
     pub fn intersects(&self, other: &Self) -> bool {
-        self.words.iter().zip(&other.words).any(|(ours, theirs)| ours & theirs != 0)
+        let chunks = self
+            .chunks
+            .iter()
+            .zip(&other.chunks)
+            .filter_map(|(ours, theirs)| ours.as_ref().zip(theirs.as_ref()));
+        chunks
+            .flat_map(|(ours, theirs)| ours.iter().zip(theirs.iter()))
+            .any(|(ours, theirs)| ours & theirs != 0)
     }
 
     /// How many frames are in the set.
     pub fn len(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+        self.chunks
+            .iter()
+            .flatten()
+            .flat_map(|chunk| chunk.iter())
+            .map(|word| u64::from(word.count_ones()))
+            .sum()
     }
 }
 
@@ -181,5 +222,29 @@ mod tests {
         assert_eq!(members(&twice), [0x100, 0x102, 0x140]);
         add(&mut set, &mut twice);
         assert_eq!(members(&twice), members(&set));
+    }
+
+    #[test]
+    fn what_two_sets_have_is_joined_chunk_by_chunk() {
+        let range = AddrRange::new(Hpa(0), 4 << 24).unwrap();
+        let (chunk, empty) = (64 * WORDS as u64, FrameSet::new(range).unwrap());
+        let set = |frames: &[u64]| {
+            let mut set = empty.clone();
+            frames.iter().for_each(|&frame| assert!(set.insert(frame)));
+            set
+        };
+        let (one, other) = (set(&[1, 2, chunk]), set(&[2, chunk + 1, 3 * chunk]));
+        let (mut both, mut twice) = (one.clone(), empty.cleared());
+        both.merge(&other, &mut twice);
+        let mut union = one.clone();
+        union.union(&other);
+        for joined in [both, union] {
+            let members: Vec<_> = (0..4 * chunk).filter(|&frame| joined.contains(frame)).collect();
+            assert_eq!(members, [1, 2, chunk, chunk + 1, 3 * chunk]);
+            assert_eq!(joined.len(), 5);
+        }
+        assert!(twice.len() == 1 && twice.contains(2));
+        assert!(one.intersects(&other) && !one.intersects(&set(&[0, chunk + 1, 2 * chunk])));
+        assert!(!one.intersects(&empty) && empty.len() == 0);
     }
 }

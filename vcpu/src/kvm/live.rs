@@ -1,5 +1,6 @@
 //! What the kernel's memory shows of a VM, where this process may read it.
 
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -8,6 +9,7 @@ use ept::{Access, Flags, Kind, walk};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use super::KvmVm;
+use crate::pagemap::PageWindow;
 use crate::witness::BY_GVA;
 use crate::{HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness, pagemap};
 
@@ -71,19 +73,27 @@ impl Live {
     }
 
     pub fn verification(&self, fd: &impl AsRawFd) -> Witness<Verification> {
-        let pagemap = match pagemap::of_this_process() {
-            Ok(pagemap) => pagemap,
-            Err(why) => return Witness::NotShown(why.as_str().into()),
-        };
-        self.ask(fd, |vm| {
-            let tables = vm.tables()?;
-            let mut report = tables.check(pagemap)?;
+        match self.tables(fd) {
+            Ok(tables) => self.verification_of(&tables),
+            Err(why) => Witness::NotShown(why.into()),
+        }
+    }
+
+    /// Of tables as they were read.
+    fn verification_of(&self, tables: &LiveTables) -> Witness<Verification> {
+        let check = || {
+            let mut report =
+                tables.check(pagemap::of_this_process().as_ref()?).map_err(|error| error.to_string())?;
             if let Some(trace) = &mut *self.trace() {
-                let lost = trace.lost()?;
+                let lost = trace.lost().map_err(|error| error.to_string())?;
                 report.events = Some(tables.replay(trace.events(), lost));
             }
-            Ok(Some(Verification::Live(report)))
-        })
+            Ok(report)
+        };
+        check().map_or_else(
+            |why: String| Witness::NotShown(why.into()),
+            |report| Witness::Seen(Verification::Live(report)),
+        )
     }
 
     /// Starts to record what KVM tells of its leaves.
@@ -104,8 +114,15 @@ impl Live {
 
 /// A VM as one reading has found it.
 pub(super) struct Still<'a> {
-    pub vm: &'a KvmVm,
-    pub tables: LiveTables,
+    vm: &'a KvmVm,
+    tables: LiveTables,
+    pages: RefCell<PageWindow>,
+}
+
+impl<'a> Still<'a> {
+    pub fn of(vm: &'a KvmVm) -> Option<Self> {
+        Some(Self { vm, tables: vm.live.tables(vm).ok()?, pages: RefCell::default() })
+    }
 }
 
 impl HostView for Still<'_> {
@@ -114,7 +131,7 @@ impl HostView for Still<'_> {
     }
 
     fn frame(&self, hva: Hva) -> Witness<Hpa> {
-        self.vm.frame(hva)
+        self.pages.borrow_mut().frame(hva)
     }
 
     fn leaf(&self, gva: Gva, gpa: Gpa) -> Witness<SecondLevelLeaf> {
@@ -141,8 +158,12 @@ impl HostView for Still<'_> {
         second_level(&self.tables).into()
     }
 
+    /// What is wrong is looked at once more: a page may have moved since the reading.
     fn verification(&self) -> Witness<Verification> {
-        self.vm.verification()
+        match self.vm.live.verification_of(&self.tables) {
+            Witness::Seen(found) if !found.is_clean() => self.vm.verification(),
+            found => found,
+        }
     }
 }
 

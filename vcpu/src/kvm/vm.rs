@@ -28,7 +28,7 @@ pub struct KvmVm {
     cpuid: &'static CpuId,
     rings: KvmRings,
     coalesced: CoalescedWrites,
-    live: Live,
+    pub(super) live: Live,
     vcpu_stats: Mutex<Vec<Option<KvmStats>>>,
     has_irqchip: bool,
 }
@@ -141,7 +141,7 @@ impl HostView for KvmVm {
     }
 
     fn still(&self) -> Option<Box<dyn HostView + '_>> {
-        Some(Box::new(Still { vm: self, tables: self.live.tables(self).ok()? }))
+        Some(Box::new(Still::of(self)?))
     }
 }
 
