@@ -124,7 +124,7 @@ pub enum GuestError {
         why: String,
     },
     /// The manifest names a symbol that the ELF file does not have.
-    #[error("manifest{place}: the ELF file has no symbol `{name}`")]
+    #[error("{}the ELF file has no symbol `{name}`", place.of_manifest())]
     NoSymbol {
         /// Where, if it was read from a text.
         place: Place,
@@ -136,6 +136,13 @@ pub enum GuestError {
 /// Line and column, from 1, in the text of a manifest; or nowhere, for one that was made by a program.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Place(pub Option<(usize, usize)>);
+
+impl Place {
+    /// What an error of a manifest begins with, if the manifest has anything to do with it.
+    fn of_manifest(self) -> String {
+        self.0.map_or_else(String::new, |_| format!("manifest{self}: "))
+    }
+}
 
 impl From<Option<(usize, usize)>> for Place {
     fn from(place: Option<(usize, usize)>) -> Self {

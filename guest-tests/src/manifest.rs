@@ -110,7 +110,24 @@ pub enum Area {
 }
 
 impl Area {
-    /// The word in test names.
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Fault,
+        Self::Paging,
+        Self::Huge,
+        Self::Rights,
+        Self::Region,
+        Self::Slot,
+        Self::Dirty,
+        Self::Host,
+        Self::Vcpus,
+        Self::Mmio,
+        Self::Interrupt,
+        Self::Language,
+        Self::Other,
+    ];
+
+    /// The word in manifests, test names and on the command line.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Fault => "fault",
@@ -249,6 +266,18 @@ pub enum FeatureSpec {
 }
 
 impl FeatureSpec {
+    /// Its name in manifests: the one that Linux gives it in `/proc/cpuinfo`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Smep => "smep",
+            Self::Smap => "smap",
+            Self::Pku => "pku",
+            Self::Pdpe1gb => "pdpe1gb",
+            Self::Pcid => "pcid",
+            Self::La57 => "la57",
+        }
+    }
+
     /// Leaf, subleaf, register (EAX to EDX from 0 on) and bit of CPUID (SDM vol. 2A, CPUID).
     pub const fn cpuid(self) -> (u32, u32, usize, u32) {
         match self {

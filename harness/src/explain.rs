@@ -55,9 +55,11 @@ fn part<T: fmt::Display>(text: &mut String, name: &str, lines: impl IntoIterator
     lines.try_for_each(|line| writeln!(text, "    {line}"))
 }
 
-/// A line of a guest's without control characters.
+/// A line of a guest's without what would do something to a terminal: control characters, and those that turn the
+/// direction of text (Unicode's `Bidi_Control`).
 pub fn plain(line: &str) -> String {
-    line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect()
+    let turns = |letter| matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    line.chars().filter(|&letter| letter == '\t' || !letter.is_control() && !turns(letter)).collect()
 }
 
 impl Chain {

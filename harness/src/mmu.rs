@@ -74,7 +74,7 @@ impl Mmu {
             registers.is_some_and(|registers| registers[register] >> bit & 1 != 0)
         };
         let missing = image.manifest().machine.needs.iter().find(|feature| !has(feature));
-        missing.map(|feature| format!("its processors have no {feature:?}"))
+        missing.map(|feature| format!("its processors have no {}", feature.word()))
     }
 
     /// A new, empty VM for `image`: with the interrupt controllers of a PC, if it boots as on one. The name of its

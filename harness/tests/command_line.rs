@@ -5,6 +5,7 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use guest_tests::Image;
 use harness::Mmu;
 use support::{CODE, ElfBuilder, Segment};
 
@@ -359,9 +360,55 @@ fn a_new_guest_has_a_name_and_is_never_put_over_a_file() {
 }
 
 #[test]
+fn an_area_is_all_its_guests() {
+    let output = memvirt(&["run", "mmio", "first_touch", "--mmu", "npt"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let run: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("npt    ")).collect();
+    let of_area = guest_tests::built_in().filter(|guest| {
+        Image::parse(guest.elf).expect("a good ELF file").manifest().area == guest_tests::Area::Mmio
+    });
+    let mut named: Vec<_> = of_area.map(|guest| guest.name).collect();
+    assert!(named.len() > 5, "{named:?}");
+    named.push("first_touch");
+    assert_eq!(run.len(), named.len(), "a line each, no chains: {text}");
+    assert!(run.iter().zip(&named).all(|(line, name)| line.starts_with(name)), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn nothing_in_a_file_reaches_the_terminal_as_a_command() {
+    const NAMES: &str = "[[region]]\nname = \"a\\u001b[2Jb\\nc\\u202e\"\nkind = 'ram'\ngpa = 0x2000000\nsize = '4K'\n\
+        [[expect.pages]]\nat = 0x2000000\naccess = 'w'\n";
+    const NO_SYMBOL: &str = "[[expect.pages]]\nat = \"x\\u001b[2Jy\"\naccess = 'r'";
+    let path = file("name\x1b[31m", &ElfBuilder::new(PASS).manifest(NAMES).build());
+    let named = memvirt(&["run", path.to_str().unwrap()]);
+    assert_eq!(named.status.code(), Some(1));
+    let mapped = memvirt(&["map", path.to_str().unwrap(), "0x2000000"]);
+    for output in [
+        &named,
+        &mapped,
+        &memvirt(&["run", "no\x1b[2Jfile"]),
+        &run_file("symbol_of_commands", &ElfBuilder::new(PASS).manifest(NO_SYMBOL).build(), &[]),
+    ] {
+        let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+        assert!(!text.is_empty() && !text.contains(['\x1b', '\u{202e}']), "{text:?}");
+    }
+    let text = String::from_utf8(named.stdout).unwrap();
+    assert!(text.lines().nth(2).unwrap().starts_with("     0x2000000  0x2000000  a[2Jbc  1 "), "{text}");
+}
+
+#[test]
 fn unknown_guests_and_machines_are_refused() {
     assert_refused(&memvirt(&["run", "no_such_guest"]), "no built-in guest of this name");
-    assert_refused(&memvirt(&["map", "first_touch", "no_such_symbol"]), "no symbol `no_such_symbol`");
+    assert_refused(&memvirt(&["map", "frist-touch", "0"]), "and no such file: is it `first_touch`?");
+    assert_refused(
+        &memvirt(&["verfy"]),
+        "unrecognized subcommand 'verfy': a similar subcommand exists: 'verify'",
+    );
+    assert_refused(
+        &memvirt(&["map", "first_touch", "no_such_symbol"]),
+        "first_touch on ept: the ELF file has no symbol `no_such_symbol`",
+    );
     assert_refused(
         &memvirt(&["run", "first_touch", "--mmu", "sideways"]),
         "no MMU `sideways`: use ept, npt, shadow, kvm or all",
@@ -402,16 +449,18 @@ fn a_guest_that_does_not_end_well_gets_a_verdict_and_its_registers() {
     }
 }
 
-/// What a command shows on a terminal; `None` where there is no `script` to make one.
-fn on_a_terminal(command: &str) -> Option<String> {
-    let command = format!("{} {command}", env!("CARGO_BIN_EXE_memvirt"));
-    let output = Command::new("script").args(["-qec", &command, "/dev/null"]).output();
+/// What a command shows on a terminal of a kind and of so many columns, 0 where it does not say; `None` where there is no
+/// `script` to make one.
+fn on_a_terminal(kind: &str, columns: u16, command: &str) -> Option<String> {
+    let command = format!("stty cols {columns}; {} {command}", env!("CARGO_BIN_EXE_memvirt"));
+    let output = Command::new("script").env("TERM", kind).args(["-qec", &command, "/dev/null"]).output();
     if let Err(why) = &output {
         println!("not checked: script: {why}");
     }
     let output = output.ok()?;
-    assert!(output.status.success());
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown}");
+    Some(shown)
 }
 
 #[test]
@@ -422,13 +471,18 @@ fn progress_is_a_line_that_changes_on_a_terminal_and_nothing_in_a_pipe() {
     assert_eq!(text.lines().count(), 3, "{text}");
     let last = text.lines().last().unwrap();
     assert!(last.starts_with("2 runs in ") && last.ends_with(" s: 2 pass"), "{last}");
-    let Some(shown) = on_a_terminal("run first_touch rom_write --mmu npt") else { return };
+    let Some(shown) = on_a_terminal("xterm", 0, "run first_touch rom_write --mmu npt") else { return };
     let first = shown.find("\r\x1b[K[1/2] first_touch on npt").expect("the first step is told");
     let result = shown.find("\r\x1b[Knpt    first_touch ").expect("it makes room for the result");
     let second = shown.find("\r\x1b[K[2/2] rom_write on npt").expect("the second step is told");
     assert!(first < result && result < second, "{shown:?}");
-    let verified = on_a_terminal("verify first_touch --mmu ept").unwrap();
+    let verified = on_a_terminal("xterm", 100, "verify first_touch --mmu ept").unwrap();
     assert!(verified.contains("[1/1] first_touch on ept: running and verifying"), "{verified:?}");
+    // What does not fit is left out: only one line is erased. The last column stays free.
+    let narrow = on_a_terminal("xterm", 16, "verify first_touch --mmu ept").unwrap();
+    assert!(narrow.contains("\x1b[K[1/1] first_tou\r\x1b[K"), "{narrow:?}");
+    let dumb = on_a_terminal("dumb", 100, "verify first_touch --mmu ept").unwrap();
+    assert!(dumb.starts_with("ept    first_touch ") && !dumb.contains('\x1b'), "{dumb:?}");
 }
 
 #[test]

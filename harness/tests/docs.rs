@@ -1,7 +1,9 @@
 //! What the documents say that a command prints, it prints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use harness::Mmu;
 
 /// The commands of a text, each with what it prints: blocks fenced as `console`, `$ ` before each command.
 fn commands(text: &str) -> Vec<(String, Vec<String>)> {
@@ -64,6 +66,55 @@ fn every_command_of_the_tour_prints_what_it_says() {
         );
         assert!(output.stderr.is_empty(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// The documents, by their paths from the root of the workspace.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folders = [".", "docs", "memory-model", "slot-manager", "ept", "vcpu", "guest-tests", "harness"];
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(root.join(folder)).expect("a folder"));
+    let paths = files.map(|file| file.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect()
+}
+
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let mut links = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap();
+            if !path.contains("://") && !path.is_empty() {
+                let file = document.parent().unwrap().join(path);
+                assert!(file.exists(), "{}: {target}", document.display());
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 20, "only {links} links");
+}
+
+#[test]
+fn the_readme_knows_every_command_and_how_many_guests_there_are() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_memvirt")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let commands: Vec<_> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.len() > 5, "{help}");
+    for command in commands {
+        assert!(readme.lines().any(|line| line.starts_with(&format!("    memvirt {command} "))), "{command}");
+    }
+    let guests = guest_tests::built_in().count();
+    let runs = guests * Mmu::ALL.len();
+    assert!(readme.contains(&format!("All {guests} guests on all four machines")), "{guests} guests");
+    assert!(readme.contains(&format!(": {runs} runs, ")), "{runs} runs");
 }
 
 #[test]

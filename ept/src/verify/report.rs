@@ -79,22 +79,26 @@ pub enum Unchecked {
 impl fmt::Display for Unchecked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::HostUnknown => "2: frames that the host does not tell",
-            Self::NoHva => "2: frames of leaves outside their slots",
-            Self::LogUnknown => "3: writable leaves whose dirty log is not known",
-            Self::SubPages => "3: leaves with sub-page permissions",
-            Self::OutsideRam => "8, 9: frames outside of the host's RAM",
-            Self::AliasUnknown => "9: frames of slots that share HVAs, and that the host does not tell",
-            Self::Changed => "all: tables that changed while they were read",
-            Self::Unfinished => "all: tables not looked at",
-            Self::NoCounts => "12: guests whose leaf counts are not known",
-            Self::Caches => "13: guests whose processors' caches are not given",
-            Self::CachedElsewhere => "13: what is cached of other address spaces",
-            Self::ShadowAliases => "9: frames of shadow leaves beside second-level tables",
-            Self::Unsync => "14: shadow leaves of tables not kept in step",
-            Self::GuestTableUnknown => "14: shadow leaves of guest tables that the host does not tell",
-            Self::ShadowedOften => "14: shadow tables of too many guest tables",
-            Self::NoOwner => "15: guests whose tables are not listed",
+            Self::HostUnknown => "invariant 2: frames that the host does not tell",
+            Self::NoHva => "invariant 2: frames of leaves outside their slots",
+            Self::LogUnknown => "invariant 3: writable leaves whose dirty log is not known",
+            Self::SubPages => "invariant 3: leaves with sub-page permissions",
+            Self::OutsideRam => "invariants 8 and 9: frames outside of the host's RAM",
+            Self::AliasUnknown => {
+                "invariant 9: frames of slots that share HVAs, and that the host does not tell"
+            }
+            Self::Changed => "all invariants: tables that changed while they were read",
+            Self::Unfinished => "all invariants: tables not looked at",
+            Self::NoCounts => "invariant 12: guests whose leaf counts are not known",
+            Self::Caches => "invariant 13: guests whose processors' caches are not given",
+            Self::CachedElsewhere => "invariant 13: what is cached of other address spaces",
+            Self::ShadowAliases => "invariant 9: frames of shadow leaves beside second-level tables",
+            Self::Unsync => "invariant 14: shadow leaves of tables not kept in step",
+            Self::GuestTableUnknown => {
+                "invariant 14: shadow leaves of guest tables that the host does not tell"
+            }
+            Self::ShadowedOften => "invariant 14: shadow tables of too many guest tables",
+            Self::NoOwner => "invariant 15: guests whose tables are not listed",
         })
     }
 }
@@ -135,11 +139,12 @@ impl fmt::Display for Report {
             writeln!(f)?;
         }
         for (reason, count) in &self.unchecked {
-            writeln!(f, "not checked: {reason}: {count}")?;
+            writeln!(f, "not checked, {reason}: {count}")?;
         }
         for invariant in Invariant::ALL {
             if self.count(invariant) > 0 {
-                writeln!(f, "{}: {}: {}", invariant.number(), invariant.title(), self.count(invariant))?;
+                let (number, title) = (invariant.number(), invariant.title());
+                writeln!(f, "invariant {number}, {title}: {}", self.count(invariant))?;
             }
         }
         self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))?;

@@ -14,10 +14,10 @@ pub(crate) struct Args {
     /// The process whose VMs are looked at, as of `qemu-system-x86_64 -accel kvm`.
     pid: u32,
     /// One of its VMs alone, by number from 0 on.
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER")]
     vm: Option<usize>,
     /// A guest-physical address (0x...) to follow.
-    #[arg(long, value_parser = address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     gpa: Option<Gpa>,
     /// Print a JSON object a line for each VM.
     #[arg(long)]

@@ -13,7 +13,7 @@ use harness::lab::{
 use harness::{HarnessError, Machine, Mmu, Report, Verdict, judge};
 
 use super::run::Options;
-use super::source::Source;
+use super::source::{self, Source};
 use super::{Cli, Command, Status, output};
 
 /// In a lab, so many times as long may a guest run before the host comes between: a vCPU has hardly been entered in what is a
@@ -29,10 +29,10 @@ pub(crate) struct Args {
     #[arg(long, exclusive = true)]
     setup: bool,
     /// A folder with another Linux, as an unpacked package has it: vmlinuz and KVM's modules.
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     kernel: Option<PathBuf>,
     /// Seconds that all of it may take.
-    #[arg(long, default_value = "540")]
+    #[arg(long, value_name = "SECONDS", default_value = "540")]
     budget: u64,
     /// Instead of guests, a Linux program that needs no other libraries than this one; all that follows is its own.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "guests")]
@@ -131,7 +131,7 @@ fn open(lab: Lab, args: &Args) -> Result<Session, LabError> {
         None => Kernel::cached()?,
     };
     let names = args.options.guests.iter().map(PathBuf::from).chain(args.options.initrd.clone());
-    let built_in = |name: &PathBuf| guest_tests::built_in().any(|guest| name.as_os_str() == guest.name);
+    let built_in = |name: &PathBuf| name.to_str().is_some_and(source::is_built_in);
     let orders = Orders {
         lab,
         // Inside, the same program reads the same command line.

@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 /// Follows every page a guest touches, GVA -> GPA -> HVA -> HPA, and compares each step with the truth.
 #[derive(Parser)]
-#[command(version, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "memvirt", version, subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -96,8 +96,12 @@ fn wrong_use(error: &clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = error.to_string();
-    let reason = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
-    let words: Vec<_> = reason.split_whitespace().collect();
+    let mut paragraphs = text.split("\n\n");
+    let reason = paragraphs.next().unwrap_or(&text).trim_start_matches("error: ");
+    let tip = paragraphs.next().and_then(|next| next.trim_start().strip_prefix("tip: "));
+    let tip = tip.map_or_else(String::new, |tip| format!(": {tip}"));
+    let line = format!("{reason}{tip}");
+    let words: Vec<_> = line.split_whitespace().collect();
     output::complain(&words.join(" "));
     ExitCode::from(2)
 }

@@ -6,9 +6,12 @@ pub(crate) use harness::inspect::letters;
 use harness::{Chain, Counts, Report, Verdict, plain};
 use serde::Serialize;
 
-/// One line to standard error.
+/// To standard error, in one line unless a tool has said more. A file's name or a guest's manifest may be in it: no
+/// control character goes out.
 pub(crate) fn complain(error: &dyn fmt::Display) {
-    eprintln!("memvirt: {error}");
+    let text = error.to_string();
+    let lines: Vec<_> = text.lines().map(plain).collect();
+    eprintln!("memvirt: {}", lines.join("\n"));
 }
 
 /// A report as one JSON object in one line.
@@ -40,9 +43,9 @@ pub(crate) fn json(report: &Report) -> String {
 /// The verdict in one line.
 pub(crate) fn summary(report: &Report) -> String {
     let Counts { ok, wrong, unchecked } = report.checks;
-    let mut line = format!("{:<6} {:<20} {:<10}", report.mmu, report.guest, report.verdict.word());
+    let mut line = format!("{:<6} {:<20} {:<10}", report.mmu, plain(&report.guest), report.verdict.word());
     if report.verdict == Verdict::Skip {
-        return format!("{line} {}", report.reasons.join("; "));
+        return format!("{line} {}", plain(&report.reasons.join("; ")));
     }
     let _ = write!(line, " {ok:>5} ok {wrong:>3} wrong {unchecked:>4} not checked");
     match report.violations {
@@ -70,7 +73,7 @@ pub(crate) fn console(report: &Report) -> String {
 /// What could not be checked, and why.
 pub(crate) fn not_checked(report: &Report) -> String {
     report.unchecked.iter().fold(String::new(), |mut text, why| {
-        let _ = writeln!(text, "     not checked: {why}");
+        let _ = writeln!(text, "     not checked: {}", plain(why));
         text
     })
 }
@@ -80,7 +83,7 @@ pub(crate) fn chains(chains: &[Chain]) -> String {
     const HEAD: [&str; 7] = ["GVA", "GPA", "region", "slot", "HVA", "HPA", "leaf"];
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(chains.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 7] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
@@ -98,7 +101,7 @@ fn row(chain: &Chain) -> [String; 7] {
     [
         chain.gva.to_string(),
         shown(chain.gpa),
-        shown(chain.region.as_ref()),
+        plain(chain.region.as_deref().unwrap_or("-")),
         shown(chain.slot.map(|slot| slot.0)),
         shown(chain.hva),
         shown(chain.hpa),

@@ -28,31 +28,32 @@ pub(crate) struct Args {
 /// What holds of a run on any machine.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Names of built-in guests, ELF files, or sources in assembly (.S), C (.c) or Rust (.rs).
+    /// Names of built-in guests or of their areas, ELF files, or sources in assembly (.S), C (.c) or Rust (.rs).
+    #[arg(value_name = "GUEST")]
     pub(crate) guests: Vec<String>,
-    /// List the built-in guests and what each shows.
+    /// List the built-in guests: area, name, and what each shows.
     #[arg(long, conflicts_with_all = ["guests", "json", "chains"])]
     pub(crate) list: bool,
     /// One JSON object a line for each guest and machine.
     #[arg(long)]
     pub(crate) json: bool,
     /// RAM at address 0 (64K, 16M, 1G), whatever the manifest says.
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
-    /// Seconds that it may take, whatever the manifest says.
-    #[arg(long)]
+    /// Seconds that a guest may take, whatever its manifest says.
+    #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
     /// The initial RAM disk of a Linux kernel, or of one booted by PVH.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
     /// The kernel's command line, instead of the manifest's.
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
-    /// Processors, of which the guest starts all but the first itself; one for a long-mode boot.
-    #[arg(long)]
+    /// How many processors there are. At most 4 for a guest in long mode; others start all but the first themselves.
+    #[arg(long, value_name = "NUMBER")]
     vcpus: Option<u32>,
-    /// The name of the software machine's processor: intel, amd or memvirt.
-    #[arg(long)]
+    /// Who the software machine's processors say has made them: intel, amd or memvirt.
+    #[arg(long, value_name = "NAME")]
     vendor: Option<VendorSpec>,
     /// The software machine's processors have no x2APIC mode.
     #[arg(long)]
@@ -162,7 +163,7 @@ impl Options {
     pub(crate) fn guests(&self) -> impl Iterator<Item = Result<Source, String>> {
         let found: Vec<_> = match self.guests.as_slice() {
             [] => source::built_in().collect(),
-            names => names.iter().map(|name| source::find(name)).collect(),
+            names => names.iter().flat_map(|name| source::find_all(name)).collect(),
         };
         found.into_iter().map(|guest| guest.and_then(|guest| self.change(guest)))
     }
@@ -213,9 +214,9 @@ impl Options {
         report.map_err(|error| format!("{name} on {mmu}: {error}"))
     }
 
-    /// Whether all is to be seen of each guest.
+    /// Whether all is to be seen of each guest: where it is asked for, and of one that is run alone.
     pub(crate) fn shows_chains(&self) -> bool {
-        self.chains || self.guests.len() == 1
+        self.chains || matches!(&self.guests[..], [guest] if source::area(guest).is_none())
     }
 
     /// What the command line wants to see of a report.

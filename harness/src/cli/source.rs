@@ -4,13 +4,31 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use guest_tests::{GuestError, Image, Language, build};
+use guest_tests::{Area, GuestError, Image, Language, build};
 use harness::Mmu;
 
 /// A guest to run.
 pub(crate) struct Source {
     pub(crate) name: String,
     pub(crate) image: Image,
+}
+
+/// Whether a name is that of a built-in guest or of an area of them, and so of no file.
+pub(crate) fn is_built_in(name: &str) -> bool {
+    guest_tests::built_in().any(|guest| guest.name == name) || area(name).is_some()
+}
+
+/// The area of built-in guests that has this name, unless a guest has it.
+pub(crate) fn area(name: &str) -> Option<Area> {
+    let area = Area::ALL.into_iter().find(|area| area.word() == name)?;
+    guest_tests::built_in().all(|guest| guest.name != name).then_some(area)
+}
+
+/// Finds guests: all built-in ones of an area, or that one which [`find`] finds.
+pub(crate) fn find_all(name: &str) -> Vec<Result<Source, String>> {
+    let Some(area) = area(name) else { return vec![find(name)] };
+    let of_area = |guest: &Source| guest.image.manifest().area == area;
+    built_in().filter(|guest| guest.as_ref().map_or(true, of_area)).collect()
 }
 
 /// Finds a guest: one of the built-in ones by name, else a file. The error is one line that names the guest.
@@ -20,8 +38,9 @@ pub(crate) fn find(name: &str) -> Result<Source, String> {
     }
     let path = Path::new(name);
     if !path.exists() {
+        let similar = similar(name).map_or_else(String::new, |guest| format!(": is it `{guest}`?"));
         return Err(format!(
-            "{name}: no built-in guest of this name (`memvirt run --list`), and no such file"
+            "{name}: no built-in guest of this name (`memvirt run --list`), and no such file{similar}"
         ));
     }
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
@@ -31,6 +50,12 @@ pub(crate) fn find(name: &str) -> Result<Source, String> {
     };
     let bytes = bytes.map_err(|error| format!("{name}: {error}"))?;
     parse(name, bytes).map(|source| Source { name: stem.to_owned(), ..source })
+}
+
+/// The built-in guest whose name is most like one with a slip or two in it.
+fn similar(name: &str) -> Option<&'static str> {
+    let far = |guest: &guest_tests::Guest| strsim::osa_distance(guest.name, name);
+    guest_tests::built_in().min_by_key(far).filter(|guest| far(guest) <= 2).map(|guest| guest.name)
 }
 
 /// All built-in guests; those that cannot be read are told apart.

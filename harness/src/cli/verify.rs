@@ -13,7 +13,7 @@ use super::{Status, output};
 pub(crate) struct Args {
     /// The name of a built-in guest, or an ELF file.
     guest: String,
-    /// The machine to run on: ept, npt or shadow (software), or all.
+    /// The machine to run on: ept, npt or shadow (software), kvm, or all.
     #[arg(long, default_value = "ept")]
     mmu: Columns,
 }
