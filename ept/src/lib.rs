@@ -122,3 +122,8 @@ pub use paging::Paging;
 pub use phys::{FrameAllocator, MemoryError, PhysMemory, SparseMemory};
 pub use registers::{Processor, Registers, pdptes};
 pub use walk::{Flags, Leaf, Path, Step, Walk, translate, try_translate, walk};
+
+/// The program of `README.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -47,3 +47,8 @@ pub struct Guest {
 pub fn built_in() -> impl Iterator<Item = Guest> {
     BUILT_IN.iter().map(|&(name, elf)| Guest { name, elf })
 }
+
+/// The program of `README.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -57,7 +57,7 @@ pub use mmu::Mmu;
 pub use scene::{CodeLine, Scene};
 pub use vcpu::Witness;
 
-/// The programs of `docs/crates.md`.
+/// The program of `README.md`.
 #[cfg(doctest)]
-#[doc = include_str!("../../docs/crates.md")]
-struct EachCrateAlone;
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -49,12 +49,21 @@ fn matches(said: &[String], lines: &[&str]) -> bool {
     }
 }
 
+/// A document, by its path from the root of the workspace.
+fn document(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 #[test]
-fn every_command_of_the_tour_prints_what_it_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tour.md");
-    let commands = commands(&std::fs::read_to_string(path).unwrap());
-    assert!(commands.len() > 10);
-    for (command, said) in commands {
+fn every_command_prints_what_the_documents_say() {
+    let (tour, contributing) =
+        (commands(&document("docs/tour.md")), commands(&document("docs/contributing.md")));
+    assert!(tour.len() > 10 && !contributing.is_empty());
+    for (command, said) in tour.into_iter().chain(contributing) {
         let arguments = command.strip_prefix("memvirt ").expect("all commands are memvirt's").split(' ');
         let output = Command::new(env!("CARGO_BIN_EXE_memvirt")).args(arguments).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -70,7 +79,7 @@ fn every_command_of_the_tour_prints_what_it_says() {
 
 /// The documents, by their paths from the root of the workspace.
 fn documents() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let folders = [".", "docs", "memory-model", "slot-manager", "ept", "vcpu", "guest-tests", "harness"];
     let files = folders.iter().flat_map(|folder| std::fs::read_dir(root.join(folder)).expect("a folder"));
     let paths = files.map(|file| file.expect("an entry").path());
@@ -95,9 +104,52 @@ fn every_link_of_the_documents_leads_to_a_file() {
 }
 
 #[test]
+fn every_path_that_contributors_are_shown_is_there() {
+    let text = document("docs/contributing.md");
+    let quoted = text.split('`').skip(1).step_by(2);
+    let is_path = |word: &&str| word.contains('/') && !word.contains([' ', '"']);
+    let paths: Vec<_> = quoted.filter(is_path).collect();
+    assert!(paths.len() > 40, "{paths:?}");
+    for path in paths {
+        assert!(root().join(path).exists(), "{path}");
+    }
+}
+
+/// What a command of cargo's names that is not there: a package's test, bench or example.
+fn missing_targets(command: &str) -> Vec<String> {
+    let words: Vec<_> = command.split_whitespace().collect();
+    let named =
+        |option: &'static str| words.windows(2).filter(move |pair| pair[0] == option).map(|pair| pair[1]);
+    let Some(package) = named("-p").next().map(|package| root().join(package)) else { return Vec::new() };
+    let targets = [("--test", "tests"), ("--bench", "benches"), ("--example", "examples")];
+    let targets = targets.iter().flat_map(|(option, folder)| named(option).map(move |name| (*folder, name)));
+    let is_there = |(folder, name): &(&str, &str)| {
+        let path = package.join(folder).join(name);
+        path.with_extension("rs").exists() || path.join("main.rs").exists()
+    };
+    targets.filter(|target| !is_there(target)).map(|(folder, name)| format!("{folder}/{name}")).collect()
+}
+
+#[test]
+fn every_target_that_a_command_of_cargo_names_is_there() {
+    let mut commands = 0;
+    for document in documents().into_iter().chain([root().join(".ci/run")]) {
+        let text = std::fs::read_to_string(&document).unwrap().replace("\\\n", " ");
+        for line in text.lines() {
+            for command in line.split("cargo ").skip(1).filter_map(|rest| rest.split('`').next()) {
+                assert_eq!(missing_targets(command), [""; 0], "{}: {line}", document.display());
+                commands += 1;
+            }
+        }
+    }
+    assert!(commands > 30, "only {commands} commands");
+    let command = "cargo test -p ept --test walk --test rules --bench walk --example nothing";
+    assert_eq!(missing_targets(command), ["tests/walk", "examples/nothing"]);
+}
+
+#[test]
 fn the_readme_knows_every_command_and_how_many_guests_there_are() {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
+    let readme = document("README.md");
     let help = Command::new(env!("CARGO_BIN_EXE_memvirt")).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let (_, commands) = help.split_once("Commands:\n").unwrap();

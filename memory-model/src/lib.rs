@@ -87,3 +87,8 @@ pub use region::{Region, RegionId, RegionKind};
 #[cfg(feature = "host")]
 pub use space::{AddressSpace, ViewReader};
 pub use tree::RegionTree;
+
+/// The program of `README.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

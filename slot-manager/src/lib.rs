@@ -86,3 +86,8 @@ pub use recorder::Recorder;
 pub use registry::{SlotRecord, SlotRegistry};
 pub use side::Side;
 pub use slot::{Slot, SlotFlags, SlotId, SlotOp};
+
+/// The program of `README.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -71,3 +71,8 @@ pub use vm::{HostEvent, Vcpu, Vm};
 pub use witness::{
     FaultEvent, FaultRecord, HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness,
 };
+
+/// The program of `README.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
