@@ -1,5 +1,6 @@
 //! Why live tables could not be read, and what to do about it.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use std::io;
 
@@ -41,6 +42,23 @@ pub enum LiveError {
     NotPermitted {
         /// The command of bpf(2).
         call: &'static str,
+    },
+    /// There is no core file of the kernel, or not for this process.
+    #[error("/proc/kcore: {source}: run as root, or with CAP_SYS_RAWIO, on a kernel with CONFIG_PROC_KCORE")]
+    NoKcore {
+        /// Why it cannot be read.
+        source: io::Error,
+    },
+    /// What the core file has is not what one of a 64-bit x86 kernel has.
+    #[error("/proc/kcore: {0}")]
+    BadKcore(&'static str),
+    /// The kernel's memory cannot be read by any means.
+    #[error("{bpf}; nor is there another way: {kcore}")]
+    NoMeans {
+        /// Why not by BPF.
+        bpf: Box<Self>,
+        /// Why not by `/proc/kcore`.
+        kcore: Box<Self>,
     },
     /// Nobody may read the kernel's memory.
     #[error("the kernel is locked down (confidentiality): nobody may read its memory; boot without that")]

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use std::sync::{Arc, OnceLock};
 
 use super::LiveError;
-use super::bpf::{KernelMemory, MOST};
 use super::btf::Field;
 use super::counters::Counters;
 use super::host::{Host, SecondLevel, host_ram};
 use super::layout::Layout;
+use super::memory::{KernelMemory, Means};
 use super::pagemap::Pagemap;
 
 /// The running kernel, whose memory this process may read. One is enough for any number of VMs and threads.
@@ -24,41 +24,48 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the programs that read the kernel's memory, and finds its structures' fields. The error says what is missing.
+    /// Finds a means to read the kernel's memory, the first of [`Means::ALL`] that is to be had, and its structures' fields. The
+    /// error says what is missing.
     pub fn open() -> Result<Arc<Self>, LiveError> {
-        // First what needs no rights, last what costs most.
-        let (host, memory) = (Host::probe()?, KernelMemory::open()?);
-        let (layout, counters) = Layout::of_this_kernel()?;
-        Ok(Arc::new(Self { memory, layout, counters, host, direct_map: OnceLock::new() }))
+        Self::with(KernelMemory::open_any)
     }
 
-    /// All that is missing on this host for [`open`](Self::open) and for a check, and how to get it: not the first alone.
+    /// The same by that means alone.
+    pub fn open_by(means: Means) -> Result<Arc<Self>, LiveError> {
+        Self::with(|| KernelMemory::open(means))
+    }
+
+    fn with(memory: impl FnOnce() -> Result<KernelMemory, LiveError>) -> Result<Arc<Self>, LiveError> {
+        // First what needs no rights, last what costs most.
+        let (host, memory) = (Host::probe()?, memory()?);
+        let (layout, counters) = Layout::of_this_kernel()?;
+        let direct_map = memory.direct_map().map(OnceLock::from).unwrap_or_default();
+        Ok(Arc::new(Self { memory, layout, counters, host, direct_map }))
+    }
+
+    /// By what the kernel's memory is read.
+    pub fn means(&self) -> Means {
+        self.memory.means()
+    }
+
+    /// All that is missing on this host for [`open`](Self::open) and for a check, and how to get it: not the first alone. Of
+    /// [`Means`] one is enough: what each of them lacks is told where there is none.
     pub fn missing() -> Vec<LiveError> {
-        let parts = [
-            Host::probe().err(),
-            Layout::of_this_kernel().err(),
-            KernelMemory::open().err(),
-            host_ram().err(),
-            Pagemap::shows_frames().err(),
-        ];
-        parts.into_iter().flatten().collect()
+        let means = Means::ALL.map(Means::missing);
+        let means = if means.iter().all(Option::is_some) { means } else { [None, None] };
+        let parts = [Host::probe().err(), Layout::of_this_kernel().err()];
+        let of_check = [host_ram().err(), Pagemap::shows_frames().err()];
+        parts.into_iter().chain(means).chain(of_check).flatten().collect()
     }
 
     /// Reads as many bytes of the kernel's memory.
     pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), LiveError> {
-        for (number, part) in (0..).zip(bytes.chunks_mut(MOST)) {
-            self.memory.read(address.wrapping_add(number * MOST as u64), part)?;
-        }
-        Ok(())
+        self.memory.read(address, bytes)
     }
 
-    /// A field of the structure at `address`. Nothing else of it is read: structures may end before a page does.
+    /// A field of the structure at `address`.
     pub(super) fn field(&self, address: u64, field: Field) -> Result<u64, LiveError> {
-        let mut bytes = [0; 8];
-        let shift = Field { bit: field.bit % 8, bits: field.bits.min(64) };
-        let bytes = &mut bytes[..((shift.bit + shift.bits).div_ceil(8) as usize).min(8)];
-        self.memory.read(address.wrapping_add(field.offset()), bytes)?;
-        Ok(shift.value(bytes).unwrap_or(0))
+        self.memory.field(address, field)
     }
 
     /// The number at `address`.
@@ -81,7 +88,7 @@ impl Kernel {
     /// The kernel's structure behind a file of this thread's (`file.private_data`).
     pub(super) fn private_data(&self, fd: u32) -> Result<u64, LiveError> {
         let layout = &self.layout;
-        let files = self.field(self.memory.current_task()?, layout.task_files)?;
+        let files = self.memory.of_current_task(layout.task_files)?;
         let table = self.field(files, layout.files_table)?;
         if u64::from(fd) >= self.field(table, layout.table_most)? {
             return Err(LiveError::Unreadable { address: table });

@@ -1,8 +1,9 @@
 //! The tables of VMs that run under KVM, read from the kernel.
 //!
 //! KVM has no call that shows its page tables. Root may read the kernel's memory all the same, by two BPF programs of a
-//! few instructions; BTF, the kernel's description of itself, says where the fields of its structures lie. What
-//! comes of it is memory like any other: [`walk`](crate::walk) and [`verify`](crate::verify) take it as it is.
+//! few instructions or in `/proc/kcore` ([`Means`]); BTF, the kernel's description of itself, says where the fields of its
+//! structures lie. What comes of it is memory like any other: [`walk`](crate::walk) and [`verify`](crate::verify) take it as it
+//! is.
 //!
 //! ```text
 //! process -> /proc/PID/fd -> kvm-vm -> struct kvm            LiveVm
@@ -40,8 +41,8 @@
 //!   whether hardware sets flags, from `kvm_mmu_page.role`.
 //! - Presence and leaves are what hardware takes them for. Of KVM's own bits one counts, and on `kvm_pvm` alone: an
 //!   entry of a root without bit 11 (`SPTE_MMU_PRESENT`) is the host's ([`SwitcherEntry`]).
-//! - Where physical memory lies in the kernel's addresses is the difference of a root's two addresses: its descriptor's,
-//!   and the vCPU's.
+//! - Where physical memory lies in the kernel's addresses is told by `/proc/kcore`; by BPF it is the difference of a root's
+//!   two addresses: its descriptor's, and the vCPU's.
 //! - Nothing takes KVM's locks: a reading counts if the next one is the same, but for accessed and dirty flags.
 //!
 //! # Known holes
@@ -49,7 +50,7 @@
 //! Tables of nested guests are counted and not checked; memory that the host encrypts (SME, SEV, TDX) is not known;
 //! roots of PAE paging have leaves here, and no walk. Dirty logs are not read. Frames are compared with the page map of the
 //! process that was named: it must be the one that made the VM, not one that has inherited its file. Of slots with private
-//! memory no frame is known. /proc/kcore is not read: where BPF may not read the kernel, nothing does.
+//! memory no frame is known. In `/proc/kcore` a wrong address may read as zeroes, where BPF says that nothing is there.
 
 mod bpf;
 mod btf;
@@ -57,11 +58,13 @@ mod check;
 mod counters;
 mod error;
 mod host;
+mod kcore;
 mod kernel;
 mod layout;
 mod leaf;
 mod leaves;
 mod limit;
+mod memory;
 mod page;
 mod pagemap;
 mod reading;
@@ -81,6 +84,7 @@ pub use kernel::Kernel;
 pub use leaf::LiveLeaf;
 pub use leaves::LeafFinding;
 pub use limit::{Limit, Limits};
+pub use memory::Means;
 pub use page::LivePage;
 pub use pagemap::Pagemap;
 pub use reading::SwitcherEntry;

@@ -65,9 +65,12 @@ impl SwitcherEntry {
 
 /// Readings before giving up.
 const READINGS: u32 = 32;
-/// The kernel puts its map of physical memory at a multiple of 1 GiB, in the upper half of all addresses.
-const DIRECT_MAP_ALIGN: u64 = 1 << 30;
-const UPPER_HALF: u64 = 1 << 63;
+/// Whether the kernel's map of physical memory may begin there: at a multiple of 1 GiB, in the upper half of all addresses.
+pub(super) const fn may_be_direct_map(base: u64) -> bool {
+    const ALIGN: u64 = 1 << 30;
+    const UPPER_HALF: u64 = 1 << 63;
+    base >= UPPER_HALF && base % ALIGN == 0
+}
 
 impl LiveVm {
     /// Reads all tables. While the VM runs they may change: they are read until two readings agree but for the flags that
@@ -173,7 +176,7 @@ impl Reading {
             let roots = self.pages.iter().chain(&self.tdp_roots).filter(|page| page.level == vcpu.root_level);
             for table in roots.map(|page| page.table).chain([vcpu.pae_root]) {
                 let base = table.wrapping_sub(vcpu.root);
-                if base >= UPPER_HALF && base % DIRECT_MAP_ALIGN == 0 {
+                if may_be_direct_map(base) {
                     *explains.entry(base).or_default() += 1;
                 }
             }

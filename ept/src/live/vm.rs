@@ -115,9 +115,9 @@ impl LiveVm {
     }
 
     fn of_file(kernel: &Arc<Kernel>, pid: u32, file: OwnedFd) -> Result<Option<Self>, LiveError> {
-        // A file that is this process's own cannot become another one now.
+        // A file of this thread's own cannot become another one now.
         let fd = file.as_raw_fd();
-        if !is_vm(&format!("/proc/self/fd/{fd}")) {
+        if !is_vm(&format!("/proc/thread-self/fd/{fd}")) {
             return Ok(None);
         }
         let kvm = kernel.private_data(fd.unsigned_abs())?;

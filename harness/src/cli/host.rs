@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use ept::live::{Kernel, KvmStats, LiveError, Trace};
+use ept::live::{Kernel, KvmStats, LiveError, Means, Trace};
 use harness::Mmu;
 use harness::lab::Lab;
 use memory_model::RamBlock;
@@ -36,6 +36,13 @@ pub(crate) fn host() -> io::Result<Status> {
         match lab.unavailable() {
             None => writeln!(out, "  {lab:<12} yes  {what}")?,
             Some(why) => writeln!(out, "  {lab:<12} no   {why}")?,
+        }
+    }
+    writeln!(out, "the kernel's memory")?;
+    for means in Means::ALL {
+        match means.missing() {
+            None => writeln!(out, "  {means:<12} yes  shows KVM's own tables")?,
+            Some(why) => writeln!(out, "  {means:<12} no   {why}")?,
         }
     }
     writeln!(out, "witnesses")?;
@@ -73,8 +80,10 @@ struct Witnessed {
 
 fn witnesses() -> [Witnessed; 4] {
     let texts = |missing: Vec<LiveError>| missing.iter().map(ToString::to_string).collect();
-    let second_level =
-        live_kernel().map_or_else(|_| "-".to_owned(), |kernel| kernel.second_level().to_string());
+    let tables = live_kernel().map_or_else(
+        |_| String::new(),
+        |kernel| format!("KVM's own tables ({}) are read by {}", kernel.second_level(), kernel.means()),
+    );
     [
         Witnessed {
             name: "frames",
@@ -84,7 +93,7 @@ fn witnesses() -> [Witnessed; 4] {
         },
         Witnessed {
             name: "live tables",
-            what: format!("KVM's own tables ({second_level}) are read: the second level of kvm is checked"),
+            what: format!("{tables}: the second level of kvm is checked"),
             missing: texts(Kernel::missing()),
             without: "the second level of kvm",
         },

@@ -14,6 +14,7 @@ mod guest;
 mod guest_memfd;
 mod huge_pages;
 mod live;
+mod means;
 mod memory_faults;
 mod pre_fault;
 mod readonly;
@@ -29,7 +30,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 use self::need::{Test, Tests};
 
-const ALL: [Tests; 16] = [
+const ALL: [Tests; 17] = [
     budget::TESTS,
     counts::TESTS,
     dirty_logs::TESTS,
@@ -39,6 +40,7 @@ const ALL: [Tests; 16] = [
     guest_memfd::TESTS,
     huge_pages::TESTS,
     live::TESTS,
+    means::TESTS,
     memory_faults::TESTS,
     pre_fault::TESTS,
     readonly::TESTS,

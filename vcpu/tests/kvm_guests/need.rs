@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use ept::live::{Pagemap, Trace};
+use ept::live::{Means, Pagemap, Trace};
 use kvm_ioctls::Kvm;
 use memory_model::{Hva, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::Capability;
@@ -19,6 +19,8 @@ pub enum Need {
     Kvm,
     /// That, and the kernel's memory, to see KVM's tables.
     Live,
+    /// The kernel's memory by that means, whether or not it is the first choice.
+    Means(Means),
     /// Transparent huge pages for memory that asks for them, and that there are any left.
     HugePages,
     /// KVM's trace events.
@@ -69,6 +71,7 @@ impl Need {
         match self {
             Self::Kvm => KvmHost::probe().err().map(|why| why.to_string()),
             Self::Live => Self::Kvm.missing().or(live_kernel().err().map(str::to_owned)),
+            Self::Means(means) => crate::means::kernel(means).err().map(str::to_owned),
             Self::HugePages => {
                 let large = PageSize::Size2M.bytes();
                 let options = RamOptions { pages: Pages::Thp, ..RamOptions::default() };

@@ -1,4 +1,4 @@
-//! Reading the kernel's memory: two programs of a few instructions, which bpf(2) loads and runs.
+//! Reading the kernel's memory by BPF: two programs of a few instructions, which bpf(2) loads and runs.
 //!
 //! No program file, no compiler, no probe: `BPF_PROG_TYPE_SYSCALL` programs run when they are asked to. They write
 //! nothing but their own context and map.
@@ -11,14 +11,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use super::LiveError;
+use super::memory::is_locked_down;
 use super::sys::bpf::{self as sys, MapValue};
 
 /// What one reading gives at most.
 pub(super) const MOST: usize = insn::MOST as usize;
 
-/// The kernel's memory, to be read from any thread.
+/// The two programs, loaded; any thread may run them.
 #[derive(Debug)]
-pub(super) struct KernelMemory {
+pub(super) struct Programs {
     current_task: OwnedFd,
     read: Mutex<Reader>,
 }
@@ -30,8 +31,8 @@ struct Reader {
     value: MapValue,
 }
 
-impl KernelMemory {
-    pub fn open() -> Result<Self, LiveError> {
+impl Programs {
+    pub fn load() -> Result<Self, LiveError> {
         let map = sys::create_map().map_err(|error| refused("BPF_MAP_CREATE", error))?;
         let value = MapValue::of(&map).map_err(|error| refused("mmap of a BPF map", error))?;
         let load =
@@ -47,8 +48,16 @@ impl KernelMemory {
         Ok(context[insn::TASK as usize / 8])
     }
 
-    /// Reads `bytes`, at most [`MOST`] of them.
+    /// Reads as many bytes of the kernel's memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), LiveError> {
+        for (number, part) in (0..).zip(bytes.chunks_mut(MOST)) {
+            self.read_part(address.wrapping_add(number * MOST as u64), part)?;
+        }
+        Ok(())
+    }
+
+    /// Reads `bytes`, at most [`MOST`] of them.
+    fn read_part(&self, address: u64, bytes: &mut [u8]) -> Result<(), LiveError> {
         // A panic leaves nothing half done here: the next reading begins anew.
         let reader = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut context = [0; insn::READ_CONTEXT / 8];
@@ -77,9 +86,8 @@ fn run(program: &OwnedFd, context: &mut [u64]) -> Result<(), LiveError> {
 /// Why the kernel refuses. A kernel that is locked down has no helper that reads its memory: then a program with a
 /// call of it is invalid.
 fn refused(call: &'static str, error: io::Error) -> LiveError {
-    let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     match error.raw_os_error() {
-        _ if lockdown.contains("[confidentiality]") => LiveError::Lockdown,
+        _ if is_locked_down() => LiveError::Lockdown,
         Some(libc::EPERM | libc::EACCES) => LiveError::NotPermitted { call },
         Some(libc::ENOSYS) => LiveError::NoBpf,
         _ => LiveError::Bpf { call, source: error },
