@@ -97,7 +97,9 @@ fn map_shows_every_step_and_host_what_is_here() {
         text.contains("  ept          yes") && text.contains("  kvm ") && text.contains("  frames "),
         "{text}"
     );
-    assert!(["  live tables ", "  counts ", "  events "].iter().all(|part| text.contains(part)), "{text}");
+    for part in ["  BPF          ", "  /proc/kcore  ", "  live tables ", "  counts ", "  events "] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
     assert_eq!(output.status.code(), Some(0));
 }
 

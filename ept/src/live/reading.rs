@@ -69,7 +69,7 @@ const READINGS: u32 = 32;
 pub(super) const fn may_be_direct_map(base: u64) -> bool {
     const ALIGN: u64 = 1 << 30;
     const UPPER_HALF: u64 = 1 << 63;
-    base >= UPPER_HALF && base % ALIGN == 0
+    base >= UPPER_HALF && base.is_multiple_of(ALIGN)
 }
 
 impl LiveVm {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use ept::PhysMemory;
-use ept::live::{Kernel, LivePage, LiveRoot, LiveTables, LiveVm, Means};
+use ept::live::{Kernel, LiveError, LivePage, LiveRoot, LiveTables, LiveVm, Means};
 use memory_model::{Gpa, Hpa, Pages};
 use slot_manager::{Slot, SlotFlags, SlotOp};
 use vcpu::{Entry, Exit, KvmVm};
@@ -20,9 +20,12 @@ pub const TESTS: Tests = tests!(
     both_means_read_the_same_slots,
     both_means_read_the_guests_memory,
     a_table_that_goes_is_gone_by_both_means,
-    each_thread_has_its_own_files_by_both_means;
+    each_thread_has_its_own_files_by_both_means,
+    without_a_right_to_bpf_the_core_file_is_taken;
     &[Need::Kvm, Need::Means(Means::Kcore)];
     a_check_by_the_core_file_finds_nothing;
+    &[Need::Kvm, Need::Means(Means::Bpf)];
+    without_any_right_each_means_is_missing;
 );
 
 /// The kernel, read by that means.
@@ -140,4 +143,50 @@ fn a_check_by_the_core_file_finds_nothing() {
     assert!(report.is_clean(), "{report}");
     assert!(report.leaves[0] >= PAGES && report.leaves == tables.counted(), "{report}");
     assert_eq!((report.frames, report.unknown), (report.leaves[0], 0), "{report}");
+}
+
+/// Leaves the calling thread those of the process's capabilities (capabilities(7)).
+#[expect(unsafe_code, reason = "no crate here has capset(2)")]
+fn keep_only(capabilities: u32) {
+    const VERSION_3: u32 = 0x2008_0522;
+    const THIS_THREAD: u32 = 0;
+    let header = [VERSION_3, THIS_THREAD];
+    // Effective, permitted, inheritable: of the first 32, then of those behind.
+    let data = [capabilities, capabilities, 0, 0, 0, 0];
+    // SAFETY: the kernel reads both, which are as long as version 3 has them.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// What a thread with those capabilities alone makes of it.
+fn with_only<T: Send>(capabilities: u32, act: impl FnOnce() -> T + Send) -> T {
+    let act = || {
+        keep_only(capabilities);
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(act).join().unwrap())
+}
+
+fn without_a_right_to_bpf_the_core_file_is_taken() {
+    const CAP_SYS_RAWIO: u32 = 1 << 17;
+    let guest = touched();
+    let vm = &guest.vm;
+    let entries_by_kcore = with_only(CAP_SYS_RAWIO, || {
+        let kernel = Kernel::open().unwrap();
+        assert_eq!(kernel.means(), Means::Kcore);
+        let vm = LiveVm::of_fd(&kernel, vm).unwrap().expect("the VM's own file");
+        entries(&vm.tables().unwrap())
+    });
+    assert!(entries(&live(vm, Means::Bpf).tables().unwrap()) == entries_by_kcore, "tables differ");
+    assert_eq!(Kernel::open().unwrap().means(), Means::Bpf, "the first choice");
+}
+
+fn without_any_right_each_means_is_missing() {
+    let (error, missing) = with_only(0, || (Kernel::open().unwrap_err(), Kernel::missing()));
+    let LiveError::NoMeans { bpf, kcore } = &error else { panic!("{error}") };
+    assert!(matches!(**bpf, LiveError::NotPermitted { .. }), "{bpf}");
+    assert!(matches!(**kcore, LiveError::NoKcore { .. }), "{kcore}");
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    assert!(missing.contains(&bpf.to_string()) && missing.contains(&kcore.to_string()), "{missing:?}");
+    assert_eq!(error.to_string(), format!("{bpf}; nor is there another way: {kcore}"));
 }
