@@ -290,6 +290,9 @@ impl Judge {
                 return self.note(&Outcome::NotChecked(why.into_owned()), || place.to_owned());
             }
         };
+        for why in found.not_checked() {
+            self.note(&Outcome::NotChecked(why), || place.to_owned());
+        }
         if found.is_clean() {
             return self.note(&Outcome::Ok, || place.to_owned());
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use ept::live::LiveReport;
+use ept::live::{LiveReport, Replay};
 use ept::mmu::FaultOutcome;
 use ept::{Caching, Format, Path, Rights};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
@@ -67,18 +67,18 @@ pub struct SecondLevelTables {
 pub struct FaultEvent {
     /// When, after the recording began.
     pub at: Duration,
-    /// How long it took the host.
-    pub took: Duration,
+    /// How long it took the host, if it tells.
+    pub took: Option<Duration>,
     /// Whose access it was.
     pub vcpu: u32,
-    /// The address of the access.
-    pub gva: Gva,
+    /// The address of the access, if the host tells.
+    pub gva: Option<Gva>,
     /// The address that had no entry, if the second level translates guest-physical ones.
     pub gpa: Option<Gpa>,
     /// What the access was to do.
     pub access: Rights,
-    /// What came of it.
-    pub outcome: FaultOutcome,
+    /// What came of it, if the host tells.
+    pub outcome: Option<FaultOutcome>,
 }
 
 /// The faults of a recording, in order.
@@ -86,8 +86,10 @@ pub struct FaultEvent {
 pub struct FaultRecord {
     /// The first of them.
     pub events: Vec<FaultEvent>,
-    /// How many more there were.
+    /// How many more there were: they are not kept, or the host has not told where.
     pub unkept: u64,
+    /// What else the host has told, and nobody has taken in time: some of it may be faults.
+    pub lost: u64,
 }
 
 /// A page that the second level maps for a guest-physical address.
@@ -128,6 +130,14 @@ impl Verification {
             Self::Live(found) => found.lines().collect(),
         }
     }
+
+    /// What the host has told of these tables and of faults, and cannot be compared with them: a line each.
+    pub fn not_checked(&self) -> Vec<String> {
+        match self {
+            Self::Soft(_) => Vec::new(),
+            Self::Live(found) => found.events.as_ref().map_or_else(Vec::new, Replay::not_checked),
+        }
+    }
 }
 
 impl fmt::Display for Verification {
@@ -159,7 +169,7 @@ pub trait HostView {
     fn violations(&self) -> Option<u64>;
     /// All pages that the second level maps, lowest first, where it translates guest-physical addresses.
     fn mapped_pages(&self) -> Witness<Vec<MappedPage>>;
-    /// Begins to record second-level faults anew, where the host can; it costs nothing before that.
+    /// Begins to record second-level faults, where the host can, before any vCPU runs; it costs nothing before that.
     fn record_faults(&self) {}
     /// The faults since [`record_faults`](Self::record_faults).
     fn faults(&self) -> Witness<FaultRecord> {

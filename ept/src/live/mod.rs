@@ -13,7 +13,7 @@
 //!   vcpu_array -> kvm_vcpu -> arch.mmu -> root                 which root a vCPU uses
 //!   stat, kvm_vcpu -> stat                                     KVM's own counts; KvmStats has them by file
 //! read twice alike                                           LiveTables    walk, mappings, verify, check, limits
-//! trace events of the VM's threads                           Trace         replay: leaves are those that were installed
+//! trace events of the VM's threads                           Trace         replay: leaves are those that were installed, faults as many as KVM counts
 //! ```
 //!
 //! # Example
@@ -90,5 +90,5 @@ pub use pagemap::Pagemap;
 pub use reading::SwitcherEntry;
 pub use stats::KvmStats;
 pub use tables::{LiveRoot, LiveTables};
-pub use trace::{Event, Happened, Replay, Trace, TraceFinding};
+pub use trace::{Event, Happened, Replay, Trace, TraceFinding, VcpuFault};
 pub use vm::{LiveSlot, LiveVm};

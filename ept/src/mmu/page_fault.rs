@@ -102,7 +102,7 @@ impl PageFaultCode {
     }
 
     /// What was done.
-    pub(super) fn access(self) -> Access {
+    pub(crate) fn access(self) -> Access {
         match () {
             () if self.contains(Self::FETCH) => Access::FETCH,
             () if self.contains(Self::WRITE) => Access::WRITE,

@@ -8,9 +8,10 @@ use std::time::Duration;
 use clap::Parser;
 use harness::lab::init::{self, Port};
 use harness::lab::{
-    Comparison, GuestReport, Kernel, Lab, LabError, LeafMap, Message, Orders, Session, setup_line,
+    Comparison, GuestReport, Kernel, Lab, LabError, Message, Orders, Seen, Session, setup_line,
 };
 use harness::{HarnessError, Machine, Mmu, Report, Verdict, judge};
+use vcpu::Witness;
 
 use super::run::Options;
 use super::source::{self, Source};
@@ -112,9 +113,8 @@ fn text(options: &Options, lab: Lab, guest: &Source, report: &GuestReport) -> Re
         return Ok(report.text.clone());
     }
     let model = run(guest, lab.model());
-    let (model, map) = model.map_err(|error| format!("{} on {}: {error}", guest.name, lab.model()))?;
-    let real = (report.violations, report.leaves.as_ref());
-    let found = Comparison::of(lab, real, (model.violations, map.as_ref()));
+    let (_, model) = model.map_err(|error| format!("{} on {}: {error}", guest.name, lab.model()))?;
+    let found = Comparison::of(lab, &report.second_level, &model);
     if options.json {
         let mut line: serde_json::Value =
             serde_json::from_str(&report.text).map_err(|error| error.to_string())?;
@@ -162,12 +162,11 @@ fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
         let guest = guest.map_err(io::Error::other)?;
         port.send(&Message::Begin(guest.name.clone()))?;
         port.send(&match run(&guest, Mmu::Lab(orders.lab)) {
-            Ok((report, leaves)) => Message::Report(GuestReport {
+            Ok((report, second_level)) => Message::Report(GuestReport {
                 verdict: report.verdict,
                 text: options.text(&report),
                 guest: report.guest,
-                violations: report.violations,
-                leaves,
+                second_level,
             }),
             Err(error) => Message::Trouble(format!("{} on {}: {error}", guest.name, orders.lab.column())),
         })?;
@@ -189,19 +188,24 @@ fn execute(program: &str, arguments: &[String], port: &mut Port) -> io::Result<(
     port.send(&Message::Exit(child.wait()?.success()))
 }
 
-/// Runs a guest, and looks at what its second level maps at the end.
-fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Option<LeafMap>), HarnessError> {
+/// Runs a guest, and looks at its second level at the end.
+fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Seen), HarnessError> {
     if let Some(why) = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
-        return Ok((Report::skipped(&guest.name, mmu, why), None));
+        return Ok((Report::skipped(&guest.name, mmu, why), Seen::default()));
     }
     let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
     if let Mmu::Lab(lab) = mmu {
+        // KVM's tables and counts are held against its trace events from here on.
+        machine.host().record_faults();
         machine.slow_down(PACE);
         if lab == Lab::Ept {
             machine.start_interruptible()?;
         }
     }
     let run = machine.run()?;
-    let report = judge(&guest.name, mmu, &mut machine, run)?;
-    Ok((report, LeafMap::of(machine.host())))
+    let mut report = judge(&guest.name, mmu, &mut machine, run)?;
+    if let (Mmu::Lab(_), Witness::NotShown(why)) = (mmu, machine.host().faults()) {
+        report.unchecked.push(why.into_owned());
+    }
+    Ok((report, Seen::of(machine.host())))
 }

@@ -37,13 +37,37 @@ impl LeafMap {
     }
 }
 
+/// What is seen of a second level after a run.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    /// Second-level faults, as the host counts them.
+    pub violations: Option<u64>,
+    /// The same by what the host has told of each; `None` if it tells nothing, or some of it is lost.
+    pub told: Option<u64>,
+    /// What it maps at the end, where that can be read.
+    pub leaves: Option<LeafMap>,
+}
+
+impl Seen {
+    /// What a host shows of a VM that does not run. What it tells of faults must have been recorded.
+    pub fn of(host: &dyn HostView) -> Self {
+        let told = match host.faults() {
+            Witness::Seen(record) if record.lost == 0 => Some(record.events.len() as u64 + record.unkept),
+            _ => None,
+        };
+        Self { violations: host.violations(), told, leaves: LeafMap::of(host) }
+    }
+}
+
 /// A guest in a lab, and on the machine here that is its model.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Comparison {
     /// The model's name.
     pub model: &'static str,
-    /// Second-level faults of the guest in the lab.
+    /// Second-level faults of the guest in the lab, by KVM's statistics.
     pub violations: Option<u64>,
+    /// The same by KVM's trace events.
+    pub violations_told: Option<u64>,
     /// The same on the model.
     pub model_violations: Option<u64>,
     /// What both map alike, in lines of [`LeafMap`]; `None` if one of them could not be read.
@@ -56,20 +80,17 @@ pub struct Comparison {
 
 impl Comparison {
     /// Compares the faults and the leaves of a lab with those of its model.
-    pub fn of(
-        lab: Lab,
-        real: (Option<u64>, Option<&LeafMap>),
-        model: (Option<u64>, Option<&LeafMap>),
-    ) -> Self {
+    pub fn of(lab: Lab, real: &Seen, model: &Seen) -> Self {
         let mut found = Self {
             model: lab.model().name(),
-            violations: real.0,
-            model_violations: model.0,
+            violations: real.violations,
+            violations_told: real.told,
+            model_violations: model.violations,
             alike: None,
             lab_alone: Vec::new(),
             model_alone: Vec::new(),
         };
-        if let (Some(real), Some(model)) = (real.1, model.1) {
+        if let (Some(real), Some(model)) = (&real.leaves, &model.leaves) {
             found.lab_alone = real.without(model);
             found.model_alone = model.without(real);
             found.alike = Some(real.0.len() - found.lab_alone.len());
@@ -86,8 +107,13 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        let (violations, of_model) = (count(self.violations), count(self.model_violations));
-        writeln!(f, "     model {}: {of_model} violations, the lab {violations}", self.model)?;
+        let [violations, told, of_model] =
+            [self.violations, self.violations_told, self.model_violations].map(count);
+        let model = self.model;
+        writeln!(
+            f,
+            "     model {model}: {of_model} violations, the lab {violations}, its trace events {told}"
+        )?;
         match self.alike {
             Some(alike) => writeln!(f, "     runs of leaves: {alike} alike")?,
             None => writeln!(f, "     leaves: not compared, they could not be read")?,

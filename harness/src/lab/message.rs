@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::LeafMap;
+use super::Seen;
 use crate::Verdict;
 
 /// One line.
@@ -34,8 +34,6 @@ pub struct GuestReport {
     pub verdict: Verdict,
     /// What `memvirt run` prints of it.
     pub text: String,
-    /// Second-level faults taken, where KVM counts them.
-    pub violations: Option<u64>,
-    /// What its second level mapped at the end, where that could be read.
-    pub leaves: Option<LeafMap>,
+    /// What KVM shows of its second level at the end.
+    pub second_level: Seen,
 }

@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Mmu;
 
-pub use self::compare::{Comparison, LeafMap};
+pub use self::compare::{Comparison, LeafMap, Seen};
 pub use self::error::LabError;
 pub use self::kernel::Kernel;
 pub use self::message::{GuestReport, Message};

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use ept::Rights;
 use ept::mmu::{FaultOutcome, HostFault};
 use guest_tests::Manifest;
+use memory_model::{Gpa, Gva};
 use serde::Serialize;
 use vcpu::{FaultEvent, FaultRecord, Witness};
 
@@ -65,7 +67,8 @@ struct ExitsData {
     kind: Column,
 }
 
-/// For each fault: nanoseconds since the one before, nanoseconds that it took, its page, and what came of it.
+/// For each fault: nanoseconds since the one before, nanoseconds that it took, if that is known; its page, a guest-physical one
+/// where no other is known; and what came of it, or what the access was.
 #[derive(Serialize, Default)]
 struct FaultsData {
     kinds: Vec<String>,
@@ -74,6 +77,7 @@ struct FaultsData {
     page: Column,
     kind: Column,
     unkept: u64,
+    lost: u64,
 }
 
 impl RunData {
@@ -152,12 +156,15 @@ impl ExitsData {
 
 impl FaultsData {
     fn new(record: &FaultRecord) -> Self {
-        let mut data = Self { unkept: record.unkept, ..Self::default() };
+        let mut data = Self { unkept: record.unkept, lost: record.lost, ..Self::default() };
         let (mut before, mut page_before) = (0, 0);
         for event in &record.events {
-            let (now, page) = (nanoseconds(event.at), event.gva.page_number());
+            let page = event.gva.map(Gva::page_number).or(event.gpa.map(Gpa::page_number));
+            let (now, page) = (nanoseconds(event.at), page.unwrap_or_default());
             data.at.push(now as i64 - before as i64);
-            data.took.push(nanoseconds(event.took) as i64);
+            if let Some(took) = event.took {
+                data.took.push(nanoseconds(took) as i64);
+            }
             data.page.push(page as i64 - page_before as i64);
             (before, page_before) = (now, page);
             let name = outcome(event);
@@ -173,7 +180,12 @@ impl FaultsData {
 
 /// What came of a fault, in few words.
 fn outcome(event: &FaultEvent) -> String {
-    match event.outcome {
+    let Some(outcome) = event.outcome else {
+        let access = [(Rights::EXEC, "fetch"), (Rights::WRITE, "write")];
+        let done = access.into_iter().find(|(right, _)| event.access.contains(*right));
+        return done.map_or("read", |(_, name)| name).to_owned();
+    };
+    match outcome {
         FaultOutcome::Fixed { size } => format!("mapped {size}"),
         FaultOutcome::Spurious => "spurious".to_owned(),
         FaultOutcome::Retry => "retry".to_owned(),

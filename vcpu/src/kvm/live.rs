@@ -3,15 +3,21 @@
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use ept::live::{Kernel, LiveError, LiveRoot, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace};
+use ept::live::{
+    Event, Happened, Kernel, LiveError, LiveRoot, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace,
+};
 use ept::{Access, Flags, Kind, walk};
 use memory_model::{Gpa, Gva, Hpa, Hva, PageSize};
 
 use super::KvmVm;
 use crate::pagemap::PageWindow;
 use crate::witness::BY_GVA;
-use crate::{HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness, pagemap};
+use crate::{
+    FaultEvent, FaultRecord, HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Verification, Witness,
+    pagemap,
+};
 
 /// The running kernel, if this process may read it; else why not. Asked once: it takes a while to find the fields.
 pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
@@ -24,7 +30,8 @@ pub fn live_kernel() -> Result<&'static Arc<Kernel>, &'static str> {
 #[derive(Debug, Default)]
 pub(super) struct Live {
     vm: OnceLock<Result<LiveVm, String>>,
-    trace: Mutex<Option<Trace>>,
+    /// Once somebody has asked for it; or why there is none.
+    trace: Mutex<Option<Result<Trace, String>>>,
 }
 
 impl Live {
@@ -84,7 +91,7 @@ impl Live {
         let check = || {
             let mut report =
                 tables.check(pagemap::of_this_process().as_ref()?).map_err(|error| error.to_string())?;
-            if let Some(trace) = &mut *self.trace() {
+            if let Some(Ok(trace)) = &mut *self.trace() {
                 let lost = trace.lost().map_err(|error| error.to_string())?;
                 report.events = Some(tables.replay(trace.events(), lost));
             }
@@ -96,20 +103,62 @@ impl Live {
         )
     }
 
-    /// Starts to record what KVM tells of its leaves.
+    /// Starts to record what KVM tells of its leaves and of faults.
     pub fn record(&self) -> Witness<()> {
-        match Trace::start() {
-            Ok(trace) => {
-                *self.trace() = Some(trace);
-                Witness::Seen(())
-            }
-            Err(error) => Witness::NotShown(error.to_string().into()),
+        let mut trace = self.trace();
+        match trace.get_or_insert_with(|| Trace::start().map_err(|error| error.to_string())) {
+            Ok(_) => Witness::Seen(()),
+            Err(why) => Witness::NotShown(why.clone().into()),
         }
     }
 
-    fn trace(&self) -> MutexGuard<'_, Option<Trace>> {
+    /// The faults that KVM has told of.
+    pub fn faults(&self) -> Witness<FaultRecord> {
+        let mut trace = self.trace();
+        let trace = match &mut *trace {
+            Some(Ok(trace)) => trace,
+            Some(Err(why)) => return Witness::NotShown(why.clone().into()),
+            None => return Witness::NotShown("nobody has asked for a record of faults".into()),
+        };
+        let kernel = match live_kernel() {
+            Ok(kernel) => kernel,
+            Err(why) => return Witness::NotShown(why.into()),
+        };
+        let Some(taken) = trace.faults(kernel) else {
+            return Witness::NotShown("kvm_pvm has no trace event of single faults".into());
+        };
+        let lost = match trace.lost() {
+            Ok(lost) => lost,
+            Err(error) => return Witness::NotShown(error.to_string().into()),
+        };
+        let started = trace.started();
+        let of_event = |event: &Event| fault_event(event, started, kernel.second_level());
+        let events: Vec<_> = trace.events().iter().filter_map(of_event).collect();
+        let unkept = taken.saturating_sub(events.len() as u64);
+        Witness::Seen(FaultRecord { events, unkept, lost })
+    }
+
+    fn trace(&self) -> MutexGuard<'_, Option<Result<Trace, String>>> {
         self.trace.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A fault that KVM has told of, and counts.
+fn fault_event(event: &Event, started: u64, second_level: SecondLevel) -> Option<FaultEvent> {
+    let Happened::Faulted(fault) = event.what else { return None };
+    let (gva, gpa) = match second_level {
+        SecondLevel::Shadow => (Some(Gva(fault.address)), None),
+        SecondLevel::Ept | SecondLevel::Npt => (None, Some(Gpa(fault.address))),
+    };
+    (!fault.is_mmio(second_level)).then(|| FaultEvent {
+        at: Duration::from_nanos(event.time.saturating_sub(started)),
+        took: None,
+        vcpu: fault.vcpu,
+        gva,
+        gpa,
+        access: fault.access(second_level).does,
+        outcome: None,
+    })
 }
 
 /// A VM as one reading has found it.

@@ -13,8 +13,8 @@ use super::coalesced::CoalescedWrites;
 use super::live::{Live, Still};
 use super::{KvmVcpu, host};
 use crate::{
-    HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Vcpu, VcpuError, Verification, Vm, Witness,
-    pagemap,
+    FaultRecord, HostView, MappedPage, SecondLevelLeaf, SecondLevelTables, Vcpu, VcpuError, Verification, Vm,
+    Witness, pagemap,
 };
 
 /// A virtual machine of KVM's. Without interrupt controllers in the kernel `HLT` comes back as an exit; with them
@@ -138,6 +138,15 @@ impl HostView for KvmVm {
 
     fn record(&self) -> Witness<()> {
         self.live.record()
+    }
+
+    /// Why they cannot be recorded, [`faults`](HostView::faults) tells.
+    fn record_faults(&self) {
+        let _ = self.live.record();
+    }
+
+    fn faults(&self) -> Witness<FaultRecord> {
+        self.live.faults()
     }
 
     fn still(&self) -> Option<Box<dyn HostView + '_>> {

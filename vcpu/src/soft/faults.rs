@@ -33,7 +33,7 @@ impl FaultLog {
     /// Takes in a fault that has begun then and ends now; `event` is all of it but the times.
     pub(super) fn end(&mut self, begun: Option<Instant>, event: impl FnOnce() -> Option<FaultEvent>) {
         let (Some(since), Some(begun)) = (self.since, begun) else { return };
-        let took = begun.elapsed();
+        let took = Some(begun.elapsed());
         let Some(event) = event() else { return };
         if self.record.events.len() == MOST {
             self.record.unkept += 1;

@@ -318,8 +318,9 @@ fn fault_event(
     access: Access,
     outcome: &Result<FaultOutcome, ept::Error>,
 ) -> Option<FaultEvent> {
-    let (at, took) = (Duration::ZERO, Duration::ZERO);
-    Some(FaultEvent { at, took, vcpu, gva, gpa, access: access.does, outcome: outcome.ok()? })
+    let outcome = Some(outcome.ok()?);
+    let (at, took, gva) = (Duration::ZERO, None, Some(gva));
+    Some(FaultEvent { at, took, vcpu, gva, gpa, access: access.does, outcome })
 }
 
 /// Bytes from `gva` to the end of its page.

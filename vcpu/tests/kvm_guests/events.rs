@@ -1,13 +1,17 @@
-//! What KVM tells of its leaves while it makes and takes them, against those that there are in the end.
+//! What KVM tells of its leaves while it makes and takes them, against those that there are in the end; and of faults, against
+//! its own count of them.
 
 use std::thread;
 
-use ept::live::{Happened, LiveLeaf, LiveTables, LiveVm, Replay, Trace, TraceFinding};
-use memory_model::{Gpa, Hpa, PageSize, Pages};
+use ept::Access;
+use ept::live::{Event, Happened, LiveLeaf, LiveTables, LiveVm, Replay, Trace, TraceFinding};
+use iced_x86::code_asm::*;
+use memory_model::{Gpa, Hpa, PageSize, Pages, RamBlock};
 use slot_manager::SlotOp;
-use vcpu::{Budget, Entry, Exit};
+use vcpu::kvm::live_kernel;
+use vcpu::{Budget, Entry, Exit, HostView};
 
-use crate::guest::{DATA, Guest, PLENTY, slot};
+use crate::guest::{DATA, Guest, NO_SLOT, PLENTY, slot};
 use crate::live::{PAGES, ram, touch};
 
 use crate::need::{Need, Tests};
@@ -22,7 +26,11 @@ pub const TESTS: Tests = tests!(
     a_leaf_that_nobody_has_made_is_found,
     a_leaf_that_outlives_its_page_is_found,
     events_that_nobody_takes_in_time_are_missed,
-    a_leaf_that_is_hidden_is_missed,
+    a_leaf_that_is_hidden_is_missed;
+    &[Need::Live, Need::FaultEvents];
+    each_page_that_is_touched_first_is_a_fault_that_is_told,
+    faults_that_are_not_told_are_found,
+    accesses_to_mmio_are_told_apart,
 );
 
 const PAGE: u64 = PageSize::Size4K.bytes();
@@ -167,4 +175,65 @@ fn a_leaf_that_is_hidden_is_missed() {
     assert!(tables.overwrite(lie.entry_address, 0));
     let replay = told.replay(&tables);
     assert_eq!((replay.findings.len(), replay.unexplained), (0, 1), "{replay}");
+}
+
+/// What the guest did, by address: pages of it at the same guest-physical and linear addresses.
+fn faults(told: &mut Told) -> Vec<(u64, Access)> {
+    let second_level = live_kernel().unwrap().second_level();
+    let fault = |event: &Event| match event.what {
+        Happened::Faulted(fault) => Some((fault.address & !(PAGE - 1), fault.access(second_level))),
+        _ => None,
+    };
+    told.trace.events().iter().filter_map(fault).collect()
+}
+
+fn each_page_that_is_touched_first_is_a_fault_that_is_told() {
+    let mut told = Told::touched();
+    let replay = told.assert_told();
+    assert_eq!(replay.faults, replay.faults_counted);
+    assert_eq!(replay.faults, told.guest.vm.violations());
+    let faults = faults(&mut told);
+    for page in (DATA..).step_by(PAGE as usize).take(PAGES as usize) {
+        let of_page: Vec<_> = faults.iter().filter(|(address, _)| *address == page).collect();
+        assert_eq!(of_page, [&(page, Access::WRITE)]);
+    }
+}
+
+fn faults_that_are_not_told_are_found() {
+    let mut told = Told::touched();
+    let tables = told.vm.tables().unwrap();
+    let mut events = told.trace.events().to_vec();
+    let at = events.iter().position(|event| matches!(event.what, Happened::Faulted(_))).unwrap();
+    events.remove(at);
+    let replay = tables.replay(&events, 0);
+    let counted = told.guest.vm.violations().unwrap();
+    assert_eq!(replay.findings, [TraceFinding::Faults { told: counted - 1, counted }]);
+}
+
+fn accesses_to_mmio_are_told_apart() {
+    let mut trace = Trace::start().unwrap();
+    let mut guest = Guest::ring3(|a| {
+        for _ in 0..3 {
+            a.mov(dword_ptr(NO_SLOT as u32), 1)?;
+        }
+        a.out(0xf4, al)
+    });
+    let mut access = |guest: &mut Guest| {
+        assert!(matches!(guest.run(Entry::Resume), Exit::MmioWrite { gpa: Gpa(NO_SLOT), .. }));
+        let tables = guest.live().tables().unwrap();
+        let replay = tables.replay(trace.events(), 0);
+        assert!(replay.is_clean(), "{replay}");
+        let is_stale = |event: &Event| event.what == Happened::MmioChecked { stale: true };
+        (replay.faults, trace.events().iter().filter(|event| is_stale(event)).count())
+    };
+    let (first, _) = access(&mut guest);
+    let (second, stale) = access(&mut guest);
+    assert_eq!(stale, 0);
+    // Where KVM makes entries for MMIO, the first of them answers.
+    let answers = second == first;
+    let far = RamBlock::anonymous("far", PAGE).unwrap();
+    guest.slots.execute(&SlotOp::Create(slot(1, 1 << 32, &far))).unwrap();
+    let (third, stale) = access(&mut guest);
+    assert!(third > second, "another generation of slots");
+    assert_eq!(stale, usize::from(answers));
 }

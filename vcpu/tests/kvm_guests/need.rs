@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use ept::live::{Means, Pagemap, Trace};
+use ept::live::{KvmModule, Means, Pagemap, Trace};
 use kvm_ioctls::Kvm;
 use memory_model::{Hva, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::Capability;
@@ -25,6 +25,8 @@ pub enum Need {
     HugePages,
     /// KVM's trace events.
     Events,
+    /// Those of faults.
+    FaultEvents,
     /// userfaultfd, with its mode.
     Userfaults(Mode),
     /// Something that KVM may lack.
@@ -83,6 +85,10 @@ impl Need {
                 (!is_there).then(|| "this host gives no transparent huge page".to_owned())
             }
             Self::Events => EVENTS.get_or_init(|| Trace::start().err().map(|why| why.to_string())).clone(),
+            Self::FaultEvents => Self::Events.missing().or_else(|| {
+                let is_pvm = matches!(KvmModule::of_this_host(), Some((KvmModule::Pvm, _)));
+                is_pvm.then(|| "kvm_pvm has no trace event of faults".to_owned())
+            }),
             Self::Userfaults(mode) => {
                 let block = match mode {
                     Mode::Minor => RamBlock::memfd("probe", 0x1000),

@@ -64,6 +64,14 @@ pub fn watch(tracepoint: u64, cpu: u32) -> io::Result<OwnedFd> {
     .map(owned)
 }
 
+/// Nanoseconds, as records have them.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to a value of this function's own. It always has this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// What an event records goes to the ring of another one of the same processor.
 pub fn redirect(event: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     /// `PERF_EVENT_IOC_SET_OUTPUT`.

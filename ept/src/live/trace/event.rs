@@ -1,9 +1,10 @@
-//! The trace events that tell what becomes of leaves, and their records' fields.
+//! The trace events that tell what becomes of leaves, and of faults; and their records' fields.
 
 use alloc::vec::Vec;
 
 use memory_model::{AddrRange, Hpa, Hva};
 
+use super::fault::VcpuFault;
 use super::record::Sample;
 use super::tracefs::{Format, Tracefs};
 use crate::format::MAX_LEVEL;
@@ -21,7 +22,7 @@ pub struct Event {
     pub what: Happened,
 }
 
-/// What KVM tells of its tables.
+/// What KVM tells of its tables, and of faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Happened {
@@ -58,9 +59,17 @@ pub enum Happened {
     AllZapped,
     /// A range of the process's memory is about to change: no leaf keeps what was behind it (`kvm_unmap_hva_range`).
     Unmapped(AddrRange<Hva>),
+    /// A vCPU has left its guest by a fault (`kvm_page_fault`).
+    Faulted(VcpuFault),
+    /// The access was one to MMIO, as an entry of KVM's says (`check_mmio_spte`).
+    MmioChecked {
+        /// Slots have changed since the entry was made: it says nothing (rule I2).
+        stale: bool,
+    },
 }
 
-const SET_SPTE: &str = "kvmmmu/kvm_mmu_set_spte";
+/// Events that each kernel has: without them leaves and faults cannot be told.
+const REQUIRED: [&str; 3] = ["kvmmmu/kvm_mmu_set_spte", "kvm/kvm_page_fault", "kvmmmu/check_mmio_spte"];
 
 /// The formats of the events that this kernel has.
 pub(super) struct Kinds(Vec<Kind>);
@@ -74,8 +83,8 @@ struct Kind {
 
 /// The events, the fields that are needed of each, and what they mean.
 type Row = (&'static str, &'static [&'static str], fn(&[u64]) -> Option<Happened>);
-const ROWS: [Row; 5] = [
-    (SET_SPTE, &["gfn", "level", "spte", "sptep"], |of| {
+const ROWS: [Row; 7] = [
+    (REQUIRED[0], &["gfn", "level", "spte", "sptep"], |of| {
         let level = level(of[1])?;
         Some(Happened::Installed { gfn: of[0], level, spte: of[2], at: Hpa(of[3]) })
     }),
@@ -91,6 +100,11 @@ const ROWS: [Row; 5] = [
         let bytes = of[1].checked_sub(of[0])?;
         AddrRange::new(Hva(of[0]), bytes.into()).map(Happened::Unmapped)
     }),
+    (REQUIRED[1], &["vcpu_id", "guest_rip", "fault_address", "error_code"], |of| {
+        let vcpu = of[0] as u32;
+        Some(Happened::Faulted(VcpuFault { vcpu, rip: of[1], address: of[2], code: of[3] }))
+    }),
+    (REQUIRED[2], &["kvm_gen", "spte_gen"], |of| Some(Happened::MmioChecked { stale: of[0] != of[1] })),
 ];
 
 /// A level that tables have.
@@ -99,12 +113,12 @@ fn level(number: u64) -> Option<u8> {
 }
 
 impl Kinds {
-    /// Those that this kernel has. Without the first of them there is nothing to tell.
+    /// Those that this kernel has.
     pub fn of(tracefs: &Tracefs) -> Result<Self, LiveError> {
         let mut kinds = Vec::new();
         for (event, names, means) in ROWS {
             let Some(format) = tracefs.format(event)? else {
-                if event == SET_SPTE {
+                if REQUIRED.contains(&event) {
                     return Err(LiveError::NoEvent { event, field: names[0] });
                 }
                 continue;

@@ -1,9 +1,11 @@
-//! KVM's own account of what it does to its tables: its trace events, of the threads that run a VM.
+//! KVM's own account of what it does to its tables, and of the faults that make it do so: its trace events, of the threads that run
+//! a VM.
 //!
 //! ```text
 //! tracefs   events/kvmmmu/kvm_mmu_set_spte/format      the event's number, and its record's fields    tracefs.rs
 //! perf      a watch of each event on each processor -> one ring for each processor -> samples         record.rs
 //! Event     a leaf made, a leaf changed, a table gone, a range of the process unmapped                event.rs
+//! VcpuFault a fault, and whether KVM counts it                                                        fault.rs
 //! Replay    what leaves there must be after all that, against those that there are                   replay.rs
 //! ```
 //!
@@ -11,6 +13,7 @@
 //! (TDP MMU).
 
 mod event;
+mod fault;
 mod record;
 mod replay;
 mod tracefs;
@@ -24,11 +27,12 @@ use std::os::fd::OwnedFd;
 
 use self::event::Kinds;
 pub use self::event::{Event, Happened};
+pub use self::fault::VcpuFault;
 use self::record::samples;
 pub use self::replay::{Replay, TraceFinding};
 use self::tracefs::Tracefs;
-use super::LiveError;
 use super::sys::perf::{self, Ring};
+use super::{Kernel, LiveError};
 
 /// Records of a processor that are kept until they are taken: some 30,000 events.
 const RING: usize = 2 << 20;
@@ -42,6 +46,7 @@ pub struct Trace {
     rings: Vec<Ring>,
     watches: Vec<File>,
     events: Vec<Event>,
+    started: u64,
     /// Samples taken so far, of events that are known here or not.
     samples: u64,
 }
@@ -50,6 +55,7 @@ impl Trace {
     /// Starts to record, before any of the threads enters the guest. The error says what is missing.
     pub fn start() -> Result<Self, LiveError> {
         let kinds = Kinds::of(&Tracefs::open()?)?;
+        let started = perf::now();
         let (mut rings, mut watches) = (Vec::new(), Vec::new());
         for cpu in online_cpus()? {
             let watch = |id: u16| perf::watch(id.into(), cpu);
@@ -63,7 +69,7 @@ impl Trace {
             });
             rings.push(ring.map_err(|source| LiveError::NoPerf { source })?);
         }
-        Ok(Self { kinds, rings, watches, events: Vec::new(), samples: 0 })
+        Ok(Self { kinds, rings, watches, events: Vec::new(), started, samples: 0 })
     }
 
     /// All that has happened so far, in order.
@@ -77,6 +83,17 @@ impl Trace {
         }
         self.events[known..].sort_by_key(|event| event.time);
         &self.events
+    }
+
+    /// How many faults went to KVM's tables so far, which it counts as `pf_taken`. `None` of `kvm_pvm`, which does not tell of
+    /// faults.
+    pub fn faults(&mut self, kernel: &Kernel) -> Option<u64> {
+        fault::taken(self.events(), kernel.host.module, kernel.second_level())
+    }
+
+    /// When it was started: nanoseconds, as events have them.
+    pub fn started(&self) -> u64 {
+        self.started
     }
 
     /// How many events were not kept, because nobody has taken those before them in time.

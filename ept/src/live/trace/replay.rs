@@ -1,13 +1,15 @@
 //! What leaves there must be after all that KVM has done, against those that there are.
 
 use alloc::collections::BTreeMap;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use alloc::{format, vec};
 use core::fmt;
 
 use memory_model::{AddrRange, Gpa, Hpa, Hva, PageSize};
 
 use super::event::{Event, Happened};
+use super::fault::taken;
 use crate::format::{Entry, Format, Levels};
 use crate::live::leaf::LiveLeaf;
 use crate::live::tables::LiveTables;
@@ -34,7 +36,7 @@ pub enum TraceFinding {
     },
     /// It should have gone.
     #[error("{leaf}: there, {}", match unmapped {
-        Some(range) => alloc::format!("though {range} of the process was unmapped since it was installed"),
+        Some(range) => format!("though {range} of the process was unmapped since it was installed"),
         None => "though it was zapped since it was installed".to_string(),
     })]
     Stale {
@@ -43,10 +45,18 @@ pub enum TraceFinding {
         /// What was unmapped; `None` if the leaf itself was zapped, or all were.
         unmapped: Option<AddrRange<Hva>>,
     },
+    /// KVM counts other faults than it tells of.
+    #[error("faults: events tell of {told}, KVM counts {counted}")]
+    Faults {
+        /// By events.
+        told: u64,
+        /// By KVM's own count of its vCPUs.
+        counted: u64,
+    },
 }
 
 /// What the comparison of leaves and events came to.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Replay {
     /// What is wrong.
     pub findings: Vec<TraceFinding>,
@@ -60,6 +70,10 @@ pub struct Replay {
     pub unexplained: u64,
     /// Events that nobody has kept. If there is one, nothing is compared.
     pub lost: u64,
+    /// Faults that went to KVM's tables, by events; `None` of `kvm_pvm`, which does not tell of them.
+    pub faults: Option<u64>,
+    /// The same as KVM counts them (`pf_taken`), if it does.
+    pub faults_counted: Option<u64>,
 }
 
 impl Replay {
@@ -67,18 +81,32 @@ impl Replay {
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
+
+    /// What could not be compared, a line each.
+    pub fn not_checked(&self) -> Vec<String> {
+        if self.lost > 0 {
+            return vec![format!("what KVM has told of its leaves: {} events are lost", self.lost)];
+        }
+        let unexplained = (self.unexplained > 0)
+            .then(|| format!("leaves that are gone without an event: {}", self.unexplained));
+        let faults = match (self.faults, self.faults_counted) {
+            (None, _) => Some("faults: kvm_pvm has no event for them".to_string()),
+            (_, None) => Some("faults: this kernel does not count them".to_string()),
+            (Some(_), Some(_)) => None,
+        };
+        unexplained.into_iter().chain(faults).collect()
+    }
 }
 
 impl fmt::Display for Replay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { installs, agree, gone, unexplained, lost, .. } = self;
-        if *lost > 0 {
-            return writeln!(f, "not checked: what KVM has told of its leaves: {lost} events are lost");
+        let Self { installs, agree, gone, .. } = self;
+        if self.lost == 0 {
+            write!(f, "events: ")?;
+            self.faults.iter().try_for_each(|faults| write!(f, "{faults} faults, "))?;
+            writeln!(f, "{installs} installs; {agree} leaves as they say, {gone} gone as they say")?;
         }
-        writeln!(f, "events: {installs} installs; {agree} leaves as they say, {gone} gone as they say")?;
-        if *unexplained > 0 {
-            writeln!(f, "not checked: leaves that are gone without an event: {unexplained}")?;
-        }
+        self.not_checked().iter().try_for_each(|line| writeln!(f, "not checked: {line}"))?;
         self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))
     }
 }
@@ -89,7 +117,21 @@ impl LiveTables {
     pub fn replay(&self, events: &[Event], lost: u64) -> Replay {
         let mut account = Account::new(self.kernel.format(Levels::Four, false));
         account.play(events);
-        account.compare(self.leaves().filter(|leaf| !leaf.nested), self.slots(), lost)
+        let replay = account.compare(self.leaves().filter(|leaf| !leaf.nested), self.slots(), lost);
+        let told = taken(events, self.kernel.host.module, self.second_level());
+        replay.with_faults(told, self.count("pf_taken"))
+    }
+}
+
+impl Replay {
+    fn with_faults(mut self, told: Option<u64>, counted: Option<u64>) -> Self {
+        (self.faults, self.faults_counted) = (told, counted);
+        if let (Some(told), Some(counted), 0) = (told, counted, self.lost)
+            && told != counted
+        {
+            self.findings.push(TraceFinding::Faults { told, counted });
+        }
+        self
     }
 }
 
@@ -147,6 +189,7 @@ impl Account {
                 Happened::TableZapped { level } => self.tables_zapped[usize::from(level & 0xf)] = number,
                 Happened::AllZapped => self.all_zapped = number,
                 Happened::Unmapped(range) => self.unmapped.push((number, range)),
+                Happened::Faulted(_) | Happened::MmioChecked { .. } => {}
             }
         }
     }
@@ -173,7 +216,7 @@ impl Account {
 
     fn compare(self, leaves: impl Iterator<Item = LiveLeaf>, slots: &[LiveSlot], lost: u64) -> Replay {
         let installs = self.installs;
-        let mut replay = Replay { findings: Vec::new(), installs, agree: 0, gone: 0, unexplained: 0, lost };
+        let mut replay = Replay { installs, lost, ..Replay::default() };
         if lost > 0 {
             return replay;
         }
@@ -229,8 +272,6 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
-
     use super::*;
     use crate::access::Rights;
     use crate::format::{Ept, EptCaps, MaxPhyAddr};
@@ -347,5 +388,20 @@ mod tests {
         let replay = account.compare([leaf(0, SMALL, 0, 0)].into_iter(), &[], 3);
         assert!(replay.is_clean());
         assert!(replay.to_string().contains("not checked"), "{replay}");
+        assert!(replay.with_faults(Some(5), Some(7)).is_clean(), "some of the lost may be faults");
+    }
+
+    #[test]
+    fn faults_are_told_as_often_as_they_are_counted() {
+        let of = |told, counted| Replay::default().with_faults(told, counted);
+        let good = of(Some(7), Some(7));
+        assert!(good.is_clean() && good.not_checked().is_empty());
+        for told in [6, 8] {
+            let found = of(Some(told), Some(7)).findings;
+            assert_eq!(found, [TraceFinding::Faults { told, counted: 7 }]);
+        }
+        for unknown in [of(Some(7), None), of(None, Some(7))] {
+            assert!(unknown.is_clean() && unknown.to_string().contains("not checked: faults"));
+        }
     }
 }

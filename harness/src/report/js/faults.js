@@ -123,7 +123,10 @@ function drawTimeline(run) {
     legend,
     h("div", { class: "scroll" }, svg),
     faults?.unkept
-      ? h("p", { class: "note" }, `${count(faults.unkept)} more faults came after these.`)
+      ? h("p", { class: "note" }, `${count(faults.unkept)} more faults are not shown.`)
+      : null,
+    faults?.lost
+      ? h("p", { class: "note" }, `${count(faults.lost)} of KVM's trace events are lost: faults may be missing.`)
       : null,
   );
 }
