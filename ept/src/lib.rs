@@ -1,4 +1,4 @@
-//! Page-table formats, walkers, mapper and the two-dimensional MMU of a hypervisor.
+//! Page-table formats, walkers, a mapper, a verifier, a TLB, and both of KVM's MMUs: two-dimensional and shadow paging.
 //!
 //! Hardware gets from a guest-virtual to a host-physical address through two tables: the guest's own (GVA to GPA),
 //! and one of the hypervisor's (GPA to HPA: EPT on Intel, NPT on AMD). This crate reads, walks and builds both, over
@@ -7,8 +7,10 @@
 //! ```text
 //! GVA --[guest's tables]--> GPA --[EPT or NPT]--> HPA
 //!       walk(Ia32e)               walk(Ept, Npt)        each alone
-//!       ------------- nested_walk -------------         both, with every guest entry behind the second level
+//!       ------------- nested_walk -------------         both: guest entries go through it, too
 //!                                 mmu::Tdp              builds the second level on faults
+//! GVA --[shadow of the guest's tables]------------> HPA
+//!                   mmu::Shadow                         builds it, and keeps it in step
 //! ```
 //!
 //! - [`Format`]: which bit of an entry means what, as rows of data. Reserved bits are those without a row.
@@ -18,7 +20,7 @@
 //! - [`nested_walk`], [`nested_translate`]: both dimensions, references counted, faults told apart ([`NestedFault`]).
 //! - [`Paging::from_registers`]: a guest's paging, in any mode, as its control registers select it.
 //! - [`Mapper`]: map, unmap, protect, split, join, collect flags. [`mappings`]: every page a table maps.
-//! - [`mmu`]: KVM's MMU: faults that run beside each other, page sizes, zaps, dirty logging, access tracking.
+//! - [`mmu`]: KVM's MMUs: faults that run beside each other, page sizes, zaps, dirty logging, access tracking.
 //! - [`tlb`]: what a processor remembers of tables, and INVEPT, INVVPID and INVLPG, which make it forget.
 //! - [`verify`]: all that is wrong with a guest's tables, given its slots and the host's frames.
 //! - `live` (a feature; Linux, std): the tables of VMs that run under KVM, read from the kernel.
@@ -29,7 +31,8 @@
 //! # Example: an EPT made by hand
 //!
 //! ```
-//! use ept::{Access, EptCaps, Eptp, Fault, Flags, MaxPhyAddr, Misconfiguration, Paging, SparseMemory, walk};
+//! use ept::{Access, EptCaps, Eptp, Flags, MaxPhyAddr, Paging, SparseMemory, walk};
+//! use ept::{Fault, Misconfiguration};
 //!
 //! let mut memory = SparseMemory::default();
 //! for (entry, value) in [
@@ -49,11 +52,12 @@
 //!
 //! let page = walk(&memory, &ept, 0x20_3abc, Access::WRITE, Flags::Keep);
 //! assert_eq!(page.outcome.unwrap().address, 0x1234_5abc);
-//! assert_eq!(page.path.iter().map(|step| step.entry_address()).collect::<Vec<_>>(), [0x1000, 0x2000, 0x3008, 0x4018]);
+//! let entries: Vec<_> = page.path.iter().map(|step| step.entry_address()).collect();
+//! assert_eq!(entries, [0x1000, 0x2000, 0x3008, 0x4018]);
 //!
 //! // A fetch is denied: bit 2 is what was tried, bits 3 and 4 what the entries grant.
-//! let Err(Fault::EptViolation { qualification }) = walk(&memory, &ept, 0x20_3000, Access::FETCH, Flags::Keep).outcome
-//! else { panic!() };
+//! let denied = walk(&memory, &ept, 0x20_3000, Access::FETCH, Flags::Keep);
+//! let Err(Fault::EptViolation { qualification }) = denied.outcome else { panic!() };
 //! assert_eq!(qualification.bits(), 0b011_100);
 //!
 //! let reason = Misconfiguration::WriteWithoutRead;

@@ -11,6 +11,14 @@
 //! A guest is an ELF file; the section `.memvirt` holds its [`Manifest`] in TOML. What is in the folders of `programs/`,
 //! one for each area, is built here; any other ELF put into `elf/` is picked up beside them. An [`Image`] can be a Linux
 //! bzImage, too. [`starter`] begins a new one, and [`build`] builds what is not in this crate; `GUIDE.md` leads through it.
+//!
+//! | of a manifest | where its keys are |
+//! |---|---|
+//! | `summary`, `area`, `[handlers]`, `[unsuited]` | [`Manifest`], [`Area`] |
+//! | `[machine]`, `[budget]` | [`MachineSpec`], [`BudgetSpec`] |
+//! | `[[region]]`, `[[map]]` | [`RegionSpec`], [`MapSpec`] |
+//! | `[[step]]` | [`StepSpec`] |
+//! | `[expect]`, `[[expect.pages]]`, ... | [`Expect`], [`PagesSpec`], [`AbsentSpec`], [`SamePageSpec`], [`MmioSpec`] |
 
 mod compile;
 mod error;

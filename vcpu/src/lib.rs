@@ -21,7 +21,8 @@
 //! // mov [0x180000], esp; mov al, 7; out 0xf4, al
 //! ram.write(0x10_0000, &[0x89, 0x24, 0x25, 0, 0, 0x18, 0, 0xb0, 7, 0xe6, 0xf4])?;
 //! let all = GuestMap::identity(AddrRange::new(Gva(0x10_0000), 0x10_0000).unwrap());
-//! let guest = LongMode { entry: 0x10_0000, ring: Ring::User, handlers: vec![], maps: vec![all] };
+//! let (entry, ring) = (0x10_0000, Ring::User);
+//! let guest = LongMode { entry, ring, handlers: vec![], maps: vec![all] };
 //! let (regs, system) = guest.install(&space.view())?;
 //! let mut vcpu = vm.create_vcpu(0)?;
 //! vcpu.set_system_regs(&system)?;
@@ -31,7 +32,8 @@
 //! assert_eq!(exit, Exit::IoOut { port: 0xf4, size: 1, data: vec![7] });
 //! // The page that the guest wrote has a frame, and the EPT leads to it.
 //! let hva = space.view().hva(Gpa(0x18_0000)).unwrap();
-//! let (Witness::Seen(hpa), Witness::Seen(leaf)) = (vm.frame(hva), vm.leaf(Gva(0x18_0000), Gpa(0x18_0000))) else { panic!() };
+//! let leaf = vm.leaf(Gva(0x18_0000), Gpa(0x18_0000));
+//! let (Witness::Seen(hpa), Witness::Seen(leaf)) = (vm.frame(hva), leaf) else { panic!() };
 //! assert_eq!(leaf.hpa, hpa);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -40,7 +42,7 @@
 //! |---|---|
 //! | [`Vm`], [`Vcpu`] | what every machine can do; [`Entry`] -> [`Exit`], always with a [`Budget`] |
 //! | [`KvmVm`] | the machine of `/dev/kvm` |
-//! | [`soft::SoftVm`] | the machine without one: CPU, EPT and host frames in software |
+//! | [`soft::SoftVm`] | the machine without one: CPU, MMU (EPT, NPT or shadow) and host frames in software |
 //! | [`HostEvent`] | what happens to the host's memory behind a guest: pages given back, moved, protected |
 //! | [`boot`] | a guest's first tables and registers: in long mode at ring 3 or 0; by Multiboot 1, PVH or Linux's protocol |
 //! | [`HostView`] | what a host shows of a VM's inside: slots, frames, second-level leaves |
