@@ -209,6 +209,7 @@ fn browse(name: &str, html: &str, script: &str) -> Option<String> {
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--window-size=1280,900",
         // All guests in a moment are more pages than a person looks at.
         "--disable-ipc-flooding-protection",
         "--enable-logging=stderr",
@@ -247,7 +248,8 @@ fn a_browser_draws_each_guest_on_each_machine() {
             page.run_guest(guest.name, &image, mmu).unwrap();
         }
     }
-    // All of them, each in the next colour, with the walk of their first page.
+    // All of them, each in the next colour, with the walk of their first page; nothing is wider than its place, no name
+    // of the timeline over another, and its times are round.
     let script = "
         const schemes = Object.keys(SCHEMES);
         for (const [at, run] of RUNS.entries()) {
@@ -255,6 +257,17 @@ fn a_browser_draws_each_guest_on_each_machine() {
             Object.assign(state, { guest: run.guest, mmu: run.mmu, part: null, page: null, scheme });
             drawMain();
             const first = piecesOf(run).gva[0];
+            for (const box of document.querySelectorAll('main .scroll')) {
+                const out = box.scrollWidth - box.clientWidth;
+                if (out > 1) throw new Error(`${run.guest} on ${run.mmu}: ${box.firstChild.className.baseVal ?? box.firstChild.className} is ${out} too wide`);
+            }
+            const names = [...document.querySelectorAll('.tick.row')].map((name) => Number(name.getAttribute('y')));
+            names.forEach((y, at) => {
+                if (at && y - names[at - 1] < 11) throw new Error(`${run.guest} on ${run.mmu}: a name over another`);
+            });
+            const times = [...document.querySelectorAll('.tick:not(.row)')].map((time) => time.textContent);
+            if (times.length && (times.length > 9 || times.some((text) => !/^(0|([1-9][0-9]?0*|[1-9][.][1-9]) (s|ms|µs|ns))$/.test(text))))
+                throw new Error(`${run.guest} on ${run.mmu}: ${times}`);
             showPage(first);
             if (!document.querySelector('#walk .chain')) throw new Error(run.guest + ': no walk');
             zoomTo([first, first]);

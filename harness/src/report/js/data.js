@@ -103,14 +103,14 @@ function bytes(number) {
 }
 const sizeOf = (pages) => bytes(pages * 4096);
 
-/// So many nanoseconds.
-function time(ns) {
+/// So many nanoseconds, in three digits; `digits` may want them otherwise.
+function time(ns, digits = (number) => number.toPrecision(3)) {
   for (const [unit, name] of [
     [1e9, "s"],
     [1e6, "ms"],
     [1e3, "µs"],
   ]) {
-    if (ns >= unit) return `${(ns / unit).toPrecision(3)} ${name}`;
+    if (ns >= unit) return `${digits(ns / unit)} ${name}`;
   }
   return `${Math.round(ns)} ns`;
 }

@@ -1,6 +1,8 @@
 // Faults and exits over time, and how long faults took.
 
 const CHART = { width: 960, height: 240, left: 120, bottom: 24, top: 10 };
+/// So tall is the name of a row.
+const ROW_NAME = 11;
 /// Only the first command is absolute, so that a sign can be drawn anywhere.
 const SIGNS = [
   "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",
@@ -28,16 +30,31 @@ function marks(xs, ys, kinds, kind, sign) {
   return d;
 }
 
-function axis(last) {
+/// Lines at round times: one, two or five of a power of ten apart, so that there are at most eight.
+function axis(last, x) {
+  const round = (number) => String(Number(number.toPrecision(3)));
+  const power = 10 ** Math.floor(Math.log10(last));
+  const step = [0.1, 0.2, 0.5, 1].map((part) => part * power).find((step) => last / step < 8);
   const parts = [];
-  for (let i = 0; i <= 4; i++) {
-    const x = CHART.left + ((CHART.width - CHART.left - 40) * i) / 4;
+  for (let at = 0; at * step <= last; at++) {
+    const left = x(at * step);
     parts.push(
-      s("path", { class: "axis", d: `M${x} ${CHART.top}V${CHART.height - CHART.bottom}` }),
-      s("text", { class: "tick", x, y: CHART.height - 6 }, i ? time((last * i) / 4) : "0"),
+      s("path", { class: "axis", d: `M${left} ${CHART.top}V${CHART.height - CHART.bottom}` }),
+      s("text", { class: "tick", x: left, y: CHART.height - 6 }, at ? time(at * step, round) : "0"),
     );
   }
   return parts;
+}
+
+/// The names of rows from above, those left out that would be printed over the one before.
+function rowNames(clusters, y) {
+  let below = -Infinity;
+  return clusters.flatMap(({ first, end }) => {
+    const at = y((first + end) / 2) + 3;
+    if (at < below) return [];
+    below = at + ROW_NAME;
+    return [s("text", { class: "tick row", x: CHART.left - 8, y: at }, hexPage(first))];
+  });
 }
 
 /// Faults by time and page; below them the exits.
@@ -62,9 +79,6 @@ function drawTimeline(run) {
     ys = page.map(y);
   // Exits take their signs from the other end.
   const signOf = (index, exit) => (exit ? 6 - (index % 7) : index % 7);
-  const names = scaled.clusters.map(({ first, end }) =>
-    s("text", { class: "tick row", x: CHART.left - 8, y: y((first + end) / 2) + 3 }, hexPage(first)),
-  );
   const svg = s(
     "svg",
     {
@@ -73,8 +87,8 @@ function drawTimeline(run) {
       role: "img",
       "aria-label": "Faults and exits over time",
     },
-    axis(last),
-    names,
+    axis(last, x),
+    rowNames(scaled.clusters, y),
     (faults?.kinds ?? []).map((_, index) =>
       s("path", { class: `sign mark-${signOf(index)}`, d: marks(xs, ys, kind, index, signOf(index)) }),
     ),

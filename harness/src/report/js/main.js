@@ -9,8 +9,9 @@ const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, h("wbr
 function drawGuests() {
   const wanted = document.getElementById("filter").value.trim().toLowerCase();
   const rows = GUESTS.filter((guest) => {
-    const run = RUNS.find((each) => each.guest === guest);
-    return `${run.area} ${guest} ${run.summary}`.toLowerCase().includes(wanted);
+    const runs = RUNS.filter((each) => each.guest === guest);
+    const verdicts = runs.map((run) => run.verdict).join(" ");
+    return `${runs[0].area} ${guest} ${runs[0].summary} ${verdicts}`.toLowerCase().includes(wanted);
   }).map((guest) =>
     h(
       "tr",
@@ -68,7 +69,10 @@ function drawTotals() {
 function drawRanges(run) {
   const pieces = clip(piecesOf(run), state.part),
     rows = [];
-  const range = (page, pages) => (page < 0 ? "–" : `${hexPage(page)} – ${hexLast(page, pages)}`);
+  const range = (page, pages) => `${hexPage(page)} – ${hexLast(page, pages)}`;
+  // The number of pages says how long it is; the pointer, where it ends.
+  const from = (page, pages) =>
+    page < 0 ? "–" : h("span", { class: "mono", title: range(page, pages) }, hexPage(page));
   let i = 0,
     more = 0;
   while (i < pieces.count) {
@@ -99,7 +103,7 @@ function drawRanges(run) {
       pieces.hpa[first] < 0
         ? "–"
         : joined === 1
-          ? range(pieces.hpa[first], pages)
+          ? from(pieces.hpa[first], pages)
           : `${plural(joined, "run")} of frames`;
     rows.push([
       h(
@@ -107,17 +111,18 @@ function drawRanges(run) {
         {
           type: "button",
           class: "link mono",
+          title: range(gva, pages),
           onclick: () => {
             zoomTo([gva, gva + pages - 1]);
             showPage(gva);
           },
         },
-        range(gva, pages),
+        hexPage(gva),
       ),
-      h("span", { class: "mono" }, range(gpa, pages)),
+      from(gpa, pages),
       place ? place.name : "no memory",
-      h("span", { class: "mono" }, range(hva, pages)),
-      h("span", { class: "mono" }, frames),
+      from(hva, pages),
+      frames,
       guest ? `${guest.size} ${guest.rights}` : "–",
       second ? `${second.size} ${second.rights}` : noLeaf(pieces.kinds[kind]),
       count(pages),
@@ -126,7 +131,7 @@ function drawRanges(run) {
   return h(
     "div",
     {},
-    table(["GVA", "GPA", "region", "HVA", "HPA", "guest page", "leaf", "#pages"], rows, { class: "ranges" }),
+    table(["GVA from", "GPA from", "region", "HVA from", "HPA from", "guest page", "leaf", "#pages"], rows, { class: "ranges" }),
     more
       ? h(
           "button",

@@ -304,7 +304,7 @@ function drawMap(run, view, { show, zoom }) {
       .filter((name) => counts.has(name))
       .map((name) => h("li", {}, swatch(styleOf.get(name)), ` ${name}: ${plural(counts.get(name), "page")}`)),
   );
-  const sampled = step > 1 && h("p", { class: "note" }, `Each ${step}th of the thinnest lines is drawn.`);
+  const sampled = step > 1 && h("p", { class: "note" }, `One of ${step} of the thinnest lines is drawn.`);
   return h("div", {}, legend, h("div", { class: "scroll" }, svg), status, sampled);
 }
 
