@@ -269,6 +269,7 @@ function drawMap(run, view, { show, zoom }) {
     const found = pageAt(here);
     if (found) {
       trace(found);
+      status.classList.add("mono");
       status.textContent = describe(run, pieces, found);
     }
   });
