@@ -27,7 +27,11 @@ pub enum LabError {
         how: String,
     },
     /// There is no kernel, or a part of it is missing.
-    #[error("{}: no {what} in this folder", folder.display())]
+    #[error(
+        "{}: no {what} in this folder or below it; a lab needs a vmlinuz and its modules irqbypass, kvm, kvm-amd, kvm-intel \
+         (.ko, .ko.xz, .ko.zst, .ko.gz), as in an unpacked package",
+        folder.display()
+    )]
     NoKernel {
         /// The folder that was to have it.
         folder: PathBuf,

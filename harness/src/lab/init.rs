@@ -20,6 +20,9 @@ pub(super) const MODULES: &str = "/modules";
 const PORT: &str = "/dev/ttyS1";
 const PORT_SPEED: u32 = 115_200;
 
+/// `MODULE_INIT_COMPRESSED_FILE`: the kernel is to decompress a module.
+const COMPRESSED_FILE: i32 = 4;
+
 /// A file system, and where it is expected to be.
 const MOUNTS: [(&str, &str); 6] = [
     ("proc", "/proc"),
@@ -86,7 +89,9 @@ fn prepare() -> io::Result<(Orders, Port)> {
     modules.sort();
     let mut port = Port(open_port()?);
     for module in modules {
-        let inserted = finit_module(OwnedFd::from(File::open(&module)?), c"", 0);
+        let is_plain = module.extension().is_some_and(|suffix| suffix == "ko");
+        let flags = if is_plain { 0 } else { COMPRESSED_FILE };
+        let inserted = finit_module(OwnedFd::from(File::open(&module)?), c"", flags);
         inserted.map_err(|error| {
             let error = io::Error::other(format!("{}: {error}", module.display()));
             // The console has the kernel's reason; this is the host's.

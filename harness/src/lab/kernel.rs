@@ -1,4 +1,5 @@
-//! The Linux that a lab boots: a folder with a `vmlinuz*` and KVM's modules, fetched from Debian where none is given.
+//! The Linux that a lab boots: a folder with a `vmlinuz*` and KVM's modules, fetched from Debian where none is given. Modules may be
+//! compressed, if the kernel decompresses them itself (CONFIG_MODULE_DECOMPRESS).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,6 +12,8 @@ use super::{Lab, LabError};
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Modules that any lab needs.
 const MODULES: [&str; 4] = ["irqbypass", "kvm", "kvm-amd", "kvm-intel"];
+/// What the names of modules end with.
+const SUFFIXES: [&str; 4] = ["ko", "ko.xz", "ko.zst", "ko.gz"];
 
 /// A kernel on disk.
 #[derive(Clone, Debug)]
@@ -31,8 +34,7 @@ impl Kernel {
             file.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with("vmlinuz"))
         };
         let image = files.iter().find(is_image).cloned();
-        let image =
-            image.ok_or_else(|| LabError::NoKernel { folder: folder.into(), what: "vmlinuz".into() })?;
+        let image = image.ok_or_else(|| no_kernel(folder, "vmlinuz*"))?;
         Ok(Self { image, folder: folder.into(), files })
     }
 
@@ -53,10 +55,16 @@ impl Kernel {
     }
 
     fn module(&self, name: &str) -> Result<PathBuf, LabError> {
-        let name = format!("{name}.ko");
-        let found = self.files.iter().find(|file| file.file_name() == Some(OsStr::new(&name)));
-        found.cloned().ok_or_else(|| LabError::NoKernel { folder: self.folder.clone(), what: name })
+        let names = SUFFIXES.map(|suffix| format!("{name}.{suffix}"));
+        let is_module = |file: &&PathBuf| {
+            names.iter().any(|name| file.file_name().is_some_and(|file| file == name.as_str()))
+        };
+        self.files.iter().find(is_module).cloned().ok_or_else(|| no_kernel(&self.folder, &names[0]))
     }
+}
+
+fn no_kernel(folder: &Path, what: &str) -> LabError {
+    LabError::NoKernel { folder: folder.into(), what: what.to_owned() }
 }
 
 /// `$XDG_CACHE_HOME/memvirt`, or `~/.cache/memvirt`.
@@ -92,7 +100,7 @@ fn fetch(cache: &Path, ready: &Path) -> Result<(), LabError> {
     let mut files = Vec::new();
     list(&work, &mut files)?;
     let packed = files.first().cloned();
-    let packed = packed.ok_or_else(|| LabError::NoKernel { folder: work.clone(), what: package.clone() })?;
+    let packed = packed.ok_or_else(|| no_kernel(&work, &package))?;
     output(Command::new("dpkg").arg("-x").args([&packed, &unpacked]))?;
     let whole = Kernel::below(&unpacked)?;
     let kept = work.join("kept");
@@ -133,4 +141,52 @@ pub(super) fn output(command: &mut Command) -> Result<String, LabError> {
         return Err(failed(command, format!("failed ({}): {said}", output.status)));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with files of these names, and nothing in them.
+    fn kernel(test: &str, files: &[&str]) -> (PathBuf, Result<Kernel, LabError>) {
+        let folder = std::env::temp_dir().join(format!("memvirt-kernel-{}-{test}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for file in files {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, []).unwrap();
+        }
+        let found = Kernel::below(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        (folder, found)
+    }
+
+    #[test]
+    fn an_unpacked_package_is_a_kernel_whether_its_modules_are_compressed_or_not() {
+        let files = [
+            "boot/vmlinuz-6.12",
+            "boot/config-6.12",
+            "lib/modules/kernel/arch/x86/kvm/kvm-amd.ko.zst",
+            "lib/modules/kernel/arch/x86/kvm/kvm.ko",
+            "lib/modules/kernel/drivers/ptp/ptp_kvm.ko.xz",
+            "lib/modules/kernel/virt/lib/irqbypass.ko.xz",
+        ];
+        let (folder, found) = kernel("whole", &files);
+        let found = found.unwrap();
+        assert_eq!(found.image, folder.join(files[0]));
+        let modules = found.modules(Lab::Npt).unwrap();
+        assert_eq!(modules, [files[5], files[3], files[2]].map(|file| folder.join(file)));
+        let missing = found.modules(Lab::Ept).unwrap_err().to_string();
+        assert!(missing.contains("no kvm-intel.ko"), "{missing}");
+    }
+
+    #[test]
+    fn a_folder_without_a_kernel_is_told_what_was_looked_for() {
+        let (folder, found) = kernel("none", &["README", "kvm.ko"]);
+        let why = found.unwrap_err().to_string();
+        assert!(why.starts_with(&format!("{}: no vmlinuz* ", folder.display())), "{why}");
+        for part in ["vmlinuz", "irqbypass", "kvm", "kvm-amd", "kvm-intel", ".ko.xz"] {
+            assert!(why.contains(part), "{part}: {why}");
+        }
+    }
 }

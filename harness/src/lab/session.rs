@@ -1,6 +1,7 @@
 //! A lab that is open: the emulator as a child process, what it says, and how long it may take.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -194,7 +195,8 @@ fn archive(orders: &Orders, kernel: &Kernel) -> Result<Vec<u8>, LabError> {
         archive.program(&orders.folder.join(program), program)?;
     }
     for (index, module) in kernel.modules(orders.lab)?.iter().enumerate() {
-        archive.file(&Path::new(init::MODULES).join(format!("{index}.ko")), &read(module)?);
+        let suffix = module.extension().and_then(OsStr::to_str).unwrap_or_default();
+        archive.file(&Path::new(init::MODULES).join(format!("{index}.{suffix}")), &read(module)?);
     }
     for file in &orders.files {
         archive.file(&orders.folder.join(file), &read(file)?);

@@ -98,11 +98,12 @@ const ROWS: [Row; 7] = [
     },
 ];
 
-/// Writes to each page from RSI to RDI, and comes out.
+/// Writes to each page from RSI to RDI, and comes out. It does not read before: QEMU's TCG would fault for that, and Linux answers
+/// with its page of zeros, which it splits when it is written.
 fn write(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut next = a.create_label();
     a.set_label(&mut next)?;
-    a.inc(qword_ptr(rsi))?;
+    a.mov(qword_ptr(rsi), rsi)?;
     a.add(rsi, PAGE as i32)?;
     a.cmp(rsi, rdi)?;
     a.jb(next)?;
