@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use harness::Mmu;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::Value;
 use support::ElfBuilder;
 
@@ -212,6 +213,44 @@ fn qemus_slots_are_its_flat_view() {
     assert_eq!(vm["findings"], serde_json::json!([]));
 }
 
+/// Another process that has the VM's file and none of its memory: as one that has got it from a VMM, to look at it or to save it.
+fn stranger_with_the_file_of(vmm: &Process) -> Process {
+    let pid = vmm.0.id();
+    let is_vm = |fd: &i32| {
+        let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}"));
+        link.is_ok_and(|target| target.as_os_str() == "anon_inode:kvm-vm")
+    };
+    let names = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().file_name());
+    let fd = names.filter_map(|name| name.to_str()?.parse().ok()).find(is_vm).expect("it has a VM");
+    let handle = pidfd_open(Pid::from_child(&vmm.0), PidfdFlags::empty()).unwrap();
+    let file = pidfd_getfd(handle, fd, PidfdGetfdFlags::empty()).unwrap();
+    Process(Command::new("sleep").arg("60").stdin(file).spawn().unwrap())
+}
+
+/// The frames of its leaves are not those that this process has, which is so, and is what must be told.
+#[test]
+fn a_process_without_the_memory_of_its_vm_has_findings() {
+    if missing().is_some() {
+        return;
+    }
+    let mut vmm = running_guest("stranger");
+    let whole = vmm.until(&[], |vm| leaves(vm) > PAGES);
+    let stranger = stranger_with_the_file_of(&vmm);
+    let output = stranger.inspect(&["--json"]);
+    let vm: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{vm}");
+    assert_eq!((&vm["slots"][0]["hva"], &vm["leaves"]), (&whole["slots"][0]["hva"], &whole["leaves"]));
+    let findings: Vec<&str> =
+        vm["findings"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let wrong = findings.iter().filter(|line| line.contains(", the process has nothing there"));
+    assert_eq!(wrong.count() as u64, leaves(&vm), "one for each leaf: {findings:#?}");
+    let output = stranger.inspect(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.matches("\n    WRONG ").count(), findings.len(), "{text}");
+    assert_eq!(vmm.inspect(&[]).status.code(), Some(0), "the VMM itself");
+}
+
 #[test]
 fn what_is_no_vm_is_refused_in_one_line() {
     let refused = |args: &[&str], says: &str| {
@@ -223,7 +262,8 @@ fn what_is_no_vm_is_refused_in_one_line() {
     refused(&["none"], "none");
     refused(&["1", "--gpa", "0xg"], "0xg");
     if missing().is_none() {
-        refused(&[&std::process::id().to_string()], "has no VM");
+        let other = Process::start(Command::new("sleep").arg("60")).unwrap();
+        refused(&[&other.0.id().to_string()], "has no VM");
         refused(&[&i32::MAX.to_string()], "No such process");
     }
 }
