@@ -41,13 +41,9 @@ const RING: usize = 2 << 20;
 /// then on. It costs nobody else anything, and ends when it is dropped.
 ///
 /// What the kernel's own threads do is not in it. They work for all VMs, and no event of KVM's names its VM, so that theirs
-/// could not be told apart:
-///
-/// - `khugepaged`, `kcompactd`, `kswapd` and `ksmd` take pages away to join, move, swap or merge them, and so does any other
-///   process that needs memory; a worker of KVM's (`kvm-nx-lpage-recovery`) takes small leaves where large ones may be. Leaves
-///   that have gone in this way are counted as [`Replay::unexplained`], and reported as not checked.
-/// - `ksmd` before Linux 6.10 may put the merged page into a leaf. Such a leaf is [`TraceFinding::OtherInstalled`], though
-///   nothing is wrong: memory with `MADV_MERGEABLE` is not for a recording there.
+/// could not be told apart. `khugepaged`, `kcompactd`, `kswapd` and `ksmd` take pages away to join, move, swap or merge them,
+/// and so does any other process that needs memory; a worker of KVM's (`kvm-nx-lpage-recovery`) takes small leaves where large
+/// ones may be. Leaves that have gone in this way are counted as [`Replay::unexplained`], and reported as not checked.
 pub struct Trace {
     kinds: Kinds,
     rings: Vec<Ring>,
