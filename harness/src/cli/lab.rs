@@ -3,9 +3,11 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
+use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use ept::live::Trace;
 use harness::lab::init::{self, Port};
 use harness::lab::{
     Comparison, GuestReport, Kernel, Lab, LabError, Message, Orders, Seen, Session, setup_line,
@@ -158,6 +160,9 @@ fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
     if let [program, arguments @ ..] = program.as_slice() {
         return execute(program, arguments, port);
     }
+    // The kernel switches a trace event on with its first watch and off with its last, and waits long each time: once is enough.
+    // Of a thread that is gone nothing is recorded.
+    let _switched_on = thread::spawn(Trace::start).join();
     for guest in options.guests() {
         let guest = guest.map_err(io::Error::other)?;
         port.send(&Message::Begin(guest.name.clone()))?;
