@@ -1,6 +1,6 @@
 //! What leaves there must be after all that KVM has done, against those that there are.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use alloc::{format, vec};
@@ -152,6 +152,8 @@ struct Account {
     installs: u64,
     /// By the physical address of the entry.
     entries: BTreeMap<u64, Installed>,
+    /// All entries that a page ever had: there may be more than one, by several roots.
+    of_page: BTreeSet<(Gpa, u64)>,
     /// The last event by which a table of that level has gone: one of all such tables.
     tables_zapped: [usize; 16],
     /// The last event by which all tables have gone.
@@ -163,8 +165,8 @@ struct Account {
 
 impl Account {
     fn new(format: Format) -> Self {
-        let (entries, tables_zapped, all_zapped, unmapped, split) = Default::default();
-        Self { format, installs: 0, entries, tables_zapped, all_zapped, unmapped, split }
+        let (entries, of_page, tables_zapped, all_zapped, unmapped, split) = Default::default();
+        Self { format, installs: 0, entries, of_page, tables_zapped, all_zapped, unmapped, split }
     }
 
     /// Events have numbers from 1 on.
@@ -178,6 +180,7 @@ impl Account {
                         Some((hpa, size)) => {
                             let gpa = Gpa(gfn << 12).align_down(size);
                             let installed = Installed { gpa, size, hpa, since: number, zapped: false };
+                            self.of_page.insert((gpa, at.raw()));
                             self.entries.insert(at.raw(), installed)
                         }
                         None => self.entries.remove(&at.raw()),
@@ -207,8 +210,14 @@ impl Account {
         if self.leaf(level, new) == Some((hpa, size)) {
             return;
         }
-        let same = |entry: &&mut Installed| (entry.gpa, entry.size, entry.hpa) == (gpa, size, hpa);
-        self.entries.values_mut().filter(same).for_each(|entry| entry.zapped = true);
+        for (_, at) in self.of_page.range((gpa, 0)..=(gpa, u64::MAX)) {
+            let entry = self.entries.get_mut(at);
+            // What is there now may be another page's.
+            if let Some(entry) = entry.filter(|entry| (entry.gpa, entry.size, entry.hpa) == (gpa, size, hpa))
+            {
+                entry.zapped = true;
+            }
+        }
         if let Entry::Table(_) = self.format.decode(level, new) {
             self.split.push((AddrRange::page_of(gpa, size), hpa));
         }
