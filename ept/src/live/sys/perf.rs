@@ -1,6 +1,7 @@
 //! perf_event_open(2), and the ring that the kernel writes records to.
 
 use alloc::vec::Vec;
+use core::ffi::CStr;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::io;
@@ -78,6 +79,15 @@ pub fn redirect(event: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     const SET_OUTPUT: libc::Ioctl = 0x2405;
     // SAFETY: two numbers.
     checked(unsafe { libc::ioctl(event.as_raw_fd(), SET_OUTPUT, to.as_raw_fd()) }.into()).map(|_| ())
+}
+
+/// Of the event's occurrences, only those count that a condition on its fields holds for (Linux, Documentation/trace/events.rst,
+/// "Event filtering").
+pub fn filter(event: &OwnedFd, condition: &CStr) -> io::Result<()> {
+    /// `PERF_EVENT_IOC_SET_FILTER`.
+    const SET_FILTER: libc::Ioctl = 0x4008_2406;
+    // SAFETY: the kernel reads a string that ends.
+    checked(unsafe { libc::ioctl(event.as_raw_fd(), SET_FILTER, condition.as_ptr()) }.into()).map(|_| ())
 }
 
 /// Where `struct perf_event_mmap_page` has, in words, how far the kernel has written and how far the reader has read.

@@ -20,6 +20,7 @@ mod tracefs;
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::ffi::CStr;
 use core::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -61,8 +62,12 @@ impl Trace {
         let started = perf::now();
         let (mut rings, mut watches) = (Vec::new(), Vec::new());
         for cpu in online_cpus()? {
-            let watch = |id: u16| perf::watch(id.into(), cpu);
-            let of_cpu: io::Result<Vec<OwnedFd>> = kinds.ids().map(watch).collect();
+            let watch = |(id, only): (u16, Option<&CStr>)| {
+                let watch = perf::watch(id.into(), cpu)?;
+                only.map_or(Ok(()), |condition| perf::filter(&watch, condition))?;
+                Ok(watch)
+            };
+            let of_cpu: io::Result<Vec<OwnedFd>> = kinds.watched().map(watch).collect();
             let ring = of_cpu.and_then(|of_cpu| {
                 let (first, others) = of_cpu.split_first().ok_or(io::ErrorKind::NotFound)?;
                 let ring = Ring::map(first, RING)?;
