@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::LabError;
-use super::kernel::output;
+use super::kernel::{COMMAND_LINE, output};
 use super::session::{CONSOLE, INITRAMFS, MESSAGES};
 
 pub(super) const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
@@ -13,7 +13,15 @@ pub(super) const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 pub(super) const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 pub(super) const LDLINUX: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
 
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable idle=poll";
+/// Time counts instructions.
+const INSTRUCTIONS_PER_SECOND: u32 = 100_000_000;
+
+/// CPUID has the frequency of the processor that is emulated. Linux would believe it, and wait that much longer for everything.
+fn command_line() -> String {
+    let khz = INSTRUCTIONS_PER_SECOND / 1000;
+    // Without RDRAND (158) and RDSEED (306), whose numbers differ from run to run.
+    format!("{COMMAND_LINE} nokaslr tsc=reliable tsc_early_khz={khz} idle=poll clearcpuid=158,306")
+}
 
 pub(super) fn command(folder: &Path, kernel: &Path) -> Result<Command, LabError> {
     cd(folder, kernel)?;
@@ -32,8 +40,9 @@ pub(super) fn command(folder: &Path, kernel: &Path) -> Result<Command, LabError>
 fn cd(folder: &Path, kernel: &Path) -> Result<(), LabError> {
     let tree = folder.join("cd");
     fs::create_dir(&tree).map_err(LabError::file(&tree))?;
+    let command_line = command_line();
     let configuration = format!(
-        "default lab\nprompt 0\nlabel lab\nkernel /vmlinuz\nappend initrd=/{INITRAMFS} {COMMAND_LINE}\n"
+        "default lab\nprompt 0\nlabel lab\nkernel /vmlinuz\nappend initrd=/{INITRAMFS} {command_line}\n"
     );
     let file = tree.join("isolinux.cfg");
     fs::write(&file, configuration).map_err(LabError::file(&file))?;
@@ -57,12 +66,12 @@ fn settings(folder: &Path) -> String {
     let file = |name: &str| folder.join(name).display().to_string();
     format!(
         "megs: 1024\n\
-         cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0\n\
+         cpu: model=corei7_skylake_x, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
          romimage: file={BIOS}\n\
          vgaromimage: file={VGA_BIOS}\n\
          ata0-master: type=cdrom, path={cd}, status=inserted\n\
          boot: cdrom\n\
-         clock: sync=none\n\
+         clock: sync=none, time0=946684800\n\
          com1: enabled=1, mode=file, dev={console}\n\
          com2: enabled=1, mode=file, dev={messages}\n\
          sound: driver=dummy, waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy\n\
