@@ -15,7 +15,8 @@ use harness::lab::{
 use harness::{HarnessError, Machine, Mmu, Report, Verdict, judge};
 use vcpu::Witness;
 
-use super::run::Options;
+use super::progress::Progress;
+use super::run::{Options, Tally};
 use super::source::{self, Source};
 use super::{Cli, Command, Status, output};
 
@@ -71,12 +72,21 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
             return Ok(Status::Trouble);
         }
     };
+    let program = args.program.first();
+    let progress = Progress::new(1 + program.map_or(guests.len(), |_| 1));
+    progress.step(format!("Linux, in lab {lab}"));
     // A guest that cannot run there is trouble only for who has asked for it.
     let by_name = !args.options.guests.is_empty();
-    let mut status = Status::AsExpected;
+    let (mut tally, mut status) = (Tally::default(), Status::AsExpected);
     loop {
-        match session.next_message() {
-            Ok(Message::Ready | Message::Begin(_)) => {}
+        let message = session.next_message();
+        progress.clear();
+        match message {
+            Ok(Message::Ready) => {
+                program.into_iter().for_each(|name| progress.step(format!("{name} in lab {lab}")))
+            }
+            Ok(Message::Exit(true)) => {}
+            Ok(Message::Begin(guest)) => progress.step(format!("{guest} in lab {lab}")),
             Ok(Message::Report(report)) => {
                 let guest = guests.iter().find(|guest| guest.name == report.guest);
                 match guest.map_or(Ok(report.text.clone()), |guest| text(&args.options, lab, guest, &report))
@@ -88,17 +98,18 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
                     }
                 }
                 out.flush()?;
+                tally.add(report.verdict);
                 status = status.max(Status::of(report.verdict, by_name));
             }
             Ok(Message::Line(line)) => writeln!(out, "{line}")?,
-            Ok(Message::Exit(true)) => {}
             Ok(Message::Exit(false)) => status = status.max(Status::Failed),
             Ok(Message::Trouble(error)) => {
                 output::complain(&error);
                 status = Status::Trouble;
             }
-            Ok(Message::End) => return Ok(status),
+            Ok(Message::End) => break,
             Err(ended) => {
+                drop(progress);
                 for line in &ended.console {
                     eprintln!("     | {line}");
                 }
@@ -107,6 +118,11 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
             }
         }
     }
+    drop(progress);
+    if !args.options.json {
+        write!(out, "{}", tally.text())?;
+    }
+    Ok(status)
 }
 
 /// A report as `memvirt run` gives it, with what its model says to it.

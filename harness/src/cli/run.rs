@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
 }
 
 /// How many runs came to what.
-struct Tally {
+pub(super) struct Tally {
     verdicts: BTreeMap<&'static str, usize>,
     since: Instant,
 }
@@ -130,12 +130,12 @@ impl Default for Tally {
 }
 
 impl Tally {
-    fn add(&mut self, verdict: Verdict) {
+    pub(super) fn add(&mut self, verdict: Verdict) {
         *self.verdicts.entry(verdict.word()).or_default() += 1;
     }
 
     /// A line for two runs or more.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let runs: usize = self.verdicts.values().sum();
         if runs < 2 {
             return String::new();
