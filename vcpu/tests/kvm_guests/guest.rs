@@ -117,9 +117,11 @@ pub fn slot(id: u32, gpa: u64, block: &Arc<RamBlock>) -> Slot {
     }
 }
 
-/// The registers every guest starts with.
+/// The registers every guest starts with. Interrupts are on: Bochs 2.7 keeps those of the host back while its guest has them off,
+/// and there a guest without an exit would never be brought out.
 pub fn start() -> Regs {
-    let mut regs = Regs { rip: CODE, rflags: rflags::FIXED | rflags::IOPL, ..Default::default() };
+    let rflags = rflags::FIXED | rflags::IOPL | rflags::IF;
+    let mut regs = Regs { rip: CODE, rflags, ..Default::default() };
     regs[vcpu::Gpr::Rsp] = STACK_END;
     regs
 }

@@ -11,6 +11,7 @@ use memory_model::{AddrRange, Gpa, PageSize, Pages, RamBlock, RamOptions};
 use slot_manager::{Slot, SlotExecutor, SlotFlags, SlotOp};
 use vcpu::{Budget, Entry, Exit};
 
+use crate::dirty_logs::write_goes_unnoticed;
 use crate::guest::{Guest, PLENTY, slot};
 use crate::live::{frame, pagemap};
 
@@ -165,8 +166,8 @@ fn a_guest_goes_on_while_its_slot_is_logged_and_not_logged() {
         assert_eq!(read(&mut running), [u64::MAX], "the guest has written all of them");
         // To read the log clears it, and protects the pages.
         assert_eq!(read(&mut running), [0]);
-        let writable = |leaf: &ept::live::LiveLeaf| leaf.rights.contains(ept::Rights::WRITE);
-        assert!(!running.tables().leaves().any(|leaf| leaf.gpa >= Gpa(HERE) && writable(&leaf)));
+        let tables = running.tables();
+        assert!(!tables.leaves().any(|leaf| leaf.gpa >= Gpa(HERE) && write_goes_unnoticed(&tables, &leaf)));
         let off = SlotOp::SetFlags { slot: logged.clone(), flags: plain.flags };
         assert_eq!(running.change(true, |slots| slots.execute(&off).unwrap()), Exit::Kicked);
         running.assert_mapped();
