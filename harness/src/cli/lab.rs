@@ -72,21 +72,22 @@ pub(crate) fn lab(args: &Args) -> io::Result<Status> {
             return Ok(Status::Trouble);
         }
     };
-    let program = args.program.first();
-    let progress = Progress::new(1 + program.map_or(guests.len(), |_| 1));
-    progress.step(format!("Linux, in lab {lab}"));
+    let steps = if args.program.is_empty() { guests.len() } else { 0 };
+    let mut progress = Some(Progress::new(1 + steps));
+    progress.iter().for_each(|progress| progress.step(format!("Linux, in lab {lab}")));
     // A guest that cannot run there is trouble only for who has asked for it.
     let by_name = !args.options.guests.is_empty();
     let (mut tally, mut status) = (Tally::default(), Status::AsExpected);
     loop {
         let message = session.next_message();
-        progress.clear();
+        progress.iter().for_each(Progress::clear);
         match message {
-            Ok(Message::Ready) => {
-                program.into_iter().for_each(|name| progress.step(format!("{name} in lab {lab}")))
+            // A program tells itself where it is.
+            Ok(Message::Ready) if steps == 0 => progress = None,
+            Ok(Message::Ready | Message::Exit(true)) => {}
+            Ok(Message::Begin(guest)) => {
+                progress.iter().for_each(|progress| progress.step(format!("{guest} in lab {lab}")));
             }
-            Ok(Message::Exit(true)) => {}
-            Ok(Message::Begin(guest)) => progress.step(format!("{guest} in lab {lab}")),
             Ok(Message::Report(report)) => {
                 let guest = guests.iter().find(|guest| guest.name == report.guest);
                 match guest.map_or(Ok(report.text.clone()), |guest| text(&args.options, lab, guest, &report))

@@ -140,10 +140,11 @@ impl Session {
         let message = serde_json::from_str(line);
         let message = message.map_err(|error| self.ended(format!("{line:?} is no message: {error}")))?;
         match &message {
-            Message::Ready => self.at = "before the first guest".to_owned(),
+            Message::Ready => self.at = "once Linux had come up".to_owned(),
             Message::Begin(guest) => self.at = format!("at guest {guest}"),
             Message::Report(report) => self.at = format!("after guest {}", report.guest),
-            Message::Line(_) | Message::Exit(_) | Message::Trouble(_) | Message::End => {}
+            Message::Line(line) => self.at = format!("after the line {line:?}"),
+            Message::Exit(_) | Message::Trouble(_) | Message::End => {}
         }
         Ok(message)
     }
