@@ -1,5 +1,6 @@
 //! What the documents say that a command prints, it prints.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -167,6 +168,23 @@ fn the_readme_knows_every_command_and_how_many_guests_there_are() {
     let runs = guests * Mmu::ALL.len();
     assert!(readme.contains(&format!("All {guests} guests on all four machines")), "{guests} guests");
     assert!(readme.contains(&format!(": {runs} runs, ")), "{runs} runs");
+}
+
+#[test]
+fn the_readme_knows_how_many_guests_differ_from_their_models() {
+    let (readme, labs) = (document("README.md"), document("docs/labs.md"));
+    let count = |section: &str| {
+        let (_, text) = labs.split_once(section).unwrap();
+        let (text, _) = text.split_once("\n#").unwrap();
+        let rows = text.lines().filter(|line| line.starts_with('|'));
+        // Names are what is between every other pair of backticks.
+        let names: BTreeSet<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+        names.into_iter().filter(|name| guest_tests::built_in().any(|guest| guest.name == *name)).count()
+    };
+    let (leaves, violations) = (count("### Leaves"), count("### Violations"));
+    assert!(leaves > 0 && violations > 0);
+    let said = format!("but for\n  {leaves} guests; as many violations, but for {violations}.");
+    assert!(readme.contains(&said), "{said}");
 }
 
 #[test]
