@@ -1,0 +1,90 @@
+//! What the first process of a lab's Linux does: the guests, or a program.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{self, ExitCode};
+use std::thread;
+
+use clap::Parser;
+use ept::live::Trace;
+use harness::lab::init::{self, Port};
+use harness::lab::{GuestReport, Lab, Message, Orders, Seen};
+use harness::{HarnessError, Machine, Mmu, Report, judge};
+use vcpu::Witness;
+
+use super::Args;
+use crate::cli::source::Source;
+use crate::cli::{Cli, Command, output};
+
+/// In a lab, so many times as long may a guest run before the host comes between: a vCPU has hardly been entered in what is a
+/// turn elsewhere.
+const PACE: u32 = 10;
+
+/// The work of the first process of a lab. It does not come back, but for an error.
+pub(crate) fn inside() -> ExitCode {
+    let error = init::run(work);
+    output::complain(&error);
+    ExitCode::FAILURE
+}
+
+fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
+    let cli = Cli::try_parse_from(&orders.arguments).map_err(io::Error::other)?;
+    let Command::Lab(Args { options, program, .. }) = cli.command else {
+        return Err(io::Error::other("the orders are no command for a lab"));
+    };
+    if let [program, arguments @ ..] = program.as_slice() {
+        return execute(program, arguments, port);
+    }
+    // The kernel switches a trace event on with its first watch and off with its last, and waits long each time: once is enough.
+    // Of a thread that is gone nothing is recorded.
+    let _switched_on = thread::spawn(Trace::start).join();
+    for guest in options.guests() {
+        let guest = guest.map_err(io::Error::other)?;
+        port.send(&Message::Begin(guest.name.clone()))?;
+        port.send(&match run(&guest, Mmu::Lab(orders.lab)) {
+            Ok((report, second_level)) => Message::Report(GuestReport {
+                verdict: report.verdict,
+                text: options.text(&report),
+                guest: report.guest,
+                second_level,
+            }),
+            Err(error) => Message::Trouble(format!("{} on {}: {error}", guest.name, orders.lab.column())),
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs a Linux program, and sends what it writes.
+fn execute(program: &str, arguments: &[String], port: &mut Port) -> io::Result<()> {
+    let (lines, writer) = io::pipe()?;
+    let mut command = process::Command::new(std::path::absolute(program)?);
+    command.args(arguments).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // The pipe ends when the child's ends of it do.
+    drop(command);
+    for line in BufReader::new(lines).split(b'\n') {
+        port.send(&Message::Line(String::from_utf8_lossy(&line?).into_owned()))?;
+    }
+    port.send(&Message::Exit(child.wait()?.success()))
+}
+
+/// Runs a guest, and looks at its second level at the end.
+pub(super) fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Seen), HarnessError> {
+    if let Some(why) = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
+        return Ok((Report::skipped(&guest.name, mmu, why), Seen::default()));
+    }
+    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
+    if let Mmu::Lab(lab) = mmu {
+        // KVM's tables and counts are held against its trace events from here on.
+        machine.host().record_faults();
+        machine.slow_down(PACE);
+        if lab == Lab::Ept {
+            machine.start_interruptible()?;
+        }
+    }
+    let run = machine.run()?;
+    let mut report = judge(&guest.name, mmu, &mut machine, run)?;
+    if let (Mmu::Lab(_), Witness::NotShown(why)) = (mmu, machine.host().faults()) {
+        report.unchecked.push(why.into_owned());
+    }
+    Ok((report, Seen::of(machine.host())))
+}

@@ -1,0 +1,82 @@
+//! `memvirt lab`.
+
+mod inside;
+mod visit;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harness::lab::{Kernel, Lab, LabError, Orders, Session, setup_line};
+
+pub(crate) use self::inside::inside;
+use self::visit::Visit;
+use super::run::Options;
+use super::source::{self, Source};
+use super::{Status, output};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which lab: npt (QEMU) or ept (Bochs).
+    #[arg(required_unless_present = "setup")]
+    lab: Option<Lab>,
+    /// Print a line for a shell that installs what both labs lack.
+    #[arg(long, exclusive = true)]
+    setup: bool,
+    /// A folder with another Linux, as an unpacked package has it: vmlinuz and KVM's modules.
+    #[arg(long, value_name = "FOLDER")]
+    kernel: Option<PathBuf>,
+    /// Seconds that all of it may take.
+    #[arg(long, value_name = "SECONDS", default_value = "540")]
+    budget: u64,
+    /// Instead of guests, a Linux program that needs no other libraries than this one; all that follows is its own.
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "guests")]
+    program: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub(crate) fn lab(args: &Args) -> io::Result<Status> {
+    let mut out = io::stdout().lock();
+    let Some(lab) = args.lab else {
+        match setup_line() {
+            Some(line) => writeln!(out, "{line}")?,
+            None => output::complain(&"all packages that labs need are here"),
+        }
+        return Ok(Status::AsExpected);
+    };
+    if args.options.list {
+        return super::run::list(&mut out);
+    }
+    // What is wrong with a guest is told at once, not after a boot.
+    let guests: Result<Vec<Source>, _> = args.options.guests().collect();
+    let opened = guests.map_err(|error| error.to_string()).and_then(|guests| {
+        let session = open(lab, args).map_err(|error| error.to_string())?;
+        Ok((guests, session))
+    });
+    match opened {
+        Ok((guests, mut session)) => Visit::new(lab, args, guests, &mut out).follow(&mut session),
+        Err(error) => {
+            output::complain(&error);
+            Ok(Status::Trouble)
+        }
+    }
+}
+
+fn open(lab: Lab, args: &Args) -> Result<Session, LabError> {
+    let kernel = match &args.kernel {
+        Some(folder) => Kernel::below(folder)?,
+        None => Kernel::cached()?,
+    };
+    let names = args.options.guests.iter().map(PathBuf::from).chain(args.options.initrd.clone());
+    let built_in = |name: &PathBuf| name.to_str().is_some_and(source::is_built_in);
+    let orders = Orders {
+        lab,
+        // Inside, the same program reads the same command line.
+        arguments: std::env::args().collect(),
+        folder: std::env::current_dir().map_err(LabError::system("the current folder"))?,
+        files: names.filter(|name| !built_in(name)).collect(),
+        programs: args.program.first().map(PathBuf::from).into_iter().collect(),
+    };
+    Session::start(&orders, &kernel, Duration::from_secs(args.budget))
+}
