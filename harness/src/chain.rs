@@ -67,7 +67,7 @@ pub struct Known {
     pub holds: Option<u64>,
     /// The page size of the second level.
     pub leaf_page: Option<PageSize>,
-    /// What the guest did there; `None` if it may never have been there.
+    /// What the guest did there; `None` if it may never have been there: then nothing needs to be there.
     pub access: Option<Rights>,
 }
 
@@ -80,6 +80,8 @@ pub struct Chain {
     pub guest_walk: Path,
     /// The page size in the guest's tables.
     pub guest_page: Option<PageSize>,
+    /// What an access raises, where the guest's tables lead nowhere.
+    pub guest_fault: Option<Fault>,
     /// By the guest's tables.
     pub gpa: Option<Gpa>,
     /// The region, by the flat view.
@@ -117,6 +119,7 @@ impl Observer<'_> {
             gva,
             guest_walk: Path::default(),
             guest_page: None,
+            guest_fault: None,
             gpa: None,
             region: None,
             slot: None,
@@ -156,7 +159,15 @@ impl Observer<'_> {
                 note.compare("guest page size", known.guest_page, leaf.size);
                 note.allows("rights in the guest's tables", known.access, leaf.rights());
             }
-            Err(fault) => note.wrong("mapped by the guest's tables", guest_fault(fault)),
+            Err(fault) => {
+                chain.guest_fault = Some(fault);
+                if known.access.is_some() {
+                    note.wrong(
+                        "mapped by the guest's tables",
+                        format!("the guest's tables do not map it: {fault}"),
+                    );
+                }
+            }
         }
     }
 
@@ -166,10 +177,11 @@ impl Observer<'_> {
         chain.region = range.map(|range| range.name.to_string());
         chain.hva = range.and_then(|range| range.hva(gpa));
         let Some(hva) = chain.hva else {
-            return note.wrong(
-                "memory in the flat view",
-                format!("{gpa} is {}", chain.region.as_deref().unwrap_or("a hole")),
-            );
+            if known.access.is_some() {
+                let what = chain.region.as_deref().unwrap_or("a hole");
+                note.wrong("memory in the flat view", format!("{gpa} is {what}"));
+            }
+            return;
         };
         note.ok("memory in the flat view");
         note.compare("region", known.region.as_deref(), chain.region.as_deref().unwrap_or_default());
@@ -277,10 +289,6 @@ impl Observer<'_> {
         let small = PageSize::Size4K.bytes() as usize;
         frame.is_aligned(size) && (0..size.bytes()).step_by(small).map(behind).all(follows)
     }
-}
-
-fn guest_fault(fault: Fault) -> String {
-    format!("the guest's tables do not map it: {fault}")
 }
 
 /// Adds checks to one link.

@@ -91,8 +91,9 @@ impl fmt::Display for Chain {
             writeln!(f, "    {table:<4} {:#x} [{:>3}] = {:#018x}", step.table, step.index, step.entry)?;
         }
         self.notes(f, LinkKind::GvaToGpa)?;
-        let page = self.guest_page.map_or_else(String::new, |size| format!("  ({size} page of the guest)"));
-        writeln!(f, " -> GPA {}{page}", shown(self.gpa))?;
+        let page = self.guest_page.map(|size| format!("  ({size} page of the guest)"));
+        let fault = self.guest_fault.map(|fault| format!("  ({fault})"));
+        writeln!(f, " -> GPA {}{}", shown(self.gpa), page.or(fault).unwrap_or_default())?;
         self.notes(f, LinkKind::GpaToHva)?;
         let region = plain(self.region.as_deref().unwrap_or("no region"));
         let slot = shown(self.slot.map(|slot| slot.0));

@@ -104,6 +104,18 @@ fn map_shows_every_step_and_host_what_is_here() {
 }
 
 #[test]
+fn map_says_where_an_address_leads_nowhere_and_finds_nothing_wrong_with_that() {
+    let output = memvirt(&["map", "mmio_hole", "0x9999999000", "0x2000000"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [" -> GPA -  (page fault, code 0x0)", " -> GPA 0x2000000  ", " -> HVA -  (no region, slot -)"]
+    {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert!(!text.contains("WRONG"), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
 fn verify_counts_what_it_looked_at_and_what_it_could_not_look_at() {
     let output = memvirt(&["verify", "first_touch", "--mmu", "all"]);
     let text = String::from_utf8(output.stdout).unwrap();
