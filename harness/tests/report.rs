@@ -270,12 +270,17 @@ fn a_browser_draws_each_guest_on_each_machine() {
                 throw new Error(`${run.guest} on ${run.mmu}: ${times}`);
             showPage(first);
             if (!document.querySelector('#walk .chain')) throw new Error(run.guest + ': no walk');
+            if (!document.querySelector('.mark-line').getAttribute('d')) throw new Error(run.guest + ': no mark');
             zoomTo([first, first]);
         }
         location.hash = '#first_touch/shadow/0x101000';";
     let Some(dom) = browse("all_guests", &page.html(), script) else { return };
     assert!(dom.contains("first_touch <small>on shadow</small>"));
     assert!(dom.contains("The page at 0x101000"));
+    assert!(
+        dom.contains(">GVA 0x101000 → GPA 0x101000 (ram) → HVA 0x"),
+        "marked in the map, and told below it"
+    );
     assert!(dom.contains("by the second level (shadow): a 4K leaf, rwxu"));
 }
 

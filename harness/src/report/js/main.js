@@ -1,7 +1,7 @@
 // What is shown: a guest on a machine and maybe a page of it, as the address's fragment says, so that a link leads there:
 // #first_touch/ept/0x101000.
 
-const state = { guest: null, mmu: null, part: null, page: null, scheme: "size", rows: 60 };
+const state = { guest: null, mmu: null, part: null, page: null, scheme: "size", rows: 60, select: null };
 
 /// A name that may go on in the next line behind an underscore.
 const breakable = (name) => name.split(/(?<=_)/).flatMap((part) => [part, h("wbr")]);
@@ -156,6 +156,7 @@ function zoomTo(part) {
 function showPage(page) {
   state.page = page;
   history.replaceState(null, "", `#${encodeURIComponent(state.guest)}/${state.mmu}/${hexPage(page)}`);
+  state.select(page);
   const walk = document.getElementById("walk");
   walk.replaceWith(drawWalkSection(runOf(state.guest, state.mmu)));
   document.getElementById("walk").scrollIntoView({ block: "nearest" });
@@ -219,10 +220,9 @@ function drawMapSection(run) {
     ),
     h("button", {}, "walk"),
   );
-  return [
-    h("div", { class: "tools" }, schemes, address, part),
-    drawMap(run, state, { show: showPage, zoom: zoomTo }),
-  ];
+  const { map, select } = drawMap(run, state, { show: showPage, zoom: zoomTo });
+  state.select = select;
+  return [h("div", { class: "tools" }, schemes, address, part), map];
 }
 
 function drawWalkSection(run) {

@@ -160,7 +160,8 @@ const swatch = (style) =>
   );
 
 /// The map, and how it answers the pointer. `show(page)` is called for a page that is clicked, `zoom(part)` for a part
-/// that is dragged over; `part` is the pair of the first and the last page of GVAs that is shown, or null for all.
+/// that is dragged over; `part` is the pair of the first and the last page of GVAs that is shown, or null for all. Gives the
+/// element, and what marks a page for as long as the pointer is at no other: `select(page)`, or null for none.
 function drawMap(run, view, { show, zoom }) {
   const all = piecesOf(run),
     pieces = clip(all, view.part);
@@ -206,11 +207,7 @@ function drawMap(run, view, { show, zoom }) {
     drag,
     mark,
   );
-  const status = h(
-    "p",
-    { class: "status", "aria-live": "polite" },
-    "Point at a page; click for its walk; drag to look closer. Gaps in a column are folded where ⋮ says how much.",
-  );
+  const status = h("p", { class: "status", "aria-live": "polite" });
 
   const at = (event) => {
     const box = svg.getBoundingClientRect(),
@@ -252,6 +249,24 @@ function drawMap(run, view, { show, zoom }) {
     });
     mark.setAttribute("d", d);
   };
+  const tell = (found) => {
+    status.classList.toggle("mono", found !== null);
+    if (found) {
+      trace(found);
+      status.textContent = describe(run, pieces, found);
+    } else {
+      mark.removeAttribute("d");
+      status.textContent =
+        "Point at a page; click for its walk; drag to look closer. Gaps in a column are folded where ⋮ says how much.";
+    }
+  };
+  let selected = null;
+  const select = (page) => {
+    const i = page === null ? -1 : pieces.gva.findIndex((gva, i) => gva >= 0 && gva <= page && page < gva + pieces.pages[i]);
+    selected = i < 0 ? null : { i, offset: page - pieces.gva[i] };
+    tell(selected);
+  };
+  svg.addEventListener("pointerleave", () => tell(selected));
   let from = null;
   svg.addEventListener("pointerdown", (event) => {
     from = at(event);
@@ -267,11 +282,7 @@ function drawMap(run, view, { show, zoom }) {
       return;
     }
     const found = pageAt(here);
-    if (found) {
-      trace(found);
-      status.classList.add("mono");
-      status.textContent = describe(run, pieces, found);
-    }
+    if (found) tell(found);
   });
   svg.addEventListener("pointerup", (event) => {
     const here = at(event),
@@ -306,7 +317,8 @@ function drawMap(run, view, { show, zoom }) {
       .map((name) => h("li", {}, swatch(styleOf.get(name)), ` ${name}: ${plural(counts.get(name), "page")}`)),
   );
   const sampled = step > 1 && h("p", { class: "note" }, `One of ${step} of the thinnest lines is drawn.`);
-  return h("div", {}, legend, h("div", { class: "scroll" }, svg), status, sampled);
+  select(view.page);
+  return { map: h("div", {}, legend, h("div", { class: "scroll" }, svg), status, sampled), select };
 }
 
 /// The GVAs of what a column has between two heights.
