@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -86,9 +87,9 @@ impl Session {
     ) -> Result<Self, LabError> {
         let folder = Folder::new()?;
         let (sender, events) = channel();
-        let console = listen(&folder.0.join(CONSOLE), &sender, Event::Console)?;
-        let messages = listen(&folder.0.join(MESSAGES), &sender, Event::Message)?;
-        let mut command = emulator(&folder.0)?;
+        let console = listen(&folder.path.join(CONSOLE), &sender, Event::Console)?;
+        let messages = listen(&folder.path.join(MESSAGES), &sender, Event::Message)?;
+        let mut command = emulator(&folder.path)?;
         let terminal = Terminal::open().map_err(LabError::system("a pseudo-terminal"))?;
         for set in [Command::stdin, Command::stdout, Command::stderr] {
             set(&mut command, terminal.end().map_err(LabError::system("a pseudo-terminal"))?);
@@ -259,9 +260,13 @@ impl Terminal {
     }
 }
 
-/// A folder of its own, gone when the session is.
+/// A folder of its own, gone when the session is: also one that is killed, or interrupted at the terminal.
 #[derive(Debug)]
-struct Folder(PathBuf);
+struct Folder {
+    path: PathBuf,
+    /// Removes it when its standard input ends, as it does with this process.
+    remover: Child,
+}
 
 impl Folder {
     fn new() -> Result<Self, LabError> {
@@ -269,14 +274,20 @@ impl Folder {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("memvirt-lab-{}-{number}", std::process::id()));
         fs::create_dir(&path).map_err(LabError::file(&path))?;
-        Ok(Self(path))
+        let mut remover = Command::new("sh");
+        remover.args(["-c", r#"cat > /dev/null; rm -rf -- "$0""#]).arg(&path);
+        // Of no group that a terminal interrupts.
+        remover.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let remover = remover.spawn().map_err(LabError::system("sh"))?;
+        Ok(Self { path, remover })
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
+        drop(self.remover.stdin.take());
         // What is left of a temporary folder hurts nobody.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = self.remover.wait();
     }
 }
 
@@ -323,7 +334,7 @@ mod tests {
     #[test]
     fn one_that_hangs_is_killed_when_the_budget_ends() {
         let session = session(&format!("{READY} exec sleep 1000"), Duration::from_secs(1));
-        let (folder, start) = (session._folder.0.clone(), Instant::now());
+        let (folder, start) = (session._folder.path.clone(), Instant::now());
         let (messages, ended) = hear(session);
         assert_eq!(messages, begun());
         assert_eq!(ended.to_string(), "the budget of 1 s ran out, at guest first_touch");
