@@ -21,7 +21,8 @@ pub struct Exits {
     pub last: VecDeque<Exit>,
     /// When each came, after the start: of a machine that [records](crate::Machine::record) alone.
     pub times: Vec<(Duration, &'static str)>,
-    started: Option<Instant>,
+    /// The start, of such a machine.
+    pub started: Option<Instant>,
 }
 
 impl Exits {

@@ -37,12 +37,20 @@ fn main() -> ExitCode {
     libtest_mimic::run(&args, guests.chain(twice).collect()).exit_code()
 }
 
-/// What the host does between any two instructions of this guest it does between the same ones, and all takes as long.
+/// What the host does between any two instructions of this guest it does between the same ones, and all takes as long. Its page has
+/// it beside its model.
 fn two_runs_are_the_same(lab: Lab) -> Result<(), Failed> {
-    let [first, second] = [run(lab, &["discard_any_time"])?, run(lab, &["discard_any_time"])?];
+    let page = format!("{}/{}.html", env!("CARGO_TARGET_TMPDIR"), lab.column());
+    let arguments = ["discard_any_time", "--report", &page];
+    let [first, second] = [run(lab, &arguments)?, run(lab, &arguments)?];
     let [first, second] = [first, second].map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     if first != second || !first.contains(r#""verdict":"pass""#) {
         return Err(format!("{first}{second}").into());
+    }
+    let page = std::fs::read_to_string(page)?;
+    let shows = |mmu: Mmu| page.contains(&format!(r#""mmu":"{mmu}""#));
+    if !shows(Mmu::Lab(lab)) || !shows(lab.model()) {
+        return Err("the page does not show both".into());
     }
     Ok(())
 }

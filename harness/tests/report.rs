@@ -135,6 +135,24 @@ fn faults_are_told_one_by_one_and_in_order() {
 }
 
 #[test]
+fn faults_and_exits_have_the_same_clock_however_early_the_recording_began() {
+    let image = built_in("first_touch");
+    let mut machine = Machine::build(image.clone(), Mmu::Ept.create_vm(&image).unwrap()).unwrap();
+    machine.record();
+    // All of another run is in between.
+    page_of("touch_random", Mmu::Ept);
+    let run = machine.run().unwrap();
+    let report = harness::judge("first_touch", Mmu::Ept, &mut machine, run).unwrap();
+    let mut page = Page::default();
+    page.add_machine(&report, &mut machine).unwrap();
+    let run = &data(&page.html())[0];
+    let last = |of: &Value| column(&of["at"]).iter().sum::<i128>();
+    let (faults, exits, whole) = (last(&run["fault_events"]), last(&run["exits"]), &run["elapsed_ns"]);
+    assert!(0 < faults && faults < exits, "the guest ends with an exit: {faults}, {exits}");
+    assert!(exits <= whole.as_i64().unwrap().into(), "{exits} of {whole}");
+}
+
+#[test]
 fn nothing_is_recorded_unless_somebody_asks() {
     let image = built_in("first_touch");
     let mut machine = Machine::build(image.clone(), Mmu::Ept.create_vm(&image).unwrap()).unwrap();

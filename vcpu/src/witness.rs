@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ept::live::{LiveReport, Replay};
 use ept::mmu::FaultOutcome;
@@ -65,8 +65,8 @@ pub struct SecondLevelTables {
 /// A second-level fault that the host has handled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FaultEvent {
-    /// When, after the recording began.
-    pub at: Duration,
+    /// When it began.
+    pub at: Instant,
     /// How long it took the host, if it tells.
     pub took: Option<Duration>,
     /// Whose access it was.

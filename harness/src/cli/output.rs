@@ -1,10 +1,15 @@
 //! Text for people and JSON for machines.
 
 use std::fmt::{self, Write};
+use std::fs;
+use std::path::Path;
 
 pub(crate) use harness::inspect::letters;
+use harness::report::Page;
 use harness::{Chain, Counts, Report, Verdict, plain};
 use serde::Serialize;
+
+use super::Status;
 
 /// To standard error, in one line unless a tool has said more. A file's name or a guest's manifest may be in it: no
 /// control character goes out.
@@ -12,6 +17,17 @@ pub(crate) fn complain(error: &dyn fmt::Display) {
     let text = error.to_string();
     let lines: Vec<_> = text.lines().map(plain).collect();
     eprintln!("memvirt: {}", lines.join("\n"));
+}
+
+/// Writes a page for people.
+pub(crate) fn save(path: &Path, page: &Page) -> Status {
+    match fs::write(path, page.html()) {
+        Ok(()) => Status::AsExpected,
+        Err(error) => {
+            complain(&format!("{}: {error}", path.display()));
+            Status::Trouble
+        }
+    }
 }
 
 /// A report as one JSON object in one line.

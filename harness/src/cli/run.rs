@@ -108,13 +108,8 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
     if !options.json {
         write!(out, "{}", tally.text())?;
     }
-    if let (Some(path), Some(page)) = (&args.report, page)
-        && let Err(error) = std::fs::write(path, page.html())
-    {
-        output::complain(&format!("{}: {error}", path.display()));
-        return Ok(Status::Trouble);
-    }
-    Ok(status)
+    let saved = args.report.as_deref().zip(page).map(|(path, page)| output::save(path, &page));
+    Ok(status.max(saved.unwrap_or(Status::AsExpected)))
 }
 
 /// How many runs came to what.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Seen;
 use crate::Verdict;
+use crate::report::Page;
 
 /// One line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -36,4 +37,6 @@ pub struct GuestReport {
     pub text: String,
     /// What KVM shows of its second level at the end.
     pub second_level: Seen,
+    /// All that was found, if somebody wants a page of it.
+    pub page: Option<Page>,
 }

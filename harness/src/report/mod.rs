@@ -29,14 +29,16 @@ mod memory;
 mod run;
 
 use guest_tests::Image;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use self::run::RunData;
 use crate::{HarnessError, Machine, Mmu, Report, judge};
 
-/// A page in the making.
-#[derive(Default)]
+/// A page in the making. It may go to another process, to be joined there with others.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Page {
-    runs: Vec<String>,
+    runs: Vec<Value>,
 }
 
 impl Page {
@@ -62,10 +64,13 @@ impl Page {
         self.push(&RunData::new(image.manifest(), report));
     }
 
+    /// Adds all that another page has.
+    pub fn append(&mut self, mut other: Self) {
+        self.runs.append(&mut other.runs);
+    }
+
     fn push(&mut self, data: &RunData) {
-        let json = serde_json::to_string(data).expect("strings and numbers are always JSON");
-        // Nothing that a guest's names hold can end the script element.
-        self.runs.push(json.replace('<', "\\u003c"));
+        self.runs.push(serde_json::to_value(data).expect("strings and numbers are always JSON"));
     }
 
     /// The whole page.
@@ -82,6 +87,8 @@ impl Page {
         ];
         let page = include_str!("page.html").replace("/*style*/", include_str!("page.css"));
         let page = page.replace("/*script*/", &SCRIPTS.concat());
-        page.replace("/*data*/", &format!("[{}]", self.runs.join(",\n")))
+        // Nothing that a guest's names hold can end the script element.
+        let runs = self.runs.iter().map(|run| run.to_string().replace('<', "\\u003c"));
+        page.replace("/*data*/", &format!("[{}]", runs.collect::<Vec<_>>().join(",\n")))
     }
 }

@@ -1,6 +1,6 @@
 //! One guest on one machine, as data for the page.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ept::Rights;
 use ept::mmu::{FaultOutcome, HostFault};
@@ -40,6 +40,8 @@ pub(super) struct RunData {
     tables: Option<TablesData>,
     fault_events: Option<FaultsData>,
     memory: Option<Memory>,
+    #[serde(skip)]
+    started: Option<Instant>,
 }
 
 #[derive(Serialize)]
@@ -71,6 +73,8 @@ struct ExitsData {
 /// where no other is known; and what came of it, or what the access was.
 #[derive(Serialize, Default)]
 struct FaultsData {
+    /// Pages are guest-physical ones.
+    physical: bool,
     kinds: Vec<String>,
     at: Column,
     took: Column,
@@ -103,6 +107,7 @@ impl RunData {
             tables: None,
             fault_events: None,
             memory: None,
+            started: run.and_then(|run| run.exits.started),
         }
     }
 
@@ -120,7 +125,7 @@ impl RunData {
             (tables, Memory::of(observer))
         })?;
         let fault_events = match machine.host().faults() {
-            Witness::Seen(record) => Some(FaultsData::new(&record)),
+            Witness::Seen(record) => Some(FaultsData::new(&record, self.started)),
             _ => None,
         };
         Ok(Self { tables, fault_events, memory: Some(memory), ..self })
@@ -155,12 +160,16 @@ impl ExitsData {
 }
 
 impl FaultsData {
-    fn new(record: &FaultRecord) -> Self {
-        let mut data = Self { unkept: record.unkept, lost: record.lost, ..Self::default() };
+    /// Of a machine that was started then.
+    fn new(record: &FaultRecord, started: Option<Instant>) -> Self {
+        let started = started.or(record.events.first().map(|event| event.at));
+        let physical = record.events.iter().any(|event| event.gva.is_none());
+        let mut data = Self { physical, unkept: record.unkept, lost: record.lost, ..Self::default() };
         let (mut before, mut page_before) = (0, 0);
         for event in &record.events {
             let page = event.gva.map(Gva::page_number).or(event.gpa.map(Gpa::page_number));
-            let (now, page) = (nanoseconds(event.at), page.unwrap_or_default());
+            let after = started.map_or(Duration::ZERO, |started| event.at.saturating_duration_since(started));
+            let (now, page) = (nanoseconds(after), page.unwrap_or_default());
             data.at.push(now as i64 - before as i64);
             if let Some(took) = event.took {
                 data.took.push(nanoseconds(took) as i64);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::Instant;
 
 use ept::live::{
     Event, Happened, Kernel, LiveError, LiveRoot, LiveSlot, LiveTables, LiveVm, SecondLevel, Trace,
@@ -131,8 +131,8 @@ impl Live {
             Ok(lost) => lost,
             Err(error) => return Witness::NotShown(error.to_string().into()),
         };
-        let started = trace.started();
-        let of_event = |event: &Event| fault_event(event, started, kernel.second_level());
+        let when = trace.clock();
+        let of_event = |event: &Event| fault_event(event, when(event), kernel.second_level());
         let events: Vec<_> = trace.events().iter().filter_map(of_event).collect();
         let unkept = taken.saturating_sub(events.len() as u64);
         Witness::Seen(FaultRecord { events, unkept, lost })
@@ -144,14 +144,14 @@ impl Live {
 }
 
 /// A fault that KVM has told of, and counts.
-fn fault_event(event: &Event, started: u64, second_level: SecondLevel) -> Option<FaultEvent> {
+fn fault_event(event: &Event, at: Instant, second_level: SecondLevel) -> Option<FaultEvent> {
     let Happened::Faulted(fault) = event.what else { return None };
     let (gva, gpa) = match second_level {
         SecondLevel::Shadow => (Some(Gva(fault.address)), None),
         SecondLevel::Ept | SecondLevel::Npt => (None, Some(Gpa(fault.address))),
     };
     (!fault.is_mmio(second_level)).then(|| FaultEvent {
-        at: Duration::from_nanos(event.time.saturating_sub(started)),
+        at,
         took: None,
         vcpu: fault.vcpu,
         gva,

@@ -1,6 +1,6 @@
 //! Each access of the software CPU, through the guest's tables and the second level.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use ept::mmu::{FaultOutcome, HostFault, HostFrames, Memslots};
 use ept::{
@@ -206,7 +206,7 @@ impl Mmu<'_> {
             };
         let begun = faults.begin();
         let outcome = tdp.exit(gpa, why, &Slots { memslots, vcpu: self.vcpu }, host);
-        faults.end(begun, || fault_event(self.vcpu, gva, Some(gpa), access, &outcome));
+        faults.end(begun, |at| fault_event(at, self.vcpu, gva, Some(gpa), access, &outcome));
         match (self.settle(gva, len, outcome), absent_table) {
             // A guest table where no memory is: KVM's walk finds no entry there and the guest gets a #PF.
             (Err(BusFault::Mmio { .. }), Some(fault)) => Err(guest_fault(fault, gva)),
@@ -242,7 +242,7 @@ impl Mmu<'_> {
         }
         let begun = faults.begin();
         let outcome = shadow.fault(context, gva.raw(), access, &slots, host);
-        faults.end(begun, || fault_event(self.vcpu, gva, None, access, &outcome));
+        faults.end(begun, |at| fault_event(at, self.vcpu, gva, None, access, &outcome));
         self.settle(gva, len, outcome)
     }
 
@@ -310,8 +310,9 @@ impl Mmu<'_> {
     }
 }
 
-/// What is recorded of a fault, but for its times; nothing of one that the MMU could not handle.
+/// What is recorded of a fault, but for how long it took; nothing of one that the MMU could not handle.
 fn fault_event(
+    at: Instant,
     vcpu: u32,
     gva: Gva,
     gpa: Option<Gpa>,
@@ -319,8 +320,7 @@ fn fault_event(
     outcome: &Result<FaultOutcome, ept::Error>,
 ) -> Option<FaultEvent> {
     let outcome = Some(outcome.ok()?);
-    let (at, took, gva) = (Duration::ZERO, None, Some(gva));
-    Some(FaultEvent { at, took, vcpu, gva, gpa, access: access.does, outcome })
+    Some(FaultEvent { at, took: None, vcpu, gva: Some(gva), gpa, access: access.does, outcome })
 }
 
 /// Bytes from `gva` to the end of its page.

@@ -25,6 +25,7 @@ use core::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use self::event::Kinds;
 pub use self::event::{Event, Happened};
@@ -50,7 +51,8 @@ pub struct Trace {
     rings: Vec<Ring>,
     watches: Vec<File>,
     events: Vec<Event>,
-    started: u64,
+    /// The same time by both clocks: that of events, in nanoseconds, and the program's own.
+    started: (u64, Instant),
     /// Samples taken so far, of events that are known here or not.
     samples: u64,
 }
@@ -59,7 +61,7 @@ impl Trace {
     /// Starts to record, before any of the threads enters the guest. The error says what is missing.
     pub fn start() -> Result<Self, LiveError> {
         let kinds = Kinds::of(&Tracefs::open()?)?;
-        let started = perf::now();
+        let started = (perf::now(), Instant::now());
         let (mut rings, mut watches) = (Vec::new(), Vec::new());
         for cpu in online_cpus()? {
             let watch = |(id, only): (u16, Option<&CStr>)| {
@@ -99,9 +101,10 @@ impl Trace {
         fault::taken(self.events(), kernel.host.module, kernel.second_level())
     }
 
-    /// When it was started: nanoseconds, as events have them.
-    pub fn started(&self) -> u64 {
-        self.started
+    /// Tells when an event happened.
+    pub fn clock(&self) -> impl Fn(&Event) -> Instant + use<> {
+        let (time, started) = self.started;
+        move |event| started + Duration::from_nanos(event.time.saturating_sub(time))
     }
 
     /// How many events were not kept, because nobody has taken those before them in time.

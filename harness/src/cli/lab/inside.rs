@@ -8,6 +8,7 @@ use clap::Parser;
 use ept::live::Trace;
 use harness::lab::init::{self, Port};
 use harness::lab::{GuestReport, Lab, Message, Orders, Seen};
+use harness::report::Page;
 use harness::{HarnessError, Machine, Mmu, Report, judge};
 use vcpu::Witness;
 
@@ -28,7 +29,7 @@ pub(crate) fn inside() -> ExitCode {
 
 fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
     let cli = Cli::try_parse_from(&orders.arguments).map_err(io::Error::other)?;
-    let Command::Lab(Args { options, program, .. }) = cli.command else {
+    let Command::Lab(Args { options, program, report: wants_page, .. }) = cli.command else {
         return Err(io::Error::other("the orders are no command for a lab"));
     };
     if let [program, arguments @ ..] = program.as_slice() {
@@ -40,12 +41,14 @@ fn work(orders: &Orders, port: &mut Port) -> io::Result<()> {
     for guest in options.guests() {
         let guest = guest.map_err(io::Error::other)?;
         port.send(&Message::Begin(guest.name.clone()))?;
-        port.send(&match run(&guest, Mmu::Lab(orders.lab)) {
+        let mut page = wants_page.as_ref().map(|_| Page::default());
+        port.send(&match run(&guest, Mmu::Lab(orders.lab), page.as_mut()) {
             Ok((report, second_level)) => Message::Report(GuestReport {
                 verdict: report.verdict,
                 text: options.text(&report),
                 guest: report.guest,
                 second_level,
+                page,
             }),
             Err(error) => Message::Trouble(format!("{} on {}: {error}", guest.name, orders.lab.column())),
         })?;
@@ -67,12 +70,17 @@ fn execute(program: &str, arguments: &[String], port: &mut Port) -> io::Result<(
     port.send(&Message::Exit(child.wait()?.success()))
 }
 
-/// Runs a guest, and looks at its second level at the end.
-pub(super) fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Seen), HarnessError> {
+/// Runs a guest, looks at its second level at the end, and puts all of it on the page.
+pub(super) fn run(guest: &Source, mmu: Mmu, page: Option<&mut Page>) -> Result<(Report, Seen), HarnessError> {
     if let Some(why) = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
-        return Ok((Report::skipped(&guest.name, mmu, why), Seen::default()));
+        let report = Report::skipped(&guest.name, mmu, why);
+        page.into_iter().for_each(|page| page.add_report(&report, &guest.image));
+        return Ok((report, Seen::default()));
     }
     let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
+    if page.is_some() {
+        machine.record();
+    }
     if let Mmu::Lab(lab) = mmu {
         // KVM's tables and counts are held against its trace events from here on.
         machine.host().record_faults();
@@ -86,5 +94,6 @@ pub(super) fn run(guest: &Source, mmu: Mmu) -> Result<(Report, Seen), HarnessErr
     if let (Mmu::Lab(_), Witness::NotShown(why)) = (mmu, machine.host().faults()) {
         report.unchecked.push(why.into_owned());
     }
+    page.map_or(Ok(()), |page| page.add_machine(&report, &mut machine))?;
     Ok((report, Seen::of(machine.host())))
 }

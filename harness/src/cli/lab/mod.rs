@@ -30,8 +30,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "540")]
     budget: u64,
     /// Instead of guests, a Linux program that needs no other libraries than this one; all that follows is its own.
-    #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "guests")]
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with_all = ["guests", "report"])]
     program: Vec<String>,
+    /// Write a page for people: each guest in the lab, and beside it on its model.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
 }

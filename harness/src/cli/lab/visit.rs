@@ -1,9 +1,11 @@
 //! What comes from a lab, and what the models here say to it.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use harness::Verdict;
 use harness::lab::{Comparison, Ended, GuestReport, Lab, Message, Session};
+use harness::report::Page;
 
 use super::Args;
 use super::inside::run;
@@ -15,6 +17,8 @@ use crate::cli::{Status, output};
 pub(super) struct Visit<'a, W> {
     lab: Lab,
     options: &'a Options,
+    report: Option<&'a Path>,
+    page: Page,
     guests: Vec<Source>,
     out: &'a mut W,
     /// Until Linux is up, or the guests are through.
@@ -27,8 +31,17 @@ impl<'a, W: Write> Visit<'a, W> {
     pub fn new(lab: Lab, args: &'a Args, guests: Vec<Source>, out: &'a mut W) -> Self {
         let guests = if args.program.is_empty() { guests } else { Vec::new() };
         let progress = Some(Progress::new(1 + guests.len()));
-        let (tally, status) = (Tally::default(), Status::AsExpected);
-        Self { lab, options: &args.options, guests, out, progress, tally, status }
+        Self {
+            lab,
+            options: &args.options,
+            report: args.report.as_deref(),
+            page: Page::default(),
+            guests,
+            out,
+            progress,
+            tally: Tally::default(),
+            status: Status::AsExpected,
+        }
     }
 
     /// Tells what comes, until the lab has ended.
@@ -47,7 +60,11 @@ impl<'a, W: Write> Visit<'a, W> {
         if !self.options.json {
             write!(self.out, "{}", self.tally.text())?;
         }
-        Ok(self.status)
+        Ok(self.status.max(self.save()))
+    }
+
+    fn save(&self) -> Status {
+        self.report.map_or(Status::AsExpected, |path| output::save(path, &self.page))
     }
 
     fn step(&self, what: &dyn std::fmt::Display) {
@@ -59,7 +76,7 @@ impl<'a, W: Write> Visit<'a, W> {
             // A program tells itself where it is.
             Message::Ready if self.guests.is_empty() => self.progress = None,
             Message::Begin(guest) => self.step(&guest),
-            Message::Report(report) => self.report(&report)?,
+            Message::Report(report) => self.report(report)?,
             Message::Line(line) => writeln!(self.out, "{line}")?,
             Message::Exit(false) => self.becomes(Status::Failed),
             Message::Trouble(error) => self.trouble(&error),
@@ -68,8 +85,9 @@ impl<'a, W: Write> Visit<'a, W> {
         Ok(())
     }
 
-    fn report(&mut self, report: &GuestReport) -> io::Result<()> {
-        match self.text(report) {
+    fn report(&mut self, mut report: GuestReport) -> io::Result<()> {
+        report.page.take().into_iter().for_each(|page| self.page.append(page));
+        match self.text(&report) {
             Ok(text) => write!(self.out, "{text}")?,
             Err(error) => self.trouble(&error),
         }
@@ -82,12 +100,13 @@ impl<'a, W: Write> Visit<'a, W> {
     }
 
     /// A report as `memvirt run` gives it, with what its model says to it.
-    fn text(&self, report: &GuestReport) -> Result<String, String> {
+    fn text(&mut self, report: &GuestReport) -> Result<String, String> {
         let guest = self.guests.iter().find(|guest| guest.name == report.guest);
         let Some(guest) = guest.filter(|_| report.verdict != Verdict::Skip) else {
             return Ok(report.text.clone());
         };
-        let (_, model) = run(guest, self.lab.model())
+        let page = self.report.map(|_| &mut self.page);
+        let (_, model) = run(guest, self.lab.model(), page)
             .map_err(|error| format!("{} on {}: {error}", guest.name, self.lab.model()))?;
         let found = Comparison::of(self.lab, &report.second_level, &model);
         if self.options.json {
@@ -106,7 +125,7 @@ impl<'a, W: Write> Visit<'a, W> {
             eprintln!("     | {line}");
         }
         output::complain(&format!("lab {}: {ended}", self.lab));
-        Status::Trouble
+        self.save().max(Status::Trouble)
     }
 
     fn trouble(&mut self, error: &str) {

@@ -145,6 +145,10 @@ function drawTimeline(run) {
   );
 }
 
+/// Why there are no latencies to draw.
+const noLatencies = (run) =>
+  run.fault_events.at.length > 0 ? "This machine does not tell." : "None were taken.";
+
 /// How many faults took how long, by powers of two.
 function drawLatencies(run) {
   if (!run.fault_events) return null;

@@ -274,13 +274,13 @@ function drawRun(run) {
       ? section(
           "Faults and exits over time",
           run.fault_events
-            ? "Each sign is a fault at its time and guest-virtual page."
+            ? `Each sign is a fault at its time and guest-${run.fault_events.physical ? "physical" : "virtual"} page.`
             : "This machine does not tell of single faults.",
           drawTimeline(run) ?? h("p", {}, "None."),
         )
       : null,
     run.fault_events &&
-      section("How long faults took", null, drawLatencies(run) ?? h("p", {}, "None were taken.")),
+      section("How long faults took", null, drawLatencies(run) ?? h("p", {}, noLatencies(run))),
     run.memory &&
       section(
         "Ranges",
