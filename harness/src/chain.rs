@@ -80,7 +80,7 @@ pub struct Chain {
     pub guest_walk: Path,
     /// The page size in the guest's tables.
     pub guest_page: Option<PageSize>,
-    /// What an access raises, where the guest's tables lead nowhere.
+    /// What the guest's read raises, where its tables lead nowhere.
     pub guest_fault: Option<Fault>,
     /// By the guest's tables.
     pub gpa: Option<Gpa>,
@@ -148,9 +148,11 @@ impl Observer<'_> {
             chain.gpa = Some(gpa);
             return note.compare("guest-physical address", known.gpa, gpa);
         };
-        let walk = walk(&GuestTables(self.view), paging, chain.gva.0, Access::READ, Flags::Keep);
-        chain.guest_walk = walk.path;
-        match walk.outcome {
+        let gva = chain.gva.0;
+        let read = |access| walk(&GuestTables(self.view), paging, gva, access, Flags::Keep);
+        let found = read(Access::READ);
+        chain.guest_walk = found.path;
+        match found.outcome {
             Ok(leaf) => {
                 chain.gpa = Some(Gpa(leaf.address));
                 chain.guest_page = Some(leaf.size);
@@ -160,7 +162,8 @@ impl Observer<'_> {
                 note.allows("rights in the guest's tables", known.access, leaf.rights());
             }
             Err(fault) => {
-                chain.guest_fault = Some(fault);
+                let by_user = (self.ring == 3).then(|| read(Access::READ.by_user()).outcome.err()).flatten();
+                chain.guest_fault = Some(by_user.unwrap_or(fault));
                 if known.access.is_some() {
                     note.wrong(
                         "mapped by the guest's tables",

@@ -112,6 +112,14 @@ pub(crate) fn run(args: &Args) -> io::Result<Status> {
     Ok(status.max(saved.unwrap_or(Status::AsExpected)))
 }
 
+/// What is to be said of a guest that cannot run there; the page says it too.
+pub(super) fn skipped(guest: &Source, mmu: Mmu, page: Option<&mut Page>) -> Option<Report> {
+    let why = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image))?;
+    let report = Report::skipped(&guest.name, mmu, why);
+    page.into_iter().for_each(|page| page.add_report(&report, &guest.image));
+    Some(report)
+}
+
 /// How many runs came to what.
 pub(super) struct Tally {
     verdicts: BTreeMap<&'static str, usize>,
@@ -193,18 +201,17 @@ impl Options {
     /// Runs one guest on one machine, if it can run there; for the page too, if there is one.
     pub(crate) fn report(
         &self,
-        Source { name, image }: &Source,
+        guest: &Source,
         mmu: Mmu,
-        page: Option<&mut Page>,
+        mut page: Option<&mut Page>,
     ) -> Result<Report, String> {
-        let report = match (mmu.unavailable().or_else(|| mmu.unsuited(image)), page) {
-            (Some(why), page) => {
-                let report = Report::skipped(name, mmu, why);
-                page.into_iter().for_each(|page| page.add_report(&report, image));
-                Ok(report)
-            }
-            (None, Some(page)) => page.run_guest(name, image, mmu),
-            (None, None) => run_guest(name, image, mmu),
+        if let Some(report) = skipped(guest, mmu, page.as_deref_mut()) {
+            return Ok(report);
+        }
+        let Source { name, image } = guest;
+        let report = match page {
+            Some(page) => page.run_guest(name, image, mmu),
+            None => run_guest(name, image, mmu),
         };
         report.map_err(|error| format!("{name} on {mmu}: {error}"))
     }

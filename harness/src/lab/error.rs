@@ -38,7 +38,7 @@ pub enum LabError {
         /// A file name.
         what: String,
     },
-    /// The pseudo-terminal or the pipes of the emulator could not be made.
+    /// Something else that a lab needs of the host: a pseudo-terminal, pipes, a shell, the current folder.
     #[error("{what}: {error}")]
     System {
         /// What failed.

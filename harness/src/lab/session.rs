@@ -59,7 +59,7 @@ enum Event {
 pub struct Ended {
     /// What happened.
     pub why: String,
-    /// How far it had come: at which guest.
+    /// How far it had come: at which guest, or after which line of a program.
     pub at: String,
     /// The last lines of its console.
     pub console: Vec<String>,
@@ -119,7 +119,15 @@ impl Session {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                Ok(Event::Message(line)) => return self.message(&line),
+                Ok(Event::Message(line)) => match serde_json::from_str(&line) {
+                    Ok(message) => return Ok(self.heard(message)),
+                    // The emulator has ended while it sent one: that is the reason, and follows.
+                    Err(error) if error.is_eof() => self.keep(head(&line)),
+                    Err(error) => {
+                        let why = format!("{:?} is no message: {error}", head(&line));
+                        return Err(self.ended(why));
+                    }
+                },
                 Ok(Event::Console(line)) => self.console_line(line),
                 Ok(Event::Terminal(line)) => self.keep(line),
                 // With no writer left, the pipes end once what is in them was read.
@@ -137,17 +145,15 @@ impl Session {
         }
     }
 
-    fn message(&mut self, line: &str) -> Result<Message, Ended> {
-        let message = serde_json::from_str(line);
-        let message = message.map_err(|error| self.ended(format!("{line:?} is no message: {error}")))?;
+    fn heard(&mut self, message: Message) -> Message {
         match &message {
             Message::Ready => self.at = "once Linux had come up".to_owned(),
             Message::Begin(guest) => self.at = format!("at guest {guest}"),
             Message::Report(report) => self.at = format!("after guest {}", report.guest),
-            Message::Line(line) => self.at = format!("after the line {line:?}"),
+            Message::Line(line) => self.at = format!("after the line {:?}", head(line)),
             Message::Exit(_) | Message::Trouble(_) | Message::End => {}
         }
-        Ok(message)
+        message
     }
 
     fn console_line(&mut self, line: String) {
@@ -172,6 +178,11 @@ impl Session {
             console: std::mem::take(&mut self.console).into(),
         }
     }
+}
+
+/// As much of a line as anybody reads.
+fn head(line: &str) -> String {
+    line.chars().take(200).collect()
 }
 
 impl Drop for Session {
@@ -278,7 +289,10 @@ impl Folder {
         remover.args(["-c", r#"cat > /dev/null; rm -rf -- "$0""#]).arg(&path);
         // Of no group that a terminal interrupts.
         remover.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        let remover = remover.spawn().map_err(LabError::system("sh"))?;
+        let remover = remover.spawn().map_err(|error| {
+            let _ = fs::remove_dir(&path);
+            LabError::system("sh")(error)
+        })?;
         Ok(Self { path, remover })
     }
 }
@@ -353,7 +367,23 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_shown() {
-        let (_, ended) = hear(session("echo '{\"begin' > messages; exec sleep 1000", LONG));
-        assert!(ended.why.starts_with(r#""{\"begin" is no message: "#), "{ended}");
+        let (_, ended) = hear(session("echo '{begin' > messages; exec sleep 1000", LONG));
+        assert!(ended.why.starts_with(r#""{begin" is no message: "#), "{ended}");
+    }
+
+    #[test]
+    fn a_message_that_is_cut_off_is_not_the_reason() {
+        let (_, ended) = hear(session("printf '{\"begin\":\"fir' > messages; exit 3", LONG));
+        assert_eq!(ended.why, "the emulator ended (exit status: 3)");
+        assert_eq!(ended.console, ["{\"begin\":\"fir"]);
+    }
+
+    #[test]
+    fn a_folder_goes_when_nobody_holds_it_any_more() {
+        let mut folder = Folder::new().unwrap();
+        fs::write(folder.path.join("file"), "text").unwrap();
+        // As it does when this process ends, however it ends.
+        drop(folder.remover.stdin.take());
+        assert!(folder.remover.wait().unwrap().success() && !folder.path.exists());
     }
 }

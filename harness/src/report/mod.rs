@@ -54,7 +54,8 @@ impl Page {
 
     /// Adds a machine after its run, and what was found of it.
     pub fn add_machine(&mut self, report: &Report, machine: &mut Machine) -> Result<(), HarnessError> {
-        let data = RunData::new(machine.image().manifest(), report).with_machine(machine)?;
+        let started = report.run.as_ref().and_then(|run| run.exits.started);
+        let data = RunData::new(machine.image().manifest(), report).with_machine(machine, started)?;
         self.push(&data);
         Ok(())
     }

@@ -40,8 +40,6 @@ pub(super) struct RunData {
     tables: Option<TablesData>,
     fault_events: Option<FaultsData>,
     memory: Option<Memory>,
-    #[serde(skip)]
-    started: Option<Instant>,
 }
 
 #[derive(Serialize)]
@@ -107,12 +105,11 @@ impl RunData {
             tables: None,
             fault_events: None,
             memory: None,
-            started: run.and_then(|run| run.exits.started),
         }
     }
 
-    /// The same with what the machine has in its memory now.
-    pub fn with_machine(self, machine: &mut Machine) -> Result<Self, HarnessError> {
+    /// The same with what the machine, which was started then, has in its memory now.
+    pub fn with_machine(self, machine: &mut Machine, started: Option<Instant>) -> Result<Self, HarnessError> {
         let (tables, memory) = machine.observe(|observer| {
             let tables = match observer.host.tables() {
                 Witness::Seen(tables) => Some(TablesData {
@@ -125,7 +122,7 @@ impl RunData {
             (tables, Memory::of(observer))
         })?;
         let fault_events = match machine.host().faults() {
-            Witness::Seen(record) => Some(FaultsData::new(&record, self.started)),
+            Witness::Seen(record) => Some(FaultsData::new(&record, started)),
             _ => None,
         };
         Ok(Self { tables, fault_events, memory: Some(memory), ..self })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ept::Rights;
-use ept::live::{LiveLeaf, LiveTables, LiveVm};
+use ept::live::{LiveLeaf, LiveTables, LiveVm, SecondLevel};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use memory_model::{Gpa, PageSize, Pages, RamBlock, RamOptions};
@@ -116,11 +116,12 @@ impl Logged {
     }
 }
 
-/// Whether the next write by a leaf would not be in the log: it may be written, and is marked as dirty. A processor that logs what it
-/// marks needs no leaf to be protected.
+/// Whether the next write by a leaf would not be in the log: it may be written, and is marked as dirty already where the processor
+/// logs what it marks. None but Intel's do that, whose leaves need no protection then.
 pub fn write_goes_unnoticed(tables: &LiveTables, leaf: &LiveLeaf) -> bool {
     let format = tables.root_of(0).expect("the guest has run").paging.format;
-    leaf.rights.contains(Rights::WRITE) && format.used(leaf.entry).is_none_or(|used| used.written)
+    let used = format.used(leaf.entry).filter(|_| tables.second_level() == SecondLevel::Ept);
+    leaf.rights.contains(Rights::WRITE) && used.is_none_or(|used| used.written)
 }
 
 fn a_bitmap_has_what_was_written_and_reading_it_protects() {

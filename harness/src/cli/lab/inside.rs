@@ -6,19 +6,13 @@ use std::thread;
 
 use clap::Parser;
 use ept::live::Trace;
+use harness::Mmu;
 use harness::lab::init::{self, Port};
-use harness::lab::{GuestReport, Lab, Message, Orders, Seen};
+use harness::lab::{GuestReport, Message, Orders};
 use harness::report::Page;
-use harness::{HarnessError, Machine, Mmu, Report, judge};
-use vcpu::Witness;
 
-use super::Args;
-use crate::cli::source::Source;
+use super::{Args, run};
 use crate::cli::{Cli, Command, output};
-
-/// In a lab, so many times as long may a guest run before the host comes between: a vCPU has hardly been entered in what is a
-/// turn elsewhere.
-const PACE: u32 = 10;
 
 /// The work of the first process of a lab. It does not come back, but for an error.
 pub(crate) fn inside() -> ExitCode {
@@ -68,32 +62,4 @@ fn execute(program: &str, arguments: &[String], port: &mut Port) -> io::Result<(
         port.send(&Message::Line(String::from_utf8_lossy(&line?).into_owned()))?;
     }
     port.send(&Message::Exit(child.wait()?.success()))
-}
-
-/// Runs a guest, looks at its second level at the end, and puts all of it on the page.
-pub(super) fn run(guest: &Source, mmu: Mmu, page: Option<&mut Page>) -> Result<(Report, Seen), HarnessError> {
-    if let Some(why) = mmu.unavailable().or_else(|| mmu.unsuited(&guest.image)) {
-        let report = Report::skipped(&guest.name, mmu, why);
-        page.into_iter().for_each(|page| page.add_report(&report, &guest.image));
-        return Ok((report, Seen::default()));
-    }
-    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
-    if page.is_some() {
-        machine.record();
-    }
-    if let Mmu::Lab(lab) = mmu {
-        // KVM's tables and counts are held against its trace events from here on.
-        machine.host().record_faults();
-        machine.slow_down(PACE);
-        if lab == Lab::Ept {
-            machine.start_interruptible()?;
-        }
-    }
-    let run = machine.run()?;
-    let mut report = judge(&guest.name, mmu, &mut machine, run)?;
-    if let (Mmu::Lab(_), Witness::NotShown(why)) = (mmu, machine.host().faults()) {
-        report.unchecked.push(why.into_owned());
-    }
-    page.map_or(Ok(()), |page| page.add_machine(&report, &mut machine))?;
-    Ok((report, Seen::of(machine.host())))
 }

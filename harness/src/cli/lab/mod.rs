@@ -7,13 +7,20 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::lab::{Kernel, Lab, LabError, Orders, Session, setup_line};
+use harness::lab::{Kernel, Lab, LabError, Orders, Seen, Session, setup_line};
+use harness::report::Page;
+use harness::{HarnessError, Machine, Mmu, Report, judge};
+use vcpu::Witness;
 
 pub(crate) use self::inside::inside;
 use self::visit::Visit;
-use super::run::Options;
+use super::run::{Options, skipped};
 use super::source::{self, Source};
 use super::{Status, output};
+
+/// In a lab, so many times as long may a guest run before the host comes between: a vCPU has hardly been entered in what is a
+/// turn elsewhere.
+const PACE: u32 = 10;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -82,4 +89,30 @@ fn open(lab: Lab, args: &Args) -> Result<Session, LabError> {
         programs: args.program.first().map(PathBuf::from).into_iter().collect(),
     };
     Session::start(&orders, &kernel, Duration::from_secs(args.budget))
+}
+
+/// Runs a guest, here or in the lab, looks at its second level at the end, and puts all of it on the page.
+fn run(guest: &Source, mmu: Mmu, mut page: Option<&mut Page>) -> Result<(Report, Seen), HarnessError> {
+    if let Some(report) = skipped(guest, mmu, page.as_deref_mut()) {
+        return Ok((report, Seen::default()));
+    }
+    let mut machine = Machine::build(guest.image.clone(), mmu.create_vm(&guest.image)?)?;
+    if page.is_some() {
+        machine.record();
+    }
+    if let Mmu::Lab(lab) = mmu {
+        // KVM's tables and counts are held against its trace events from here on.
+        machine.host().record_faults();
+        machine.slow_down(PACE);
+        if lab == Lab::Ept {
+            machine.start_interruptible()?;
+        }
+    }
+    let run = machine.run()?;
+    let mut report = judge(&guest.name, mmu, &mut machine, run)?;
+    if let (Mmu::Lab(_), Witness::NotShown(why)) = (mmu, machine.host().faults()) {
+        report.unchecked.push(why.into_owned());
+    }
+    page.map_or(Ok(()), |page| page.add_machine(&report, &mut machine))?;
+    Ok((report, Seen::of(machine.host())))
 }

@@ -8,7 +8,7 @@ use harness::lab::{Comparison, Ended, GuestReport, Lab, Message, Session};
 use harness::report::Page;
 
 use super::Args;
-use super::inside::run;
+use super::run;
 use crate::cli::progress::Progress;
 use crate::cli::run::{Options, Tally};
 use crate::cli::source::Source;
@@ -87,7 +87,10 @@ impl<'a, W: Write> Visit<'a, W> {
 
     fn report(&mut self, mut report: GuestReport) -> io::Result<()> {
         report.page.take().into_iter().for_each(|page| self.page.append(page));
-        match self.text(&report) {
+        let text = self.text(&report);
+        // The model took its time: progress was told meanwhile.
+        self.progress.iter().for_each(Progress::clear);
+        match text {
             Ok(text) => write!(self.out, "{text}")?,
             Err(error) => self.trouble(&error),
         }
