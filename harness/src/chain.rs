@@ -162,8 +162,8 @@ impl Observer<'_> {
                 note.allows("rights in the guest's tables", known.access, leaf.rights());
             }
             Err(fault) => {
-                let by_user = (self.ring == 3).then(|| read(Access::READ.by_user()).outcome.err()).flatten();
-                chain.guest_fault = Some(by_user.unwrap_or(fault));
+                let access = if self.ring == 3 { Access::READ.by_user() } else { Access::READ };
+                chain.guest_fault = read(access).outcome.err().or(Some(fault));
                 if known.access.is_some() {
                     note.wrong(
                         "mapped by the guest's tables",

@@ -1,6 +1,7 @@
 //! Every guest on KVM with real NPT and real EPT, inside the labs, and its leaves against those of the models.
 //!
-//! With `MEMVIRT_LABS=1`; each lab boots once for all guests, and twice to see that two runs are the same. A lab that cannot run here fails then.
+//! With `MEMVIRT_LABS=1`; each lab boots once for all guests, and twice to see that two runs are the same. A lab that cannot run
+//! here fails then.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -85,16 +86,12 @@ fn passes(guest: &str, lab: Lab) -> Result<(), Failed> {
         return Err(format!("{}: {}", report["verdict"], report["reasons"]).into());
     }
     let model = &report["model"];
-    let explained = |section: &str| {
-        let (_, text) = EXPLAINED.split_once(section).expect("the page has this section");
-        text.split("\n### ").next().is_some_and(|section| section.contains(&format!("`{guest}`")))
-    };
     if !model["alike"].is_number() {
         return Err(format!("leaves could not be compared: {model}").into());
     }
     let alone =
         ["lab_alone", "model_alone"].map(|key| model[key].as_array().is_some_and(|alone| !alone.is_empty()));
-    if alone != [false; 2] && !explained("### Leaves") {
+    if alone != [false; 2] && !table("### Leaves").contains(&format!("`{guest}`")) {
         return Err(format!("other leaves than the model's: {model:#}").into());
     }
     let [here, told, there] = ["violations", "violations_told", "model_violations"].map(|key| &model[key]);
@@ -117,12 +114,16 @@ fn passes(guest: &str, lab: Lab) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The guests that a section of the page explains: its table, and no prose.
+fn table(section: &str) -> &'static str {
+    let (_, text) = EXPLAINED.split_once(section).expect("the page has this section");
+    text.split_once("\n\n- ").expect("what is below the table").0
+}
+
 /// How many violations the page says that a guest has, on the model and in a lab, where it lists the guest. A number that changes
 /// with what else the lab does is one with a tilde: `None`.
 fn listed(guest: &str, lab: Lab) -> Option<[Option<u64>; 2]> {
-    let (_, text) = EXPLAINED.split_once("### Violations").expect("the page has this section");
-    let (table, _) = text.split_once("\n\n- ").expect("what is below the table");
-    let (_, numbers) = table.split_once(&format!("`{guest}` "))?;
+    let (_, numbers) = table("### Violations").split_once(&format!("`{guest}` "))?;
     let number = |text: &str| match text.trim() {
         text if text.starts_with('~') => None,
         text => Some(text.parse().unwrap_or_else(|_| panic!("{guest}: {text:?} is no number"))),

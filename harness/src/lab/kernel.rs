@@ -15,8 +15,8 @@ const MODULES: [&str; 4] = ["irqbypass", "kvm", "kvm-amd", "kvm-intel"];
 /// What the names of modules end with.
 const SUFFIXES: [&str; 4] = ["ko", "ko.xz", "ko.zst", "ko.gz"];
 
-/// What Linux is told in each lab. It does not test its own algorithms, which is most of what Bochs would take to boot; and a
-/// program is at the same addresses in each run.
+/// What Linux is told in each lab. It does not test its own algorithms, which takes Bochs many seconds; and a program is at the
+/// same addresses in each run.
 pub(super) const COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests norandmaps";
 

@@ -157,15 +157,14 @@ impl ExitsData {
 }
 
 impl FaultsData {
-    /// Of a machine that was started then.
+    /// Of a machine that was started then; else its times are those since the first fault.
     fn new(record: &FaultRecord, started: Option<Instant>) -> Self {
-        let started = started.or(record.events.first().map(|event| event.at));
         let physical = record.events.iter().any(|event| event.gva.is_none());
         let mut data = Self { physical, unkept: record.unkept, lost: record.lost, ..Self::default() };
         let (mut before, mut page_before) = (0, 0);
         for event in &record.events {
             let page = event.gva.map(Gva::page_number).or(event.gpa.map(Gpa::page_number));
-            let after = started.map_or(Duration::ZERO, |started| event.at.saturating_duration_since(started));
+            let after = event.at.saturating_duration_since(started.unwrap_or(record.events[0].at));
             let (now, page) = (nanoseconds(after), page.unwrap_or_default());
             data.at.push(now as i64 - before as i64);
             if let Some(took) = event.took {

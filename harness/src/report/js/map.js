@@ -262,7 +262,7 @@ function drawMap(run, view, { show, zoom }) {
   };
   let selected = null;
   const select = (page) => {
-    const i = page === null ? -1 : pieces.gva.findIndex((gva, i) => gva >= 0 && gva <= page && page < gva + pieces.pages[i]);
+    const i = page === null ? -1 : pieces.gva.findIndex((gva, i) => gva <= page && page < gva + pieces.pages[i]);
     selected = i < 0 ? null : { i, offset: page - pieces.gva[i] };
     tell(selected);
   };
